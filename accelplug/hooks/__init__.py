@@ -1,0 +1,58 @@
+"""The contract between plugins and hosts, version 1. Importing it loads neither torch nor an engine."""
+
+from accelplug.hooks.context import API_VERSION, BuildContext
+from accelplug.hooks.drafting import (
+    ROOT,
+    CommitView,
+    DeviceDrafter,
+    DeviceDrafts,
+    DeviceView,
+    Drafter,
+    DrafterTraits,
+    Drafts,
+    DraftView,
+    IntArray,
+    NodeKind,
+    RequestDrafter,
+)
+from accelplug.hooks.later import GrammarEngine, KVCompressor, Matcher, VisionReducer
+from accelplug.hooks.options import Spec, option, parse_spec
+from accelplug.hooks.registry import Entry, Owner, Registry, Technique, load_registry, registry
+from accelplug.hooks.specs import Register, hookimpl, hookspec
+from accelplug.hooks.verifying import Verifier, VerifierTraits, VerifyView
+
+__all__ = [
+    "API_VERSION",
+    "ROOT",
+    "BuildContext",
+    "CommitView",
+    "DeviceDrafter",
+    "DeviceDrafts",
+    "DeviceView",
+    "DraftView",
+    "Drafter",
+    "DrafterTraits",
+    "Drafts",
+    "Entry",
+    "GrammarEngine",
+    "IntArray",
+    "KVCompressor",
+    "Matcher",
+    "NodeKind",
+    "Owner",
+    "Register",
+    "Registry",
+    "RequestDrafter",
+    "Spec",
+    "Technique",
+    "Verifier",
+    "VerifierTraits",
+    "VerifyView",
+    "VisionReducer",
+    "hookimpl",
+    "hookspec",
+    "load_registry",
+    "option",
+    "parse_spec",
+    "registry",
+]

@@ -1,0 +1,114 @@
+"""Capability words, and the one place that decides whether a selected set of techniques can run on a host.
+
+A technique lists what it needs, a host lists what it provides. Whatever does not match is refused before the first
+token, with every problem in one error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from accelplug._errors import HostError
+from accelplug.hooks.drafting import DrafterTraits, NodeKind
+from accelplug.hooks.registry import Technique
+from accelplug.hooks.verifying import VerifierTraits
+
+WORDS: Final[Mapping[str, str]] = {
+    "draft.rows": "a sampled draft node's probability row reaches the verifier",
+    "mask.tree": "the forward pass can verify a tree of drafts",
+    "verify.rule": "verification rules of plugins run; without it only the engine's own token-wise rule does",
+    "sampling": "requests may be sampled at a temperature",
+    "tokens.device": "committed tokens are read on the device without synchronising",
+    "logits.full": "whole logit rows of verified positions",
+    "logits.topk": "the top-k of verified rows",
+    "hidden.last": "hidden states of the last layer",
+    "hidden.layer": "hidden states of named layers",
+    "embed": "the embedding and output matrices",
+    "model.second": "a second model beside the target",
+    "prompt.span": "which span of the prompt a request points at",
+}
+"""What the words mean. A host's ``provides`` is a subset; a technique's ``needs`` too, or it is refused as misspelt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """An engine as admission sees it: its name as users know it, and the capability words it provides."""
+
+    name: str
+    provides: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The techniques chosen for one engine. At most one drafter and one verifier."""
+
+    drafter: Technique | None
+    verifier: Technique
+
+    def __iter__(self) -> Iterable[Technique]:  # type: ignore[override]
+        return iter(technique for technique in (self.drafter, self.verifier) if technique is not None)
+
+
+def drafter_traits(technique: Technique) -> DrafterTraits:
+    """Return what a drafter says about itself; the defaults where it says nothing."""
+    traits = getattr(technique.instance, "traits", DrafterTraits())
+    if not isinstance(traits, DrafterTraits):
+        raise HostError(f"{technique}: its traits are a {type(traits).__name__}; make them an accelplug.hooks.DrafterTraits")
+    return traits
+
+
+def verifier_traits(technique: Technique) -> VerifierTraits:
+    """Return what a verification rule says about itself, which it must."""
+    traits = getattr(technique.instance, "traits", None)
+    if not isinstance(traits, VerifierTraits):
+        raise HostError(f"{technique}: it has no traits; give it 'traits = accelplug.hooks.VerifierTraits(lossless=...)'")
+    return traits
+
+
+def admit(selection: Selection, host: Host, *, sampling: bool, allow_lossy: bool = False) -> None:
+    """Refuse what the host cannot run right.
+
+    :param sampling: requests are sampled; False for greedy decoding.
+    :param allow_lossy: the user asked for output that may differ from the target model's.
+    :raises HostError: one message that lists every problem, each with what to use instead.
+    """
+    problems = [*_drafter_problems(selection, host), *_verifier_problems(selection.verifier, host, sampling, allow_lossy)]
+    if problems:
+        raise HostError(f"{host.name} cannot run this selection: " + "; ".join(problems))
+
+
+def _drafter_problems(selection: Selection, host: Host) -> Iterable[str]:
+    if selection.drafter is None:
+        return
+    traits, who = drafter_traits(selection.drafter), selection.drafter
+    needs = set(traits.needs)
+    if traits.shape == "tree":
+        needs.add("mask.tree")
+    if traits.kinds - {NodeKind.DELTA}:
+        needs.add("draft.rows")
+    yield from _missing(who, needs, host)
+    if unjudged := traits.kinds - verifier_traits(selection.verifier).kinds:
+        names = ", ".join(sorted(kind.name.lower() for kind in unjudged))
+        yield f"{who} drafts {names} nodes, which {selection.verifier} cannot judge; use verifier 'token_wise'"
+    if traits.scope != "request":
+        yield f"{who} remembers across requests (scope {traits.scope!r}), which no host grants yet; use one whose scope is 'request'"
+
+
+def _verifier_problems(who: Technique, host: Host, sampling: bool, allow_lossy: bool) -> Iterable[str]:
+    traits = verifier_traits(who)
+    needs = set(traits.needs) if traits.standard else {*traits.needs, "verify.rule"}
+    yield from _missing(who, needs, host)
+    if traits.lossless is None and not allow_lossy:
+        yield f"{who} may change the output; pass allow_lossy=True to accept that, or use verifier 'token_wise'"
+    elif traits.lossless == "greedy" and sampling and not allow_lossy:
+        yield f"{who} is exact for greedy decoding only and do_sample is on; use verifier 'token_wise'"
+
+
+def _missing(who: Technique, needs: Iterable[str], host: Host) -> Iterable[str]:
+    for word in sorted(needs):
+        if word not in WORDS:
+            yield f"{who} needs {word!r}, which is no capability; the words are {', '.join(WORDS)}"
+        elif word not in host.provides:
+            yield f"{who} needs {word!r} ({WORDS[word]}), which {host.name} does not provide"

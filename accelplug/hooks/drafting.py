@@ -1,0 +1,158 @@
+"""Drafting: what a drafter is shown, and what it answers.
+
+A drafter guesses the next tokens of every request; the target model verifies the guess in one forward pass.
+Views belong to the host: their arrays are reused from step to step and are valid during the call only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IntArray = npt.NDArray[np.integer]
+
+ROOT = -1
+"""Parent of a draft node that directly follows the last committed token."""
+
+
+class NodeKind(IntEnum):
+    """How a draft node was drawn. No rule can be exact without it (Leviathan et al. 2023; RSD, arXiv 2402.14160)."""
+
+    DELTA = 0
+    """Chosen deterministically: a point mass, whatever score it had."""
+    SAMPLED = 1
+    """Drawn from a probability row, independently of its siblings."""
+    WITHOUT_REPLACEMENT = 2
+    """Drawn from a probability row from which the earlier siblings were removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterTraits:
+    """What a drafter says about itself, before it runs. The defaults describe the smallest drafter.
+
+    :param shape: ``"chain"`` or ``"tree"`` of nodes per request.
+    :param kinds: the node kinds it may return.
+    :param needs: capability words that the host must provide (see `accelplug.hooks.capabilities`).
+    :param scope: what its state may remember: one ``"request"``, the requests of one ``"salt"`` (tenant), or the
+        whole ``"process"``; the wider two are refused unless the user asks for them, since acceptance leaks what
+        others wrote.
+    """
+
+    shape: Literal["chain", "tree"] = "chain"
+    kinds: frozenset[NodeKind] = frozenset({NodeKind.DELTA})
+    needs: frozenset[str] = frozenset()
+    scope: Literal["request", "salt", "process"] = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class DraftView:
+    """One drafting step in host memory. Row i of every array is the i-th active request."""
+
+    slots: IntArray  # [num_reqs] fixed for a request's life, then recycled
+    rows: IntArray  # [num_reqs] the row of `tokens` that holds the request this step
+    tokens: IntArray  # [num_rows, max_length] committed tokens; what lies past a row's length is undefined
+    lengths: IntArray  # [num_reqs] committed tokens, prompt included
+    budgets: IntArray  # [num_reqs] the most nodes the host will verify
+    parameters: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)  # name -> [num_reqs]
+
+    def history(self, i: int) -> IntArray:
+        """Return the committed tokens of the i-th request, [length], without copying."""
+        return self.tokens[self.rows[i], : self.lengths[i]]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitView:
+    """What was committed since the last call. Rejected drafts never appear here."""
+
+    slots: IntArray  # [num_reqs]
+    rows: IntArray  # [num_reqs]
+    tokens: IntArray  # [num_rows, max_length]
+    lengths: IntArray  # [num_reqs] committed tokens, the fresh ones included
+    fresh: IntArray  # [num_reqs] how many of the last tokens are new; the whole prompt at a request's first call
+    accepted: IntArray  # [num_reqs] how many of the fresh tokens were drafts
+
+    def history(self, i: int) -> IntArray:
+        """Return the committed tokens of the i-th request, [length], without copying."""
+        return self.tokens[self.rows[i], : self.lengths[i]]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """The drafts of all requests of a step as one structure of arrays, root excluded.
+
+    Request i owns nodes ``offsets[i]:offsets[i + 1]``. Parents count from the request's own first node, come before
+    their children, and siblings stand in the order in which they were drawn.
+    """
+
+    offsets: IntArray  # [num_reqs + 1]
+    tokens: IntArray  # [num_nodes]
+    parents: IntArray | None = None  # [num_nodes], ROOT for the first level; None: every request has a chain
+    kinds: IntArray | None = None  # [num_nodes] of NodeKind; None: all DELTA
+    row_ids: IntArray | None = None  # [num_nodes] into `rows`; ROOT (-1) for DELTA nodes; None: all DELTA
+    rows: Tensor | None = None  # [num_rows, vocab_size] draft probabilities, after the request's own processors
+    sources: IntArray | None = None  # [num_nodes] which source of a fusion proposed the node
+
+    @classmethod
+    def chains(cls, guesses: Sequence[Sequence[int]]) -> Drafts:
+        """Make deterministic chains, one per request; an empty guess drafts nothing."""
+        if len(guesses) == 1:
+            return cls(np.array((0, len(guesses[0]))), np.asarray(guesses[0], dtype=np.int64))
+        offsets = np.zeros(len(guesses) + 1, dtype=np.int64)
+        np.cumsum([len(guess) for guess in guesses], out=offsets[1:])
+        flat = [np.asarray(guess, dtype=np.int64) for guess in guesses]
+        return cls(offsets, np.concatenate(flat) if flat else np.empty(0, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """One drafting step on the device, for drafters that never wait for it. Shapes do not change between steps."""
+
+    slots: Tensor  # [num_reqs] int64; also the request's row in `tokens`
+    tokens: Tensor  # [num_slots, max_length] int32, committed tokens
+    lengths: Tensor  # [num_reqs] int32
+    num_tokens: int  # how many tokens to draft for each request
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDrafts:
+    """Deterministic chains of one length. Where fewer were found, `counts` says so and the rest is padding."""
+
+    tokens: Tensor  # [num_reqs, num_tokens] int64, every entry a valid token id
+    counts: Tensor  # [num_reqs] int32
+
+
+class RequestDrafter(Protocol):
+    """The smallest drafter: one request at a time, tokens in, guess out."""
+
+    def propose_one(self, tokens: IntArray, budget: int) -> Sequence[int]:
+        """Guess at most `budget` tokens that follow `tokens` [length]; an empty guess is fine."""
+
+
+class Drafter(Protocol):
+    """Guesses the next tokens of every active request, in host memory.
+
+    Optional beside `propose`: ``traits`` (DrafterTraits), ``start(slots)`` and ``finish(slots)`` (slots are recycled:
+    `start` initialises everything), ``observe(view: CommitView)`` (called once per step, before `propose`), and
+    ``propose_on_device(view: DeviceView) -> DeviceDrafts`` for asynchronous engines, without synchronisation and with
+    fixed shapes. The same inputs must give the same drafts on every rank: no clock, no private random numbers.
+    """
+
+    def propose(self, view: DraftView) -> Drafts:
+        """Return the drafts of this step; more than a request's budget is an error."""
+
+
+@runtime_checkable
+class DeviceDrafter(Protocol):
+    """Drafts from tensors on the device: no synchronisation, fixed shapes, capturable in a CUDA graph."""
+
+    def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
+        """Return one chain of ``view.num_tokens`` per request."""

@@ -1,0 +1,75 @@
+"""Verifying: the rule that decides which draft nodes stay.
+
+A rule is two small functions on tensors. The host draws random numbers, steps processors, walks the tree, and applies
+the answer; that is what lets one rule run in a lazy walk, over a whole batch, or in an engine's sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from accelplug.hooks.drafting import NodeKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierTraits:
+    """What a verification rule says about itself.
+
+    :param lossless: the decoding for which its output is exactly the target model's: ``"sampling"`` (and so greedy
+        too), ``"greedy"`` only, or None for a lossy rule, which must be asked for by ``allow_lossy=True``.
+    :param kinds: the node kinds it can judge.
+    :param needs: capability words that the host must provide.
+    :param standard: it is token-wise speculative sampling, so an engine may run its own kernel of that rule.
+    """
+
+    lossless: Literal["sampling", "greedy"] | None
+    kinds: frozenset[NodeKind] = frozenset(NodeKind)
+    needs: frozenset[str] = frozenset()
+    standard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyView:
+    """Candidates to judge, one per row. At a tree's node, siblings are judged one after the other in drawing order;
+    `target` and `draft` are then what the earlier siblings' rejections left of the two distributions.
+    """
+
+    tokens: Tensor  # [n] int64, the candidates
+    kinds: Tensor  # [n] of NodeKind
+    target: Tensor  # [n, vocab_size] probabilities the token would be sampled from; one-hot for greedy requests
+    logits: Tensor  # [n, vocab_size] processed scores of the same rows, before greedy requests became one-hot
+    draft: Tensor | None = None  # [n, vocab_size] the drafter's probabilities; undefined for DELTA candidates
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)  # name -> [n]
+
+    def target_at_tokens(self) -> Tensor:
+        """Return the target probability of each candidate, [n]."""
+        return self.target.gather(1, self.tokens.unsqueeze(1)).squeeze(1)
+
+    def draft_at_tokens(self) -> Tensor:
+        """Return the draft probability of each candidate, [n]: 1 for DELTA candidates, which are point masses."""
+        ones = self.target.new_ones(len(self.tokens))
+        if self.draft is None:
+            return ones
+        drawn = self.draft.gather(1, self.tokens.unsqueeze(1)).squeeze(1)
+        return drawn.where(self.kinds != NodeKind.DELTA, ones)
+
+
+class Verifier(Protocol):
+    """A verification rule. `traits` is required: a rule that does not say what it preserves cannot be admitted.
+
+    Optional: ``residual(view) -> Tensor`` [n, vocab_size], the distribution to go on with after every candidate was
+    rejected; without it the host takes ``norm[target - draft]+``, or the target without the token for DELTA
+    candidates. A masked token is never accepted, whatever a rule says.
+    """
+
+    @property
+    def traits(self) -> VerifierTraits:
+        """What the rule preserves and needs."""
+
+    def accept(self, view: VerifyView) -> Tensor:
+        """Return each candidate's acceptance probability, [n], between 0 and 1."""

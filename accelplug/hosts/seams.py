@@ -1,0 +1,106 @@
+"""Seams: the places of an engine that a host relies on, each looked at before it is used.
+
+An engine may move a seam in any release. A moved seam refuses with its name and the tested releases; it is never
+half-used.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any
+
+from packaging.version import Version
+
+from accelplug._errors import HostError
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """One attribute of an engine, and the parameters of it that the host passes or reads.
+
+    :param path: ``"package.module:Name.attribute"``.
+    :param parameters: names that its signature must have; empty where only its existence matters.
+    :param used_for: what stops working without it, for people.
+    """
+
+    path: str
+    parameters: tuple[str, ...] = ()
+    used_for: str = ""
+
+    def resolve(self) -> Any:
+        """Return the attribute.
+
+        :raises HostError: it moved, or its signature lost a parameter.
+        """
+        module, _, attributes = self.path.partition(":")
+        try:
+            found: Any = import_module(module)
+            for attribute in attributes.split("."):
+                found = getattr(found, attribute)
+        except (ImportError, AttributeError) as exc:
+            raise HostError(f"seam {self.path} is gone ({exc}); {self.used_for} needs it") from exc
+        if self.parameters:
+            self._check_signature(found)
+        return found
+
+    def _check_signature(self, found: Callable[..., object]) -> None:
+        have = inspect.signature(found).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in have.values())
+        lost = [] if takes_any else [name for name in self.parameters if name not in have]
+        if lost:
+            raise HostError(f"seam {self.path} no longer takes {', '.join(lost)}; {self.used_for} needs it")
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the seam, or None if it is alive."""
+        try:
+            self.resolve()
+        except HostError as exc:
+            return str(exc)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine's distributions, the releases tested, and the seams used."""
+
+    name: str
+    distributions: tuple[str, ...]
+    tested_from: str
+    tested_below: str
+    seams: tuple[Seam, ...]
+
+    def version(self) -> str | None:
+        """Return the installed version, or None."""
+        for distribution in self.distributions:
+            try:
+                return metadata.version(distribution)
+            except metadata.PackageNotFoundError:
+                continue
+        return None
+
+    @property
+    def tested_range(self) -> str:
+        """The releases tested, as people write ranges."""
+        return f">={self.tested_from},<{self.tested_below}"
+
+    def is_tested(self) -> bool:
+        """Whether the installed release is in the tested range."""
+        version = self.version()
+        return version is not None and Version(self.tested_from) <= Version(version) < Version(self.tested_below)
+
+    def require(self) -> None:
+        """Refuse a missing or untested release, or a moved seam.
+
+        :raises HostError: naming the release found, the tested range, and what to install.
+        """
+        version = self.version()
+        if version is None:
+            raise HostError(f"{self.name} is not installed; pip install 'accelplug[{self.name}]'")
+        if not self.is_tested():
+            raise HostError(f"{self.name} {version} is outside the tested range {self.tested_range}; pip install '{self.distributions[0]}{self.tested_range}'")
+        problems = [problem for seam in self.seams if (problem := seam.problem())]
+        if problems:
+            raise HostError(f"{self.name} {version}: " + "; ".join(problems) + f"; tested range: {self.tested_range}")

@@ -1,0 +1,67 @@
+"""What was done, by which plugin: the same counters on every host."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from accelplug.hooks.registry import Technique
+
+
+@dataclass(slots=True)
+class TechniqueStats:
+    """One technique's share, with its attribution. For a verifier, `drafted` is what it judged."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    spec: str
+    drafted: int = 0
+    accepted: int = 0
+
+    @classmethod
+    def of(cls, technique: Technique) -> TechniqueStats:
+        """Start counting for a built technique."""
+        return cls(technique.kind, technique.name, technique.owner.distribution, technique.owner.version, technique.spec)
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the session or engine began.
+
+    `tokens` counts generated tokens, `forwards` the target model's forward passes, prefill included. `drafted` counts
+    draft nodes that were verified, `accepted` those that became output. `lossy_accepts` counts accepted tokens that
+    the lossless rule would have rejected with the same random number.
+    """
+
+    requests: int = 0
+    forwards: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    lossy_accepts: int = 0
+    propose_seconds: float = 0.0
+    techniques: list[TechniqueStats] = field(default_factory=list)
+
+    @property
+    def acceptance(self) -> float:
+        """Share of drafted nodes that became output; 0 where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Generated tokens per forward pass; 1 without speculation."""
+        return self.tokens / self.forwards if self.forwards else 0.0
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Add one step's drafts to the totals and to every technique."""
+        self.drafted += drafted
+        self.accepted += accepted
+        for technique in self.techniques:
+            technique.drafted += drafted
+            technique.accepted += accepted
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every counter, and the two ratios, as plain JSON values."""
+        return {**asdict(self), "acceptance": self.acceptance, "tokens_per_forward": self.tokens_per_forward}

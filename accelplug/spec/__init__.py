@@ -1,0 +1,1 @@
+"""Speculative decoding: drafters, and the rules that verify them. One technique, one file."""

@@ -1,0 +1,141 @@
+"""Prompt lookup: draft whatever followed the last n-gram the previous time it appeared.
+
+Paper      Saxena 2023, "Prompt Lookup Decoding"; Yang et al. 2023, arXiv 2304.04487
+Output     unchanged (the verifier decides)
+Needs      committed token ids only; no weights, no hidden states
+Hosts      transformers, vllm
+Devices    cpu, cuda
+Cost       host: a hash table, a few microseconds per step whatever the context; device: one pass over the tokens
+Good for   answers that repeat their prompt: code edits, retrieval, summaries
+Poor for   open-ended chat, where little repeats and a rejected draft costs a wider forward
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from accelplug._errors import OptionError
+from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Drafts, DraftView, IntArray
+from accelplug.hooks.options import option
+
+MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that the hash of an n-gram keeps all 64 bits of every token
+MASK = (1 << 64) - 1
+
+
+class _Index:
+    """One request's n-grams: for each size, hash -> position of the token that followed it most recently."""
+
+    def __init__(self, sizes: range) -> None:
+        self.sizes = sizes
+        self.powers = [pow(MULTIPLIER, n, 1 << 64) for n in range(sizes.stop)]
+        self.tables: list[dict[int, int]] = [{} for _ in sizes]
+        self.length = 0  # tokens seen; n-grams that end at the last one have no follower yet
+
+    def extend(self, tokens: IntArray) -> None:
+        """Add the n-grams whose follower is among `tokens[self.length:]`."""
+        first, self.length = self.length, len(tokens)
+        if self.length - first > 32:
+            self._extend_bulk(tokens.astype(np.uint64), first)
+            return
+        start = max(0, first - self.sizes.stop + 1)
+        window = tokens[start:].tolist()
+        for follower in range(first, self.length):
+            hashes = self._suffix_hashes(window[: follower - start])
+            for table, key in zip(self.tables, hashes, strict=False):
+                table[key] = follower
+
+    def _extend_bulk(self, tokens: npt.NDArray[np.uint64], first: int) -> None:
+        rolling = np.zeros(len(tokens), dtype=np.uint64)  # at j: hash of the n tokens before j
+        for n in range(1, self.sizes.stop):
+            rolling[n:] += tokens[: len(tokens) - n] * np.uint64(self.powers[n - 1])
+            begin = max(n, first)
+            if n in self.sizes and begin < len(tokens):
+                keys = rolling[begin:].tolist()
+                self.tables[n - self.sizes.start].update(zip(keys, range(begin, len(tokens)), strict=True))
+
+    def _suffix_hashes(self, tail: list[int]) -> list[int]:
+        """Hash the last n tokens for every size n that fits, shortest first."""
+        rolling, hashes = 0, []
+        for n in range(1, min(self.sizes.stop - 1, len(tail)) + 1):
+            rolling = (rolling + tail[-n] * self.powers[n - 1]) & MASK
+            if n in self.sizes:
+                hashes.append(rolling)
+        return hashes
+
+    def find(self, tokens: IntArray) -> int:
+        """Return where the longest n-gram at the end was last followed by something, or -1."""
+        hashes = self._suffix_hashes(tokens[-self.sizes.stop + 1 :].tolist())
+        for table, key in zip(reversed(self.tables[: len(hashes)]), reversed(hashes), strict=True):
+            if (position := table.get(key)) is not None:
+                return position
+        return -1
+
+
+@dataclass(slots=True)
+class PromptLookup:
+    """Draft the continuation of the most recent earlier occurrence of the longest matching n-gram."""
+
+    num_tokens: int = option(8, ge=1, le=128, per_request=True, help="tokens to draft")
+    max_ngram: int = option(4, ge=1, le=16, help="longest n-gram to look for, tried first")
+    min_ngram: int = option(2, ge=1, le=16, help="shortest n-gram that may match")
+    _indexes: dict[int, _Index] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.min_ngram > self.max_ngram:
+            raise OptionError(f"prompt_lookup: min_ngram={self.min_ngram} exceeds max_ngram={self.max_ngram}; make it at most that")
+
+    def start(self, slots: IntArray) -> None:
+        """Begin with an empty index in each slot."""
+        for slot in slots.tolist():
+            self._indexes[slot] = _Index(range(self.min_ngram, self.max_ngram + 1))
+
+    def finish(self, slots: IntArray) -> None:
+        """Free the index of each slot."""
+        for slot in slots.tolist():
+            self._indexes.pop(slot, None)
+
+    def observe(self, view: CommitView) -> None:
+        """Index the n-grams that committed tokens followed."""
+        for i, slot in enumerate(view.slots.tolist()):
+            self._indexes[slot].extend(view.history(i))
+
+    def propose(self, view: DraftView) -> Drafts:
+        """Copy what followed; a match that overlaps the end repeats with its period."""
+        wanted = view.parameters.get("num_tokens")
+        guesses: list[IntArray | tuple[int, ...]] = []
+        for i, slot in enumerate(view.slots.tolist()):
+            budget = min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))
+            tokens = view.history(i)
+            begin = self._indexes[slot].find(tokens) if budget > 0 else -1
+            if begin < 0:
+                guesses.append(())
+            elif begin + budget <= len(tokens):
+                guesses.append(tokens[begin : begin + budget])
+            else:
+                guesses.append(np.resize(tokens[begin:], budget))
+        return Drafts.chains(guesses)
+
+    def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
+        """Do the same with tensor operations of fixed shapes: longest match, then most recent."""
+        import torch
+
+        tokens, lengths = view.tokens[view.slots], view.lengths.long().unsqueeze(1)
+        num_reqs, width = tokens.shape
+        positions = torch.arange(width, device=tokens.device)
+        matched = torch.zeros_like(tokens)  # at j: how many tokens before j equal those at the end
+        run = positions < lengths
+        for n in range(1, self.max_ngram + 1):
+            last = tokens.gather(1, (lengths - n).clamp(min=0))
+            run = run & (positions >= n) & (tokens.roll(n, 1) == last) & (lengths >= n)
+            matched += run
+        score = torch.where(matched >= self.min_ngram, matched.long() * width + positions, -1)
+        best = score.max(1, keepdim=True).values
+        found = best >= 0
+        begin = torch.where(found, best % width, (lengths - 1).clamp(min=0))
+        period = (lengths - begin).clamp(min=1)
+        offsets = torch.arange(view.num_tokens, device=tokens.device) % period
+        counts = torch.where(found, min(self.num_tokens, view.num_tokens), 0).squeeze(1)
+        return DeviceDrafts(tokens.gather(1, begin + offsets).long(), counts.int())

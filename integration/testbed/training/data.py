@@ -1,0 +1,178 @@
+"""The testbed's text: the standard library's code, edits of its functions, and JSON records.
+
+Everything is a pure function of the Python installation and of a seed, so that a run can be repeated and resumed.
+Files whose path hashes to the held-out tenth are never trained on: evaluation edits functions from those alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import random
+import re
+import string
+import sysconfig
+import textwrap
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+EOS, EDIT, CHANGE, RESULT, JSON = "<|endoftext|>", "<|edit|>", "<|change|>", "<|result|>", "<|json|>"
+SPECIAL = (EOS, EDIT, CHANGE, RESULT, JSON)
+MIN_LINES, MAX_LINES = 3, 60
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A function, the change asked for, and the function after it; `unchanged` counts the kept lines."""
+
+    before: str
+    change: str
+    after: str
+
+    @property
+    def prompt(self) -> str:
+        return f"{EDIT}\n{self.before}\n{CHANGE}\n{self.change}\n{RESULT}\n"
+
+    @property
+    def text(self) -> str:
+        return f"{self.prompt}{self.after}\n{EOS}"
+
+    @property
+    def edit_rate(self) -> float:
+        """Share of the function's lines that the change touches."""
+        before, after = self.before.split("\n"), set(self.after.split("\n"))
+        return sum(line not in after for line in before) / len(before)
+
+
+def held_out(path: Path, root: Path) -> bool:
+    digest = hashlib.sha256(str(path.relative_to(root)).encode()).digest()
+    return digest[0] % 10 == 0
+
+
+def files(*, held: bool) -> list[Path]:
+    """Source files of the running interpreter's standard library, in a fixed order."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found = sorted(p for p in root.rglob("*.py") if "site-packages" not in p.parts and "lib2to3" not in p.parts)
+    return [p for p in found if held_out(p, root) == held and 200 < p.stat().st_size < 400_000]
+
+
+def read(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
+    return text if text.isascii() else None
+
+
+def functions(text: str) -> list[str]:
+    """Functions of a file, dedented, of a length that one context can hold twice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            tree = ast.parse(text)
+        except SyntaxError:
+            return []
+    lines, found = text.split("\n"), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+            source = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+            if MIN_LINES <= source.count("\n") + 1 <= MAX_LINES and max(map(len, source.split("\n"))) < 120:
+                found.append(source)
+    return found
+
+
+def rename(source: str, rng: random.Random) -> tuple[str, str] | None:
+    names = sorted(set(re.findall(r"\b[a-z_][a-z_0-9]{1,}\b", source)) - set(KEYWORDS))
+    if not names:
+        return None
+    old = rng.choice(names)
+    new = rng.choice([f"new_{old}", f"{old}_{rng.choice(WORDS)}", rng.choice(WORDS), f"{rng.choice(WORDS)}_{rng.choice(WORDS)}"])
+    if re.search(rf"\b{new}\b", source):
+        return None
+    return f"rename {old} -> {new}", re.sub(rf"\b{old}\b", new, source)
+
+
+def rewrite_line(line: str, rng: random.Random) -> str:
+    """Another line of the same shape: a constant, an operator or a name differs."""
+    swaps = [("==", "!="), ("True", "False"), ("False", "True"), (" and ", " or "), (" is None", " is not None"),
+             (" + ", " - "), (" < ", " <= "), ("None", "()"), ("return ", "return not "), ("if ", "if not ")]
+    rng.shuffle(swaps)
+    for old, new in swaps:
+        if old in line:
+            return line.replace(old, new, 1)
+    if numbers := re.findall(r"\b\d+\b", line):
+        return re.sub(rf"\b{rng.choice(numbers)}\b", str(rng.randrange(1000)), line, count=1)
+    if names := re.findall(r"\b[a-z_]{3,}\b", line):
+        return re.sub(rf"\b{rng.choice(names)}\b", rng.choice(WORDS), line, count=1)
+    return f"{line}  # {rng.choice(WORDS)}"
+
+
+def change_lines(source: str, rng: random.Random, rate: float) -> tuple[str, str]:
+    """Replace, delete or add lines; the change is written like a small diff."""
+    lines = source.split("\n")
+    count = max(1, round(rate * len(lines)))
+    numbers = sorted(rng.sample(range(1, len(lines)), min(count, len(lines) - 1)))
+    change = []
+    for shift, number in enumerate(numbers):
+        line = lines[number]
+        if not line.strip() or lines.count(line) > 1:
+            continue
+        kind = rng.random()
+        if kind < 0.7:
+            lines[number] = rewrite_line(line, rng)
+            change += [f"-{line}", f"+{lines[number]}"]
+        elif kind < 0.85:
+            indent = line[: len(line) - len(line.lstrip())]
+            added = f"{indent}{rng.choice(WORDS)} = {rng.choice(WORDS)}({rng.randrange(100)})"
+            lines[number] = f"{line}\n{added}"
+            change += [f" {line}", f"+{added}"]
+        else:
+            lines[number] = None
+            change += [f"-{line}"]
+        del shift
+    return "\n".join(change), "\n".join(line for line in lines if line is not None)
+
+
+def make_edit(source: str, rng: random.Random, rate: float | None = None) -> Edit | None:
+    """An edit of a function; `rate` is the share of lines to touch, by default drawn at random."""
+    if rate == 0:
+        return Edit(source, "keep", source)
+    if rate is None and rng.random() < 0.3:
+        renamed = rename(source, rng)
+        return Edit(source, *renamed) if renamed else None
+    change, after = change_lines(source, rng, rng.choice((0.02, 0.05, 0.1, 0.2, 0.3)) if rate is None else rate)
+    return Edit(source, change, after) if change else None
+
+
+def word(rng: random.Random) -> str:
+    return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 8)))
+
+
+def json_records(rng: random.Random) -> str:
+    """A request for records with named fields, and the records as indented or compact JSON."""
+    makers = {
+        "string": lambda: rng.choice(WORDS) if rng.random() < 0.7 else word(rng),
+        "integer": lambda: rng.randrange(10 ** rng.randint(1, 5)),
+        "number": lambda: round(rng.uniform(0, 1000), 2),
+        "boolean": lambda: rng.random() < 0.5,
+        "array": lambda: [rng.choice(WORDS) for _ in range(rng.randint(0, 3))],
+        "null": lambda: None,
+    }
+    fields = {rng.choice(WORDS) if rng.random() < 0.6 else word(rng): rng.choice(sorted(makers)) for _ in range(rng.randint(2, 7))}
+    records = [{name: makers[kind]() for name, kind in fields.items()} for _ in range(rng.randint(1, 6))]
+    head = ", ".join(f"{name}: {kind}" for name, kind in fields.items())
+    return f"{JSON}\n{len(records)} records of {head}\n{json.dumps(records, indent=rng.choice((None, 2)))}\n{EOS}"
+
+
+KEYWORDS = tuple(
+    "def if elif else return for while in is not and or None True False import from as try except finally raise with "
+    "yield pass break continue class lambda self global nonlocal assert del print len str int".split()
+)
+WORDS = tuple(
+    "name value index count total item key data result path file line text node size start end width height color "
+    "user email city street price amount status kind label tag note owner version date time hour year month left "
+    "right first last score rank level title body author buffer stream source target parent child limit offset "
+    "token model weight batch layer cache queue worker event handler config option flag mode state error message".split()
+)
