@@ -19,7 +19,7 @@ from accelplug.hooks.later import GrammarEngine, KVCompressor, Matcher, VisionRe
 from accelplug.hooks.options import Spec, option, parse_spec
 from accelplug.hooks.registry import Entry, Owner, Registry, Technique, load_registry, registry
 from accelplug.hooks.specs import Register, hookimpl, hookspec
-from accelplug.hooks.verifying import Verifier, VerifierTraits, VerifyView
+from accelplug.hooks.verifying import Verifier, VerifierTraits, VerifyView, residual
 
 __all__ = [
     "API_VERSION",
@@ -55,4 +55,5 @@ __all__ = [
     "option",
     "parse_spec",
     "registry",
+    "residual",
 ]

@@ -6,7 +6,7 @@ token, with every problem in one error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,7 +47,7 @@ class Selection:
     drafter: Technique | None
     verifier: Technique
 
-    def __iter__(self) -> Iterable[Technique]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Technique]:
         return iter(technique for technique in (self.drafter, self.verifier) if technique is not None)
 
 

@@ -101,7 +101,7 @@ class Drafts:
     sources: IntArray | None = None  # [num_nodes] which source of a fusion proposed the node
 
     @classmethod
-    def chains(cls, guesses: Sequence[Sequence[int]]) -> Drafts:
+    def chains(cls, guesses: Sequence[Sequence[int] | IntArray]) -> Drafts:
         """Make deterministic chains, one per request; an empty guess drafts nothing."""
         if len(guesses) == 1:
             return cls(np.array((0, len(guesses[0]))), np.asarray(guesses[0], dtype=np.int64))

@@ -92,7 +92,8 @@ def _metadata(factory: Callable[..., object], name: str) -> Mapping[str, Any]:
     if dataclasses.is_dataclass(factory):
         for declared in dataclasses.fields(factory):
             if declared.name == name:
-                return declared.metadata.get("accelplug", {})
+                found: Mapping[str, Any] = declared.metadata.get("accelplug", {})
+                return found
     return {}
 
 

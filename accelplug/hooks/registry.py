@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import pluggy
 
-from accelplug._version import __version__
 from accelplug._errors import AccelplugError, PluginError, UnknownTechniqueError
+from accelplug._version import __version__
 from accelplug.hooks import specs
 from accelplug.hooks.context import API_VERSION, BuildContext
 from accelplug.hooks.options import Spec, check_options, fields_of, parse_spec
@@ -71,7 +71,9 @@ class Entry:
         try:
             resolved: Callable[..., object] = getattr(import_module(module), attribute)
         except Exception as exc:
-            raise PluginError(f"{self} cannot be imported from {self.factory!r}: {exc}; reinstall or remove {self.owner.distribution}") from exc
+            raise PluginError(
+                f"{self} cannot be imported from {self.factory!r}: {exc}; reinstall or remove {self.owner.distribution}"
+            ) from exc
         return resolved
 
 
@@ -140,7 +142,9 @@ class Registry:
         except AccelplugError:
             raise
         except Exception as exc:
-            raise PluginError(f"{entry} failed to build {str(spec)!r}: {type(exc).__name__}: {exc}; report it to {entry.owner.distribution}") from exc
+            raise PluginError(
+                f"{entry} failed to build {str(spec)!r}: {type(exc).__name__}: {exc}; report it to {entry.owner.distribution}"
+            ) from exc
         return Technique(kind, entry.name, entry.owner, instance, factory, str(spec))
 
     def _unknown(self, kind: str, spec: Spec) -> str:

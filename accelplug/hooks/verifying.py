@@ -59,6 +59,22 @@ class VerifyView:
         return drawn.where(self.kinds != NodeKind.DELTA, ones)
 
 
+def residual(view: VerifyView) -> Tensor:
+    """Return ``norm[target - draft]+`` for each candidate, [n, vocab_size], a DELTA candidate's draft being its point mass.
+
+    Where nothing is left (a rule was stricter than the lossless one) the target itself is returned.
+    Source: Leviathan et al. 2023, arXiv 2211.17192, theorem 1.
+    """
+    import torch
+
+    drawn = torch.zeros_like(view.target).scatter_(1, view.tokens.unsqueeze(1), 1.0)
+    if view.draft is not None:
+        drawn = drawn.where((view.kinds == NodeKind.DELTA).unsqueeze(1), view.draft)
+    left = (view.target - drawn).clamp(min=0)
+    total = left.sum(-1, keepdim=True)
+    return (left / total).where(total > 0, view.target)
+
+
 class Verifier(Protocol):
     """A verification rule. `traits` is required: a rule that does not say what it preserves cannot be admitted.
 

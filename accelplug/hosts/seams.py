@@ -100,7 +100,8 @@ class Engine:
         if version is None:
             raise HostError(f"{self.name} is not installed; pip install 'accelplug[{self.name}]'")
         if not self.is_tested():
-            raise HostError(f"{self.name} {version} is outside the tested range {self.tested_range}; pip install '{self.distributions[0]}{self.tested_range}'")
+            wanted = f"{self.distributions[0]}{self.tested_range}"
+            raise HostError(f"{self.name} {version} is outside the tested range {self.tested_range}; pip install '{wanted}'")
         problems = [problem for seam in self.seams if (problem := seam.problem())]
         if problems:
             raise HostError(f"{self.name} {version}: " + "; ".join(problems) + f"; tested range: {self.tested_range}")

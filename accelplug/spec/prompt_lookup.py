@@ -12,6 +12,7 @@ Poor for   open-ended chat, where little repeats and a rejected draft costs a wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,7 +106,7 @@ class PromptLookup:
     def propose(self, view: DraftView) -> Drafts:
         """Copy what followed; a match that overlaps the end repeats with its period."""
         wanted = view.parameters.get("num_tokens")
-        guesses: list[IntArray | tuple[int, ...]] = []
+        guesses: list[Sequence[int] | IntArray] = []
         for i, slot in enumerate(view.slots.tolist()):
             budget = min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))
             tokens = view.history(i)
@@ -123,7 +124,7 @@ class PromptLookup:
         import torch
 
         tokens, lengths = view.tokens[view.slots], view.lengths.long().unsqueeze(1)
-        num_reqs, width = tokens.shape
+        width = tokens.shape[1]
         positions = torch.arange(width, device=tokens.device)
         matched = torch.zeros_like(tokens)  # at j: how many tokens before j equal those at the end
         run = positions < lengths

@@ -1,0 +1,32 @@
+"""Every name of Transformers that this host relies on and that Transformers may move, in one place."""
+
+from __future__ import annotations
+
+from accelplug.hooks.capabilities import Host
+from accelplug.hosts.seams import Engine, Seam
+
+HOST = Host("transformers", frozenset({"draft.rows", "mask.tree", "verify.rule", "sampling", "logits.full", "embed"}))
+
+GENERATE = "transformers.generation.utils:GenerationMixin"
+
+ENGINE = Engine(
+    name="transformers",
+    distributions=("transformers",),
+    tested_from="5.16",
+    tested_below="5.20",
+    seams=(
+        Seam(f"{GENERATE}.generate", ("custom_generate", "streamer", "stopping_criteria"), "running our decoding loop inside generate()"),
+        Seam(
+            f"{GENERATE}._sample", ("input_ids", "logits_processor", "stopping_criteria", "generation_config"), "the arguments of our loop"
+        ),
+        Seam(f"{GENERATE}._prefill", ("input_ids", "generation_config", "model_kwargs", "is_first_iteration"), "processing the prompt"),
+        Seam("transformers.generation.configuration_utils:GenerationConfig.get_generation_mode", (), "refusing beams"),
+        Seam("transformers.generation.stopping_criteria:StopStringCriteria", ("tokenizer", "stop_strings"), "stop strings"),
+        Seam("transformers.generation.stopping_criteria:EosTokenCriteria", ("eos_token_id",), "stopping at EOS inside a draft"),
+        Seam("transformers.generation.stopping_criteria:MaxLengthCriteria", ("max_length",), "stopping at the length limit inside a draft"),
+        Seam("transformers.cache_utils:DynamicLayer.crop", (), "taking rejected drafts out of the cache"),
+        Seam("transformers.cache_utils:DynamicSlidingWindowLayer.activate_past_recording", (), "sliding-window layers"),
+        Seam("transformers.cache_utils:Cache.get_mask_sizes", ("query_length", "layer_idx"), "tree masks"),
+        Seam("transformers.masking_utils:create_causal_mask", ("attention_mask", "past_key_values"), "four-dimensional masks"),
+    ),
+)

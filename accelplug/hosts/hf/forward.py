@@ -1,0 +1,147 @@
+"""The target model's side of a step: prefill, one forward pass over a tree, and committing what was accepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from accelplug._errors import HostError
+from accelplug.hosts.hf.tree import Tree
+
+# What plain generate() hands to the prefill alone, or what is given anew at every step.
+_PER_STEP = {"past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "token_type_ids", "inputs_embeds"}
+
+
+class Forward:
+    """The target model with its cache, for one request.
+
+    Between steps the cache holds every committed token but the last, exactly as in plain ``generate()``.
+    """
+
+    def __init__(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
+        self.model = model
+        self.cache: Cache = model_kwargs["past_key_values"]
+        outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
+        self.logits: Tensor = outputs.logits[0, -1:]  # [1, vocab_size]
+        self.device = input_ids.device
+        self.padding: Tensor | None = model_kwargs.get("attention_mask")  # [1, prompt length] where the prompt is padded
+        self.cached = int(self.cache.get_seq_length())
+        self.has_positions = model_kwargs.get("position_ids") is not None
+        last = model_kwargs["position_ids"][..., -1:] if self.has_positions else None
+        self.position_offset = None if last is None else last + 1 - self.cached  # [..., 1, 1]
+        self.extra = {k: v for k, v in model_kwargs.items() if k not in _PER_STEP and not isinstance(v, Tensor)}
+        if "logits_to_keep" in model_kwargs:
+            self.extra["logits_to_keep"] = 0
+        self.attention = model.config.get_text_config(decoder=True)._attn_implementation or "eager"
+        self.sliding = [layer for layer in self.cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        # After the prefill, so that a long prompt is not kept whole in layers that only need its window.
+        self.cache.activate_past_recording()
+
+    def step(self, last_token: int, tree: Tree) -> Tensor:
+        """Run the last committed token and the draft nodes; return logits [1 + num_nodes, vocab_size]."""
+        width = len(tree) + 1
+        input_ids = torch.tensor([[last_token, *tree.tokens]], device=self.device)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=self._mask(tree, width),
+            past_key_values=self.cache,
+            use_cache=True,
+            **self._positions(tree, width),
+            **self.extra,
+        )
+        logits: Tensor = outputs.logits[0]
+        return logits
+
+    def _positions(self, tree: Tree, width: int) -> dict[str, Tensor]:
+        if self.position_offset is None:
+            return {}
+        if tree.parents is None:
+            ahead = torch.arange(self.cached, self.cached + width, device=self.device)
+        else:
+            ahead = torch.tensor(tree.depths(), device=self.device) + self.cached
+        return {"position_ids": self.position_offset + ahead}
+
+    def _mask(self, tree: Tree, width: int) -> Any:
+        if tree.parents is not None:
+            return self._tree_mask(tree)
+        if self.padding is not None:
+            return torch.cat([self.padding, self.padding.new_ones(1, self.cached + width - self.padding.shape[1])], 1)
+        if width > 1 and self.attention == "sdpa" and not self.sliding:
+            # Five times cheaper than letting the model build the same mask.
+            return torch.ones(1, 1, width, self.cached + width, dtype=torch.bool, device=self.device).tril_(self.cached)
+        return None
+
+    def _tree_mask(self, tree: Tree) -> Any:
+        if self.attention not in ("sdpa", "eager"):
+            raise HostError(f"attn_implementation {self.attention!r} cannot verify a tree of drafts; load the model with 'sdpa' or 'eager'")
+        width = len(tree) + 1
+        seen = torch.ones(width, self.cached + width, dtype=torch.bool, device=self.device)
+        seen[:, self.cached :] = tree.ancestors().to(self.device)
+        if self.padding is not None:
+            seen[:, : self.padding.shape[1]] &= self.padding.bool()
+        if not self.sliding:
+            return self._as_attended(seen)
+        positions = torch.cat([torch.arange(self.cached), self.cached + torch.tensor(tree.depths())]).to(self.device)
+        window = self.sliding[0].sliding_window
+        near = seen & (positions > (positions[self.cached :] - window).unsqueeze(1))
+        layer = self.cache.is_sliding.index(True)
+        length, offset = self.cache.get_mask_sizes(width, layer)
+        masks = {"sliding_attention": self._as_attended(near[:, offset : offset + length])}
+        if False in self.cache.is_sliding:
+            masks["full_attention"] = self._as_attended(seen)
+        return masks
+
+    def _as_attended(self, seen: Tensor) -> Tensor:
+        """Give a bool mask the shape and type that the model's attention takes: [1, 1, width, length]."""
+        if self.attention == "sdpa":
+            return seen[None, None]
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill_(~seen, lowest)[None, None]
+
+    def commit(self, tree: Tree, path: list[int], kept: int) -> None:
+        """Keep the last committed token and the first `kept` nodes of the accepted path; drop the rest."""
+        dropped = len(tree) - kept
+        if path[:kept] == list(range(kept)):
+            self._crop(dropped)
+        else:
+            self._keep([0, *(node + 1 for node in path[:kept])], len(tree) + 1)
+        self.cached += 1 + kept
+
+    def _crop(self, count: int) -> None:
+        if self.sliding:
+            self.cache.crop(-count)
+        elif count:
+            for layer in self.cache.layers:
+                layer.keys = layer.keys[..., :-count, :]
+                layer.values = layer.values[..., :-count, :]
+
+    def _keep(self, slots: list[int], width: int) -> None:
+        """Move the accepted slots' keys and values together, in place, and crop behind them."""
+        chosen = torch.tensor(slots, device=self.device)
+        for layer in self.cache.layers:
+            first = layer.keys.shape[-2] - width
+            for states in (layer.keys, layer.values):
+                states[:, :, first : first + len(slots)] = states[:, :, first + chosen]
+        self._crop(width - len(slots))
+
+    def finish(self) -> None:
+        """Leave the cache as plain ``generate()`` would, so that a conversation can go on from it."""
+        for layer in self.sliding:
+            layer.record_past = False
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse a cache whose rejected rows cannot be taken out again.
+
+    :raises HostError: naming the layer type and what to use.
+    """
+    if not isinstance(cache, Cache) or not cache.layers:
+        raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave past_key_values out")
+    for layer in cache.layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise HostError(
+                f"rejected drafts cannot be taken out of a {type(layer).__name__}; use the dynamic cache (cache_implementation='dynamic')"
+            )

@@ -1,0 +1,206 @@
+"""The front: ``attach`` techniques to a model, or ``generate`` once with them."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
+
+from accelplug._errors import HostError, OptionError
+from accelplug.hooks.binding import bind_drafter
+from accelplug.hooks.capabilities import Selection, admit
+from accelplug.hooks.context import BuildContext
+from accelplug.hooks.options import check_value, fields_of, per_request_options
+from accelplug.hooks.registry import Registry, Technique, registry
+from accelplug.hosts.hf.compat import ENGINE, HOST
+from accelplug.hosts.hf.loop import Loop
+from accelplug.hosts.stats import Stats, TechniqueStats
+from accelplug.hosts.vocabulary import token_bytes
+
+_OWN_DRAFTING = ("assistant_model", "prompt_lookup_num_tokens", "use_mtp", "assistant_early_exit", "speculation_type")
+
+
+class Session:
+    """Techniques built for one model. Inside ``with``, every ``model.generate()`` runs through them.
+
+    :ivar stats: what was done since the session began, by which plugin.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        drafter: object | None = None,
+        verifier: object = "token_wise",
+        tokenizer: Any = None,
+        allow_lossy: bool = False,
+        parameters: Mapping[str, Any] | None = None,
+        plugins: Registry | None = None,
+    ) -> None:
+        ENGINE.require()
+        offered = plugins or registry()
+        context = build_context(model, tokenizer)
+        built = None if drafter is None else offered.build("drafter", drafter, context)
+        self.selection = Selection(built, offered.build("verifier", verifier, context))
+        self.allow_lossy = allow_lossy
+        admit(self.selection, HOST, sampling=False, allow_lossy=allow_lossy)
+        self.drafter = None if built is None else bind_drafter(built)
+        self.parameters = request_parameters(built, parameters or {})
+        self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in self.selection])
+        self.model, self.tokenizer, self.vocab_size = model, tokenizer, context.vocab_size
+        self.busy = threading.Lock()
+
+    def __enter__(self) -> Session:
+        if "generate" in vars(self.model) and hasattr(vars(self.model)["generate"], "accelplug"):
+            raise HostError(
+                "accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()"
+            )
+        self._shadowed = vars(self.model).get("generate")
+        generate = _front(self)
+        generate.accelplug = self  # type: ignore[attr-defined]
+        self.model.generate = generate
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        del self.model.generate
+        if self._shadowed is not None:
+            self.model.generate = self._shadowed
+
+
+def attach(model: Any, **selection: Any) -> Session:
+    """Run every ``model.generate()`` inside ``with attach(model, drafter=...) as session:`` through techniques.
+
+    :param model: a causal language model of Transformers.
+    :param selection: ``drafter`` and ``verifier`` (default ``"token_wise"``), each a name like
+        ``"prompt_lookup(num_tokens=6)"``, a mapping, or an object; ``tokenizer``, for techniques that read token bytes
+        and as the default for stop strings; ``allow_lossy=True`` to accept a verifier that may change the output;
+        ``parameters``, values for options that a request may set.
+    :raises AccelplugError: the selection is unknown, misconfigured, or cannot run on this model.
+    """
+    return Session(model, **selection)
+
+
+def generate(
+    model: Any,
+    inputs: torch.Tensor | None = None,
+    *,
+    drafter: object | None = None,
+    verifier: object = "token_wise",
+    tokenizer: Any = None,
+    allow_lossy: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+    **generate_arguments: Any,
+) -> Any:
+    """Call ``model.generate(inputs, **generate_arguments)`` with techniques; returns what it returns.
+
+    The parameters are those of :func:`attach`; `tokenizer` is also the one for stop strings.
+    """
+    session = Session(model, drafter=drafter, verifier=verifier, tokenizer=tokenizer, allow_lossy=allow_lossy, parameters=parameters)
+    with session:
+        return model.generate(inputs, **generate_arguments)
+
+
+def _front(session: Session) -> Callable[..., Any]:
+    """Make the ``generate`` that replaces the model's own while a session is attached.
+
+    Transformers drops streamer and tokenizer on the way to a custom loop, so both are handed over here.
+    """
+    model = session.model
+    plain = session._shadowed or model.generate
+
+    def generate(
+        *args: Any,
+        generation_config: Any = None,
+        stopping_criteria: Any = None,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        custom_generate: Any = None,
+        **arguments: Any,
+    ) -> Any:
+        if custom_generate is not None:
+            raise HostError("generate() got custom_generate while accelplug is attached, and only one loop can run; leave one of them out")
+        if own := [name for name in _OWN_DRAFTING if arguments.get(name) is not None]:
+            raise HostError(f"generate() got {own[0]} while accelplug drafts; leave one of them out")
+        config = generation_config or model.generation_config
+        strings = arguments.pop("stop_strings", None) or config.stop_strings
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        if strings:
+            criteria.append(_stop_strings(strings, tokenizer or session.tokenizer))
+            generation_config, arguments = _without_stop_strings(model, generation_config, arguments)
+        if not session.busy.acquire(blocking=False):
+            raise HostError("another thread is generating with this accelplug session; attach one model per thread")
+        try:
+            return plain(
+                *args,
+                generation_config=generation_config,
+                stopping_criteria=criteria,
+                streamer=streamer,
+                custom_generate=Loop(session, streamer),
+                **arguments,
+            )
+        finally:
+            session.busy.release()
+
+    return generate
+
+
+def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:
+    if tokenizer is None:
+        raise HostError("stop_strings need the model's tokenizer; pass tokenizer=... to generate() or attach()")
+    return StopStringCriteria(stop_strings=strings, tokenizer=tokenizer)
+
+
+def _without_stop_strings(model: Any, config: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take the stop strings out of the call, since they are a criterion by now; never touch the user's config."""
+    if config is not None:
+        config = copy.deepcopy(config)
+        config.stop_strings = None
+    if model.generation_config.stop_strings is not None:
+        arguments = {**arguments, "stop_strings": None}
+    return config, arguments
+
+
+def build_context(model: Any, tokenizer: Any) -> BuildContext:
+    """Describe a loaded model to factories."""
+    text = model.config.get_text_config(decoder=True)
+    eos = model.generation_config.eos_token_id
+    eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+
+    def vocabulary() -> tuple[bytes, ...]:
+        if tokenizer is None:
+            raise HostError("a technique asks for the vocabulary and no tokenizer was given; pass tokenizer=... to attach() or generate()")
+        return token_bytes(tokenizer, text.vocab_size)
+
+    return BuildContext(
+        host=HOST.name,
+        vocab_size=text.vocab_size,
+        eos_token_ids=eos_ids,
+        dtype=model.dtype,
+        device=model.device,
+        hidden_size=text.hidden_size,
+        max_length=getattr(text, "max_position_embeddings", None) or 1 << 30,
+        num_slots=1,
+        vocabulary=vocabulary,
+        embeddings=lambda: model.get_input_embeddings().weight,
+        output_head=lambda: model.get_output_embeddings().weight,
+    )
+
+
+def request_parameters(drafter: Technique | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check values that a request brings for itself, and pack them as views carry them: name -> [1].
+
+    :raises OptionError: the drafter has no such per-request option, or the value is out of its bounds.
+    """
+    offered = {} if drafter is None else per_request_options(drafter.factory)
+    for name, value in given.items():
+        if name not in offered:
+            raise OptionError(f"{drafter or 'no drafter'} takes no per-request option {name!r}; it takes {', '.join(offered) or 'none'}")
+        assert drafter is not None
+        check_value(str(drafter), name, value, fields_of(drafter.factory)[name].annotation, offered[name])
+    return {name: np.array([value]) for name, value in given.items()}

@@ -1,0 +1,131 @@
+"""Admission: every reason for which a selection is refused, and that one message lists them all."""
+
+from __future__ import annotations
+
+import pytest
+
+from accelplug import HostError
+from accelplug.hooks import DrafterTraits, NodeKind, Owner, Technique, VerifierTraits
+from accelplug.hooks.capabilities import WORDS, Host, Selection, admit
+
+FULL = Host("full", frozenset(WORDS))
+BARE = Host("bare", frozenset())
+STANDARD = VerifierTraits(lossless="sampling", standard=True)
+
+
+class Something:
+    """A technique that is its traits."""
+
+    def __init__(self, traits):
+        self.traits = traits
+
+
+def technique(kind, name, traits):
+    return Technique(kind, name, Owner(name, f"accelplug-{name}", "1.0"), Something(traits), Something, name)
+
+
+def select(drafter=None, verifier=STANDARD):
+    made = None if drafter is None else technique("drafter", "made", drafter)
+    return Selection(made, technique("verifier", "rule", verifier))
+
+
+def refusal(selection, host, *, sampling=False, allow_lossy=False):
+    with pytest.raises(HostError, match=f"^{host.name} cannot run this selection: ") as caught:
+        admit(selection, host, sampling=sampling, allow_lossy=allow_lossy)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_the_smallest_drafter_and_the_standard_rule_run_anywhere(sampling):
+    admit(select(DrafterTraits()), BARE, sampling=sampling)
+    admit(select(), BARE, sampling=sampling)
+
+
+def test_a_drafter_without_traits_is_the_smallest_one():
+    drafter = Technique("drafter", "plain", Owner("plain", "plain", "1"), object(), object, "plain")
+    admit(Selection(drafter, select().verifier), BARE, sampling=True)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_missing_capability_is_named_with_its_meaning(word):
+    message = refusal(select(DrafterTraits(needs=frozenset({word}))), BARE)
+    assert f"drafter 'made' (accelplug-made 1.0) needs {word!r} ({WORDS[word]}), which bare does not provide" in message
+    admit(select(DrafterTraits(needs=frozenset({word}))), FULL, sampling=True)
+
+
+def test_a_word_that_is_none_is_refused_with_the_words_there_are():
+    message = refusal(select(DrafterTraits(needs=frozenset({"hiden.last"}))), FULL)
+    assert "needs 'hiden.last', which is no capability; the words are" in message
+    assert all(word in message for word in WORDS)
+
+
+def test_a_tree_needs_a_tree_mask():
+    assert "'mask.tree'" in refusal(select(DrafterTraits(shape="tree")), BARE)
+    admit(select(DrafterTraits(shape="tree")), FULL, sampling=True)
+
+
+@pytest.mark.parametrize("kind", [NodeKind.SAMPLED, NodeKind.WITHOUT_REPLACEMENT])
+def test_sampled_nodes_need_their_rows(kind):
+    drafter = DrafterTraits(kinds=frozenset({kind}))
+    assert "'draft.rows'" in refusal(select(drafter), BARE)
+    admit(select(drafter), FULL, sampling=True)
+
+
+def test_a_rule_that_cannot_judge_a_kind_is_refused():
+    drafter = DrafterTraits(kinds=frozenset({NodeKind.SAMPLED, NodeKind.DELTA}))
+    verifier = VerifierTraits(lossless="sampling", kinds=frozenset({NodeKind.DELTA}))
+    message = refusal(select(drafter, verifier), FULL)
+    assert "drafts sampled nodes, which verifier 'rule' (accelplug-rule 1.0) cannot judge; use verifier 'token_wise'" in message
+
+
+@pytest.mark.parametrize("scope", ["salt", "process"])
+def test_memory_across_requests_is_refused(scope):
+    assert f"remembers across requests (scope {scope!r})" in refusal(select(DrafterTraits(scope=scope)), FULL)
+
+
+def test_a_rule_of_its_own_needs_a_host_that_runs_rules():
+    assert "'verify.rule'" in refusal(select(verifier=VerifierTraits(lossless="sampling")), BARE)
+    admit(select(verifier=VerifierTraits(lossless="sampling")), FULL, sampling=True)
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_a_lossy_rule_must_be_asked_for(sampling):
+    lossy = select(verifier=VerifierTraits(lossless=None))
+    assert "may change the output; pass allow_lossy=True" in refusal(lossy, FULL, sampling=sampling)
+    admit(lossy, FULL, sampling=sampling, allow_lossy=True)
+
+
+def test_a_greedy_rule_does_not_sample():
+    greedy = select(verifier=VerifierTraits(lossless="greedy", standard=True))
+    assert "is exact for greedy decoding only and do_sample is on" in refusal(greedy, FULL, sampling=True)
+    admit(greedy, FULL, sampling=False)
+    admit(greedy, FULL, sampling=True, allow_lossy=True)
+
+
+def test_a_rule_must_say_what_it_preserves():
+    silent = Technique("verifier", "mute", Owner("mute", "mute", "1"), object(), object, "mute")
+    with pytest.raises(HostError, match=r"verifier 'mute' \(mute 1\): it has no traits; give it 'traits = "):
+        admit(Selection(None, silent), FULL, sampling=False)
+
+
+def test_traits_of_another_type_are_refused():
+    with pytest.raises(HostError, match=r"its traits are a dict; make them an accelplug.hooks.DrafterTraits"):
+        admit(select({"shape": "chain"}), FULL, sampling=False)
+
+
+def test_one_message_lists_every_problem():
+    drafter = DrafterTraits("tree", frozenset({NodeKind.SAMPLED}), frozenset({"embed", "typo"}), "process")
+    verifier = VerifierTraits(None, frozenset({NodeKind.DELTA}), frozenset({"logits.full"}))
+    problems = refusal(select(drafter, verifier), BARE, sampling=True).split("; ")
+    words = ("'draft.rows'", "'embed'", "'mask.tree'", "'typo'", "'logits.full'", "'verify.rule'")
+    for part in (*words, "cannot judge", "across requests", "allow_lossy"):
+        assert any(part in problem for problem in problems), part
+
+
+def test_a_selection_iterates_over_what_was_chosen():
+    assert [str(t.kind) for t in select(DrafterTraits())] == ["drafter", "verifier"]
+    assert [str(t.kind) for t in select()] == ["verifier"]
+
+
+def test_every_word_has_a_meaning_for_people():
+    assert all(meaning and not meaning.endswith(".") for meaning in WORDS.values())
