@@ -1,0 +1,5 @@
+"""The command line: ``accelplug plugins | check | run``. Every command collects one document, then prints it."""
+
+from accelplug.cli.entry import main
+
+__all__ = ["main"]

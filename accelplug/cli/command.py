@@ -1,0 +1,31 @@
+"""What a command is: arguments in, one JSON-ready document out, and a way to show that document to people."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand.
+
+    :param configure: declares its arguments.
+    :param collect: does the work; whatever it prints to stdout goes to stderr.
+    :param show: prints the document for people; ``--json`` prints the same document instead.
+    :param status: the exit status that the document means.
+    """
+
+    name: str
+    summary: str
+    configure: Callable[[ArgumentParser], None]
+    collect: Callable[[Namespace], Document]
+    show: Callable[[Document, Console], None]
+    status: Callable[[Document], int]

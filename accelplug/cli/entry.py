@@ -1,0 +1,86 @@
+"""The border of the process: arguments, exit statuses, and who may write to stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Final
+
+from accelplug._version import __version__
+from accelplug.cli import check, plugins, run
+from accelplug.cli.command import Command, Document
+from accelplug.cli.errors import sentence
+
+COMMANDS: Final = (plugins.COMMAND, check.COMMAND, run.COMMAND)
+USAGE_ERROR: Final = 2
+INTERRUPTED: Final = 130
+READER_LEFT: Final = 141
+DEBUG: Final = "ACCELPLUG_DEBUG"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    0: done. 1: done, and the answer is bad news (a dead seam, output that differs). 2: refused, with one sentence on
+    stderr. 130: interrupted. 141: nobody reads stdout any more.
+    """
+    given = _parser().parse_args(arguments)
+    command: Command = given.command
+    try:
+        with _stdout_on_stderr():
+            document = command.collect(given)
+        _write(command, document, as_json=given.json)
+        return command.status(document)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left; the interpreter's last flush must not complain
+        return READER_LEFT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as exc:
+        said = sentence(exc)
+        if said is None or os.environ.get(DEBUG, "0") not in ("", "0"):
+            raise
+        print(f"accelplug: error: {said}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="accelplug", description="Plugins for inference acceleration in Transformers and vLLM.")
+    parser.add_argument("--version", action="version", version=f"accelplug {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="command")
+    for command in COMMANDS:
+        sub = subparsers.add_parser(command.name, help=command.summary, description=command.summary, allow_abbrev=False)
+        sub.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else there")
+        sub.set_defaults(command=command)
+        command.configure(sub)
+    return parser
+
+
+@contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    """Send what engines and plugins print, from Python or native code, to stderr: stdout is for the document."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _write(command: Command, document: Document, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 140)
+    command.show(document, console)

@@ -1,0 +1,122 @@
+"""Run a job on Transformers: plain and accelerated rounds take turns in one process, on the same weights."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from typing import Any
+
+from accelplug._errors import HostError
+from accelplug.cli.job import Job, Measurement, Output
+from accelplug.cli.workload import check_length, missing_weights
+
+
+def measure(job: Job) -> Measurement:
+    """Load the model, warm both ways up once, then take the rounds in turns.
+
+    :raises AccelplugError: the model cannot be loaded, the job does not fit it, or a technique is refused.
+    """
+    import torch
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    model, tokenizer = load(job)
+    inputs = tokenizer(job.prompt, return_tensors="pt").to(model.device)
+    prompt_length = inputs["input_ids"].shape[1]
+    check_length(prompt_length, job.max_new_tokens, getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None))
+    rounds = _Rounds(job, model, tokenizer, inputs)
+    for _ in range(job.rounds + 1):
+        rounds.take()
+    plain = rounds.output(rounds.plain) if job.compare else None
+    margins = row_margins(model, inputs["input_ids"], plain.tokens) if plain is not None and job.temperature == 0 else None
+    return Measurement(
+        rounds.output(rounds.accelerated),
+        plain,
+        margins,
+        rounds.stats,
+        str(model.dtype).removeprefix("torch."),
+        f"medians of {job.rounds} rounds after one warm-up" + (", plain and accelerated in turns" if job.compare else ""),
+        {name: version(name) for name in ("accelplug", "transformers", "torch")},
+    )
+
+
+def load(job: Job) -> tuple[Any, Any]:
+    """Return model and tokenizer, on the accelerator where there is one.
+
+    :raises HostError: Transformers cannot load one of them.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(job.model)
+        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=job.dtype)
+    except (OSError, ValueError, ImportError) as exc:
+        raise missing_weights(job.model, exc) from exc
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+class _Rounds:
+    """The repetitions of one job. The first of each way is the warm-up; the rest are timed."""
+
+    def __init__(self, job: Job, model: Any, tokenizer: Any, inputs: Any) -> None:
+        self.job, self.model, self.tokenizer, self.inputs = job, model, tokenizer, inputs
+        self.plain: list[tuple[list[int], float]] = []
+        self.accelerated: list[tuple[list[int], float]] = []
+        self.stats: dict[str, Any] = {}
+
+    def take(self) -> None:
+        """Generate once in each way that the job asks for."""
+        from accelplug.hosts.hf import attach
+
+        if self.job.compare:
+            self.plain.append(self._timed())
+        selection = {"drafter": self.job.drafter, "verifier": self.job.verifier, "allow_lossy": self.job.allow_lossy}
+        with attach(self.model, tokenizer=self.tokenizer, **selection) as session:
+            self.accelerated.append(self._timed())
+        self.stats = session.stats.as_dict()
+
+    def _timed(self) -> tuple[list[int], float]:
+        import torch
+
+        torch.manual_seed(self.job.seed)
+        prompt_length = self.inputs["input_ids"].shape[1]
+        began = time.perf_counter()
+        found = self.model.generate(**self.inputs, max_new_tokens=self.job.max_new_tokens, **_decoding(self.job))
+        tokens: list[int] = found[0, prompt_length:].tolist()
+        return tokens, time.perf_counter() - began
+
+    def output(self, taken: list[tuple[list[int], float]]) -> Output:
+        """Return what the rounds generated, which is the same in each, and the timed rounds' seconds.
+
+        :raises HostError: rounds with one seed differ, so that nothing can be said about equality.
+        """
+        tokens = taken[-1][0]
+        if any(other != tokens for other, _ in taken):
+            raise HostError(
+                "generation with one seed gave different tokens in different rounds, so outputs cannot be compared; use --rounds 1"
+            )
+        return Output(tokens, self.tokenizer.decode(tokens, skip_special_tokens=True), [seconds for _, seconds in taken[1:]])
+
+
+def _decoding(job: Job) -> dict[str, Any]:
+    """Return generate()'s arguments; the model's own sampling defaults are switched off, so that hosts agree."""
+    if job.temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": job.temperature, "top_p": 1.0, "top_k": 0}
+
+
+def row_margins(model: Any, prompt: Any, tokens: list[int]) -> list[float]:
+    """Return how far the two best logits lie apart in each row that `tokens` came from, by one forward pass.
+
+    :param prompt: [1, prompt_length] token ids.
+    :returns: [len(tokens)], of the raw logits, before any logits processor.
+    """
+    import torch
+
+    everything = torch.cat((prompt, torch.tensor([tokens], device=prompt.device, dtype=prompt.dtype)), dim=1)
+    with torch.inference_mode():
+        logits = model(everything).logits[0, prompt.shape[1] - 1 : -1].float()  # [len(tokens), vocab_size]
+    best = logits.topk(2, dim=-1).values
+    margins: list[float] = (best[:, 0] - best[:, 1]).tolist()
+    return margins

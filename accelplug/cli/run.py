@@ -1,0 +1,112 @@
+"""``accelplug run``: generate once through techniques, and with ``--compare`` show what they were worth."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from accelplug.cli import report
+from accelplug.cli.command import Command, Document
+from accelplug.cli.job import Job, Measurement
+from accelplug.cli.workload import job_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def _at_least(low: float, kind: type[int] | type[float]) -> Any:
+    def read(text: str) -> float:
+        value = kind(text)
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"{text} is too small, it takes at least {low}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Declare the arguments of a run."""
+    parser.add_argument("--host", choices=("transformers", "vllm"), default="transformers", help="the engine (default: %(default)s)")
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the small model of accelplug[demo]")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="default: a code edit that the small model was not trained on")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
+    parser.add_argument(
+        "--drafter", metavar="SPEC", default="prompt_lookup", help="e.g. 'prompt_lookup(num_tokens=6)' (default: %(default)s)"
+    )
+    parser.add_argument("--verifier", metavar="SPEC", default="token_wise", help="(default: %(default)s)")
+    parser.add_argument("--allow-lossy", action="store_true", help="accept a verifier that may change the output")
+    parser.add_argument("--max-new-tokens", type=_at_least(1, int), metavar="N", default=256, help="(default: %(default)s)")
+    parser.add_argument("--temperature", type=_at_least(0.0, float), metavar="T", default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--seed", type=_at_least(0, int), metavar="S", default=0, help="of sampling (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "auto"), help="auto: as stored (default: float32 for the small model, else auto)"
+    )
+    parser.add_argument("--compare", action="store_true", help="also generate without techniques, and compare")
+    parser.add_argument("--rounds", type=_at_least(1, int), metavar="N", default=3, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=_at_least(1, int), metavar="N", help="CPU threads (default: the engine's choice)")
+
+
+def collect(arguments: Namespace) -> Document:
+    """Run the job on its host and describe what happened."""
+    job = job_of(arguments)
+    with _progress(f"generating on {job.host} with {job.drafter} and {job.verifier}"):
+        return report.document(job, _measure(job))
+
+
+def _measure(job: Job) -> Measurement:
+    if job.host == "vllm":
+        from accelplug.cli import on_vllm
+
+        return on_vllm.measure(job)
+    from accelplug.cli import on_transformers
+
+    return on_transformers.measure(job)
+
+
+@contextmanager
+def _progress(text: str) -> Iterator[None]:
+    from rich.console import Console
+
+    with Console(file=sys.stderr, highlight=False).status(text):
+        yield
+
+
+def show(document: Document, console: Console) -> None:
+    """Print the generated text, then what it took."""
+    from rich.table import Table
+
+    console.print(document["text"], markup=False, soft_wrap=True)
+    table = Table("", "plain", "accelerated", header_style="bold")
+    table.add_row("tokens/s", _number(document["plain_tokens_per_s"]), _number(document["tokens_per_s"]))
+    table.add_row("ratio", "1" if document["ratio"] else "-", _number(document["ratio"]))
+    table.add_row("tokens per forward", "1", f"{document['tokens_per_forward']:.2f}")
+    table.add_row("drafted, accepted", "-", f"{document['drafted']}, {document['accepted']} ({document['acceptance']:.0%})")
+    console.print(table)
+    for line in _lines(document):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _lines(document: Document) -> list[str]:
+    techniques = [f"{row['kind']} {row['spec']} by {row['distribution']} {row['version']}".strip() for row in document["techniques"]]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    lossy = [f"lossy accepts: {document['lossy_accepts']}"] if document["lossy_accepts"] else []
+    return [
+        f"output: {report.verdict(document)}",
+        *lossy,
+        f"by: {'; '.join(techniques)}",
+        f"on: {document['host']}, {document['model']}, {document['dtype']}; {versions}",
+        f"method: {document['method']}",
+    ]
+
+
+COMMAND: Final = Command("run", "generate through techniques, and compare with plain generation", configure, collect, show, report.status)

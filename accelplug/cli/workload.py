@@ -1,0 +1,108 @@
+"""Which model and which prompt a run uses, when the user names them and when not."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from accelplug._errors import AccelplugError, HostError, OptionError
+from accelplug.cli.job import Job
+from accelplug.cli.plugins import offered_here
+from accelplug.hooks.options import check_options
+
+
+def job_of(arguments: Namespace) -> Job:
+    """Check everything that can be checked before weights load, and return the job.
+
+    :raises AccelplugError: an unknown technique, a wrong option, no such model, or no prompt.
+    """
+    for kind in ("drafter", "verifier"):
+        check_technique(kind, getattr(arguments, kind))
+    model = str(testbed("--model DIRECTORY_OR_HUB_ID").path()) if arguments.model is None else model_of(arguments.model)
+    dtype = arguments.dtype or ("float32" if arguments.model is None else "auto")
+    named = ("host", "drafter", "verifier", "max_new_tokens", "temperature", "seed", "compare", "rounds", "threads", "allow_lossy")
+    return Job(model=model, prompt=prompt_of(arguments), dtype=dtype, **{name: getattr(arguments, name) for name in named})
+
+
+def check_technique(kind: str, given: str) -> None:
+    """Find a technique and check its options without building it.
+
+    :raises AccelplugError: as building it would.
+    """
+    entry, spec = offered_here().find(kind, given)
+    check_options(str(entry), entry.resolve(), spec.options)
+
+
+def testbed(instead: str) -> ModuleType:
+    """Return the installed small model's package.
+
+    :raises HostError: it is not installed; the sentence names `instead`.
+    """
+    try:
+        return import_module("accelplug_testbed")
+    except ModuleNotFoundError as exc:
+        raise HostError(f"accelplug's small model is not installed; pip install 'accelplug[demo]', or pass {instead}") from exc
+
+
+def model_of(given: str) -> str:
+    """Return a model directory or a hub id as engines take it.
+
+    :raises HostError: a path that is no model directory.
+    """
+    path = Path(given).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise HostError(f"{given} holds no config.json, so it is no model directory; pass the folder that save_pretrained() wrote")
+        return str(path.resolve())
+    if path.exists() or given.startswith((".", "/", "~")) or given.count("/") > 1:
+        raise HostError(f"no model directory at {given}; pass an existing folder with a config.json, or a hub id like 'org/name'")
+    return given
+
+
+def prompt_of(arguments: Namespace) -> str:
+    """Return the prompt: given as text, in a file, or a held-out one of the small model.
+
+    :raises AccelplugError: the file cannot be read, the prompt is empty, or there is none.
+    """
+    if arguments.prompt is not None:
+        text = str(arguments.prompt)
+    elif arguments.prompt_file is not None:
+        text = _read(Path(arguments.prompt_file))
+    else:
+        text = str(testbed("--prompt TEXT").prompts()[0]["prompt"])
+    if not text:
+        raise OptionError("the prompt is empty; pass --prompt TEXT or --prompt-file FILE with something in it")
+    return text
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise OptionError(f"cannot read the prompt file {path} ({type(exc).__name__}); pass a UTF-8 text file") from exc
+
+
+def missing_weights(model: str, exc: Exception) -> AccelplugError:
+    """Translate an engine's refusal to load a model into one sentence with the cure."""
+    reason = " ".join(str(exc).split())[:200]
+    if Path(model).is_dir():
+        return HostError(f"cannot load the model in {model}: {reason}; pass a folder that save_pretrained() wrote, tokenizer included")
+    return HostError(
+        f"cannot load {model!r}: no folder of that name here, and the hub has it neither in the local cache nor within reach; "
+        f"download it first ('hf download {model}'), or pass a model directory"
+    )
+
+
+def check_length(prompt_tokens: int, max_new_tokens: int, limit: int | None) -> None:
+    """Refuse a run that does not fit the model.
+
+    :raises OptionError: naming the model's limit and what fits.
+    """
+    if limit is None or prompt_tokens + max_new_tokens <= limit:
+        return
+    if prompt_tokens >= limit:
+        raise OptionError(f"the prompt has {prompt_tokens} tokens and the model takes {limit}; shorten the prompt")
+    fits = limit - prompt_tokens
+    raise OptionError(f"{prompt_tokens} prompt tokens and --max-new-tokens {max_new_tokens} exceed the model's {limit}; at most {fits} fit")

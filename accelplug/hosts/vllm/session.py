@@ -1,0 +1,122 @@
+"""One worker's drafter while it serves: its methods, its counters, and the switch that turns it off when it fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from accelplug._errors import PluginError
+from accelplug.hooks.binding import BoundDrafter, check_drafts
+from accelplug.hooks.capabilities import Selection
+from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Drafts, DraftView
+from accelplug.hooks.registry import Technique
+from accelplug.hosts.stats import Stats, TechniqueStats
+from accelplug.hosts.vllm.log import LOG
+
+
+class Session:
+    """Calls the drafter. Whatever it raises while serving switches it off for good; the engine goes on without drafts.
+
+    :param bound: the drafter's methods.
+    :param vocab_size: width of the model's logits.
+    """
+
+    def __init__(self, bound: BoundDrafter, selection: Selection, vocab_size: int) -> None:
+        self.bound = bound
+        self.verifier = selection.verifier
+        self.vocab_size = vocab_size
+        self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in (bound.technique, selection.verifier)])
+        self.switched_off: str | None = None
+
+    def start(self, slots: list[int]) -> None:
+        """Tell the drafter that requests begin in these slots."""
+        with self._guarded("start"):
+            if slots and self.switched_off is None:
+                self.bound.start(np.array(slots))
+
+    def finish(self, slots: list[int]) -> None:
+        """Tell the drafter that the requests in these slots ended."""
+        with self._guarded("finish"):
+            if slots and self.switched_off is None:
+                self.bound.finish(np.array(slots))
+
+    def observe(self, view: CommitView) -> None:
+        """Show the drafter what was committed."""
+        with self._guarded("observe"), self._timed():
+            if len(view.slots) and self.switched_off is None:
+                self.bound.observe(view)
+
+    def propose(self, view: DraftView) -> Drafts:
+        """Return the drafter's chains; empty ones once it is switched off."""
+        drafts = Drafts(np.zeros(len(view.slots) + 1, dtype=np.int64), np.empty(0, dtype=np.int64))
+        with self._guarded("propose"), self._timed():
+            if len(view.slots) and self.switched_off is None:
+                proposed = self.bound.propose(view)
+                check_drafts(self.bound.technique, proposed, view.budgets, self.vocab_size)
+                drafts = proposed
+        return drafts
+
+    def propose_on_device(self, view: DeviceView) -> DeviceDrafts | None:
+        """Return the drafter's chains, or None once it is switched off."""
+        drafts: DeviceDrafts | None = None
+        with self._guarded("propose_on_device"), self._timed():
+            if self.switched_off is None and self.bound.propose_on_device is not None:
+                proposed = self.bound.propose_on_device(view)
+                check_device_drafts(self.bound.technique, proposed, view, self.vocab_size)
+                drafts = proposed
+        return drafts
+
+    def status(self) -> dict[str, Any]:
+        """Return who drafts, who verifies, and what came of it, as plain JSON values."""
+        drafter = _describe(self.bound.technique)
+        if self.switched_off is not None:
+            drafter["switched_off"] = self.switched_off
+        return {"drafter": drafter, "verifier": _describe(self.verifier), "stats": self.stats.as_dict()}
+
+    @contextmanager
+    def _guarded(self, method: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:  # noqa: BLE001  a plugin that fails must not take the server with it
+            self.switched_off = f"{method} raised {type(exc).__name__}: {exc}"
+            LOG.error(
+                "%s %s; it is switched off and the engine goes on without drafts; report it to %s",
+                self.bound.technique, self.switched_off, self.bound.technique.owner.distribution, exc_info=exc,
+            )  # fmt: skip
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stats.propose_seconds += time.perf_counter() - begin
+
+
+def check_device_drafts(who: Technique, drafts: DeviceDrafts, view: DeviceView, vocab_size: int) -> None:
+    """Refuse device drafts of a wrong shape and, where looking costs no synchronisation, wrong token ids.
+
+    :raises PluginError: naming the drafter and what is wrong.
+    """
+    if not isinstance(drafts, DeviceDrafts):
+        raise PluginError(f"{who} returned a {type(drafts).__name__}; return accelplug.hooks.DeviceDrafts")
+    num_reqs, tokens, counts = len(view.slots), drafts.tokens, drafts.counts
+    if tuple(tokens.shape) != (num_reqs, view.num_tokens) or tuple(counts.shape) != (num_reqs,):
+        raise PluginError(
+            f"{who} returned tokens {list(tokens.shape)} and counts {list(counts.shape)}; "
+            f"{num_reqs} requests of {view.num_tokens} tokens each were asked for"
+        )
+    if tokens.is_floating_point() or counts.is_floating_point():
+        raise PluginError(f"{who} returned {tokens.dtype} tokens and {counts.dtype} counts; both are integers")
+    if tokens.device.type == "cpu" and num_reqs and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        raise PluginError(f"{who} drafted token ids from {tokens.min()} to {tokens.max()}, outside 0 .. {vocab_size - 1}; pad with valid ids")
+
+
+def _describe(technique: Technique) -> dict[str, Any]:
+    owner = technique.owner
+    return {"name": technique.name, "spec": technique.spec, "distribution": owner.distribution, "version": owner.version}
+

@@ -1,0 +1,125 @@
+"""The settings under ``additional_config["accelplug"]``, checked before weights load and without building anything."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar, cast, get_args
+
+from accelplug._errors import OptionError
+from accelplug.hooks.capabilities import Selection, admit
+from accelplug.hooks.drafting import DrafterTraits
+from accelplug.hooks.options import Spec, check_options
+from accelplug.hooks.registry import Entry, Technique, registry
+from accelplug.hooks.verifying import VerifierTraits
+from accelplug.hosts.vllm.capabilities import HOST
+
+Runner = Literal["auto", "v1", "v2"]
+T = TypeVar("T")
+
+DEFAULT_NUM_TOKENS: Final = 4
+KEYS: Final = ("drafter", "verifier", "num_tokens", "allow_lossy", "runner")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user asked for.
+
+    :param num_tokens: the most tokens drafted for a request in one step.
+    :param allow_lossy: output may differ from the target model's.
+    :param runner: the model runner to use; ``"auto"`` leaves the choice to vLLM.
+    """
+
+    drafter: Spec
+    verifier: Spec
+    num_tokens: int
+    allow_lossy: bool = False
+    runner: Runner = "auto"
+
+
+def read_settings(given: object) -> Settings:
+    """Check the settings and return them.
+
+    :param given: ``{"drafter": "prompt_lookup(num_tokens=6)", "verifier": "token_wise", ...}``.
+    :raises OptionError: an unknown key, a value of the wrong type, or a misspelt or misplaced option of a technique.
+    :raises UnknownTechniqueError: nobody offers the drafter or verifier.
+    :raises HostError: a technique says of itself that vLLM cannot run it.
+    """
+    if not isinstance(given, Mapping):
+        raise OptionError(f"accelplug's settings are a mapping such as {{'drafter': 'prompt_lookup'}}, got {given!r}")
+    _check_keys(given)
+    drafter, spec = _find("drafter", given["drafter"])
+    verifier, rule = _find("verifier", given.get("verifier", "token_wise"))
+    settings = Settings(
+        spec, rule, _num_tokens(drafter, spec, given), _boolean(given, "allow_lossy"), _runner(given.get("runner", "auto"))
+    )  # fmt: skip
+    _admit_early(drafter, verifier, settings)
+    return settings
+
+
+def _check_keys(given: Mapping[str, Any]) -> None:
+    for key in given:
+        if key not in KEYS:
+            near = difflib.get_close_matches(str(key), KEYS, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise OptionError(f"accelplug has no setting {key!r}; {hint}its settings: {', '.join(KEYS)}")
+    if "drafter" not in given:
+        raise OptionError("accelplug is configured without a drafter; add {'drafter': 'prompt_lookup'} or remove the settings")
+
+
+def _find(kind: str, given: object) -> tuple[Entry, Spec]:
+    if not isinstance(given, str | Mapping):
+        raise OptionError(f"{kind} {given!r} is no text or mapping; in vLLM a technique is written like 'prompt_lookup(num_tokens=6)'")
+    entry, spec = registry().find(kind, given)
+    check_options(str(entry), entry.resolve(), spec.options)
+    return entry, spec
+
+
+def _num_tokens(drafter: Entry, spec: Spec, given: Mapping[str, Any]) -> int:
+    """Return the draft length: the drafter's own option if it has one, else the setting of that name."""
+    declared = inspect.signature(drafter.resolve()).parameters.get("num_tokens")
+    if declared is None:
+        return _positive(given.get("num_tokens", DEFAULT_NUM_TOKENS), "accelplug")
+    if "num_tokens" in given:
+        raise OptionError(f"{drafter} has its own num_tokens; write drafter '{spec.name}(num_tokens={given['num_tokens']})' instead of the setting")
+    return _positive(spec.options.get("num_tokens", declared.default), str(drafter))
+
+
+def _positive(value: object, who: str) -> int:
+    if type(value) is not int or value < 1:
+        raise OptionError(f"{who}: num_tokens={value!r} is no draft length; it takes a whole number of at least 1")
+    return value
+
+
+def _boolean(given: Mapping[str, Any], key: str) -> bool:
+    value = given.get(key, False)
+    if not isinstance(value, bool):
+        raise OptionError(f"accelplug: {key}={value!r} is a {type(value).__name__}; it takes true or false")
+    return value
+
+
+def _runner(value: object) -> Runner:
+    if value not in get_args(Runner):
+        raise OptionError(f"accelplug has no runner {value!r}; it takes {', '.join(get_args(Runner))}")
+    return cast("Runner", value)
+
+
+def _admit_early(drafter: Entry, verifier: Entry, settings: Settings) -> None:
+    """Refuse now what the classes already say; whatever only the built objects know is refused in the workers."""
+    drafts, rule = _declared(drafter, DrafterTraits), _declared(verifier, VerifierTraits)
+    if rule is None:
+        return
+    chosen = Selection(None if drafts is None else _unbuilt(drafter), _unbuilt(verifier))
+    admit(chosen, HOST, sampling=not rule.standard, allow_lossy=settings.allow_lossy)
+
+
+def _declared(entry: Entry, traits: type[T]) -> T | None:
+    found = getattr(entry.resolve(), "traits", None)
+    return found if isinstance(found, traits) else None
+
+
+def _unbuilt(entry: Entry) -> Technique:
+    factory: Callable[..., object] = entry.resolve()
+    return Technique(entry.kind, entry.name, entry.owner, factory, factory, entry.name)

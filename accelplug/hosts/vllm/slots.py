@@ -1,0 +1,74 @@
+"""Slots: the number under which a drafter knows a request, fixed for the request's life and then recycled.
+
+V2 has such a number itself, its row in the request states. In V1 rows move between steps, so slots are dealt out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Request:
+    """A request that a drafter was told about.
+
+    :param length: committed tokens that the drafter has observed.
+    :param drafted: tokens it drafted in the last step, padding not counted.
+    """
+
+    slot: int
+    length: int = 0
+    drafted: int = 0
+
+
+class SlotTable:
+    """Which request has which slot."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._requests: dict[str, Request] = {}
+        self._owners: list[str | None] = [None] * num_slots
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __getitem__(self, req_id: str) -> Request:
+        return self._requests[req_id]
+
+    def get(self, req_id: str) -> Request | None:
+        """Return the request if it has a slot."""
+        return self._requests.get(req_id)
+
+    def claim(self, req_id: str, slot: int) -> tuple[Request, str | None]:
+        """Give a slot to a new request.
+
+        :returns: the request, and whoever held the slot until now and has lost it.
+        """
+        previous = self._owners[slot]
+        if previous is not None:
+            self.end((previous,))
+        request = self._requests[req_id] = Request(slot)
+        self._owners[slot] = req_id
+        return request, previous
+
+    def free_slot(self, keep: Container[str]) -> int:
+        """Return the lowest free slot; where none is free, that of a request that is not among `keep`.
+
+        An engine may hold back more requests than it runs at once. One that lost its slot begins anew when it returns.
+        """
+        for slot, owner in enumerate(self._owners):
+            if owner is None:
+                return slot
+        return next(slot for slot, owner in enumerate(self._owners) if owner not in keep)
+
+    def end(self, req_ids: Iterable[str]) -> list[int]:
+        """Take the slots of requests that ended; unknown ones are passed over.
+
+        :returns: the slots that became free.
+        """
+        freed = []
+        for req_id in req_ids:
+            if (request := self._requests.pop(req_id, None)) is not None:
+                self._owners[request.slot] = None
+                freed.append(request.slot)
+        return freed

@@ -1,0 +1,107 @@
+"""The seam of the V1 runner: vLLM's own interface for drafters of users, ``method="custom_class"``.
+
+vLLM makes the `Proposer` before the model is loaded, and accelplug's worker gives it its drafter afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from accelplug._errors import HostError
+from accelplug.hooks.drafting import IntArray
+from accelplug.hosts.vllm.attachment import require_in_effect
+from accelplug.hosts.vllm.chains import Batch, Chains
+from accelplug.hosts.vllm.session import Session
+
+
+class Proposer:
+    """What vLLM calls for drafts after every step."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        self.num_tokens: int = vllm_config.speculative_config.num_speculative_tokens
+        self.attachment: V1Attachment | None = None
+
+    def load_model(self, target_model: Any) -> None:
+        """Do nothing: vLLM's CPU runner calls this always."""
+
+    def propose(
+        self, sampled_token_ids: list[list[int]], num_tokens_no_spec: IntArray, token_ids_cpu: IntArray, slot_mappings: Any = None
+    ) -> list[list[int]]:
+        """Return a chain for every row; none for rows that are still prefilling.
+
+        :param sampled_token_ids: the new tokens of each row of the batch.
+        :param num_tokens_no_spec: committed tokens of each row, [num_rows].
+        :param token_ids_cpu: [num_rows, max_length].
+        :raises HostError: accelplug's worker did not start this engine.
+        """
+        del slot_mappings
+        if self.attachment is None:
+            raise HostError("accelplug's drafter has no worker; leave worker_cls as accelplug set it when the configuration was made")
+        return self.attachment.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+
+
+class V1Attachment:
+    """Feeds the V1 runner's batches to a host-memory drafter. V1 rows move between steps; slots do not.
+
+    :param runner: vLLM's V1 model runner.
+    """
+
+    def __init__(self, runner: Any, session: Session) -> None:
+        config = runner.vllm_config
+        if not isinstance(runner.drafter, Proposer):
+            raise HostError(f"vLLM's V1 runner drafts with a {type(runner.drafter).__name__} and not with accelplug's proposer")
+        self.runner = runner
+        self.session = session
+        self.proposer = runner.drafter
+        self.proposer.attachment = self
+        self.chains = Chains(session, self.proposer.num_tokens, config.model_config.max_model_len, config.scheduler_config.max_num_seqs)
+        self._scheduled: dict[str, int] = {}
+        self._asked = False
+
+    def begin_step(self, scheduler_output: Any) -> None:
+        """Finish requests that ended or begin anew, and remember which drafts this step verifies."""
+        new = {request.req_id for request in scheduler_output.scheduled_new_reqs}
+        self.chains.end(scheduler_output.finished_req_ids | new)
+        drafts = scheduler_output.scheduled_spec_decode_tokens.items()
+        self._scheduled = {req_id: sum(token >= 0 for token in tokens) for req_id, tokens in drafts}
+        self._asked = False
+        self.session.stats.requests += len(new)
+        self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
+
+    def propose(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> list[list[int]]:
+        """Show the step to the drafter and return its chains, one per row."""
+        self._asked = True
+        batch = self._batch(sampled, lengths, tokens)
+        chains = iter(self.chains.propose(batch, self.chains.commit(batch, self._scheduled)))
+        return [next(chains) if new else [] for new in sampled]
+
+    def end_step(self, output: Any) -> None:
+        """Show the step to the drafter where vLLM asked for no drafts, as it does near the maximum length."""
+        sampled = getattr(output, "sampled_token_ids", None)
+        if self._asked or not sampled:
+            return
+        rows = self.runner.input_batch
+        self.chains.commit(self._batch(sampled, rows.num_tokens_no_spec, rows.token_ids_cpu), self._scheduled)
+
+    def trim(self, drafts: Any) -> Any:
+        """Return no drafts where the drafter was not asked; vLLM would schedule rows of token 0 instead."""
+        if drafts is None or self._asked:
+            return drafts
+        return type(drafts)(drafts.req_ids, [[] for _ in drafts.req_ids])
+
+    def verify(self) -> None:
+        """Refuse to serve if somebody replaced the proposer."""
+        require_in_effect(self.runner.drafter, self.proposer, "runner.drafter")
+
+    def status(self) -> dict[str, Any]:
+        """Return what runs and what came of it."""
+        return {"runner": "V1", "async": False, **self.session.status(), "seams": ["custom_class proposer"]}
+
+    def _batch(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> Batch:
+        active = [row for row, new in enumerate(sampled) if new]
+        req_ids = self.runner.input_batch.req_ids
+        new_tokens = np.array([len(sampled[row]) for row in active], dtype=np.int64)
+        rows = np.array(active, dtype=np.int64)
+        return Batch([req_ids[row] for row in active], rows, tokens, lengths[rows].astype(np.int64), new_tokens)

@@ -1,0 +1,87 @@
+"""Drafts of a device drafter for the V2 runner: tensors in and out, and nothing that waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from accelplug.hooks.drafting import DeviceView
+from accelplug.hosts.vllm.session import Session
+from accelplug.hosts.vllm.slots import SlotTable
+
+
+class DeviceSource:
+    """Asks the drafter for chains of one length, and counts on the device what the verifier keeps of them.
+
+    :param req_states: vLLM's RequestState, with its tokens on the device.
+    :param num_tokens: the length of every chain.
+    """
+
+    def __init__(self, session: Session, req_states: Any, num_tokens: int) -> None:
+        self.session = session
+        self.req_states = req_states
+        self.num_tokens = num_tokens
+        self.table = SlotTable(req_states.max_num_reqs)
+        device = req_states.total_len.gpu.device
+        self._real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=device)  # [num_slots] drafts that are no padding
+        self._totals = torch.zeros(3, dtype=torch.int64, device=device)  # drafted, accepted, tokens; since settle()
+
+    def end(self, req_ids: set[str]) -> None:
+        """Finish requests."""
+        self.session.finish(self.table.end(req_ids))
+
+    def arrive(self, req_id: str, tokens: Sequence[int]) -> None:
+        """Do nothing: the tokens are on the device."""
+
+    def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:
+        """Fill `drafts`; once the drafter is switched off, with each request's last token."""
+        slots = input_batch.idx_mapping
+        self._count(slots, num_sampled, input_batch.cu_num_logits)
+        self._start(input_batch.req_ids, input_batch.idx_mapping_np.tolist())
+        states = self.req_states
+        found = self.session.propose_on_device(DeviceView(slots, states.all_token_ids.gpu, states.total_len.gpu[slots], self.num_tokens))
+        if found is None:
+            drafts.copy_(last_sampled[slots].unsqueeze(1).expand_as(drafts))
+            self._real[slots] = 0
+            return
+        # A token outside the vocabulary would be read out of the embedding's bounds; what is drafted instead is only
+        # a draft, and the verifier judges it like any other.
+        drafts.copy_(found.tokens.clamp(0, self.session.vocab_size - 1))
+        self._real[slots] = found.counts.long().clamp(0, self.num_tokens) * (num_sampled > 0)
+
+    def counts(self, req_ids: Sequence[str]) -> list[int] | None:
+        """Return how many drafts of each request are no padding; None on a device that would have to be waited for."""
+        if self._real.device.type != "cpu":
+            return None
+        found = [self.table.get(req_id) for req_id in req_ids]
+        return [0 if request is None else int(self._real[request.slot]) for request in found]
+
+    def settle(self) -> None:
+        """Move the device's counters into the session's."""
+        drafted, accepted, tokens = self._totals.tolist()
+        self._totals.zero_()
+        self.session.stats.count(drafted, accepted)
+        self.session.stats.tokens += tokens
+
+    def _count(self, slots: torch.Tensor, num_sampled: torch.Tensor, cu_num_logits: torch.Tensor) -> None:
+        """Count the drafts that this step verified.
+
+        :param slots: [num_reqs].
+        :param num_sampled: [num_reqs].
+        :param cu_num_logits: [num_reqs + 1] int32, where each request's rows of logits begin: its drafts and one more.
+        """
+        real = torch.minimum(self._real[slots], cu_num_logits.diff().long() - 1) * (num_sampled > 0)
+        accepted = torch.minimum(real, num_sampled.long() - 1).clamp(min=0)
+        self._totals += torch.stack([real.sum(), accepted.sum(), num_sampled.long().sum()])
+
+    def _start(self, req_ids: list[str], slots: list[int]) -> None:
+        """Start the requests that are new to the drafter."""
+        lost, started = [], []
+        for req_id, slot in zip(req_ids, slots, strict=True):
+            if self.table.get(req_id) is None:
+                lost += [slot] if self.table.claim(req_id, slot)[1] is not None else []
+                started.append(slot)
+        self.session.finish(lost)
+        self.session.start(started)

@@ -1,0 +1,74 @@
+"""Drafts of a host-memory drafter for the V2 runner. On CUDA this waits for the device once a step; on a CPU there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+
+from accelplug.hooks.drafting import IntArray
+from accelplug.hosts.vllm.chains import Batch, Chains
+from accelplug.hosts.vllm.mirror import TokenMirror
+from accelplug.hosts.vllm.session import Session
+
+
+class HostSource:
+    """Mirrors committed tokens in host memory, asks the drafter, and pads its chains to one length.
+
+    :param req_states: vLLM's RequestState.
+    :param num_tokens: the length of every chain.
+    """
+
+    def __init__(self, session: Session, req_states: Any, num_tokens: int) -> None:
+        self.req_states = req_states
+        self.num_tokens = num_tokens
+        self.chains = Chains(session, num_tokens, req_states.max_model_len, req_states.max_num_reqs)
+        self.mirror = TokenMirror(req_states.max_num_reqs, req_states.max_model_len, num_tokens + 1)
+        self._arriving: dict[str, IntArray] = {}
+
+    def end(self, req_ids: set[str]) -> None:
+        """Finish requests, also such as never came to a step."""
+        self.chains.end(req_ids)
+        for req_id in req_ids:
+            self._arriving.pop(req_id, None)
+
+    def arrive(self, req_id: str, tokens: Sequence[int]) -> None:
+        """Keep a copy: within one process the scheduler goes on to append to the same list."""
+        self._arriving[req_id] = np.array(tokens, dtype=np.int32)
+
+    def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:
+        """Fill `drafts` with chains, each padded with the request's last token."""
+        del num_sampled, last_sampled
+        slots: IntArray = input_batch.idx_mapping_np
+        gained = self._pull(input_batch.req_ids, slots)
+        active = np.flatnonzero(gained > 0)
+        batch = self._batch(input_batch.req_ids, slots, gained, active)
+        scheduled = input_batch.num_draft_tokens_per_req
+        verified = {} if scheduled is None else dict(zip(input_batch.req_ids, scheduled.tolist(), strict=True))
+        chains = self.chains.propose(batch, self.chains.commit(batch, verified))
+        padded = np.repeat(self.mirror.tokens[slots, self.mirror.lengths[slots] - 1].astype(np.int64)[:, None], self.num_tokens, 1)
+        for i, chain in zip(active.tolist(), chains, strict=True):
+            padded[i, : len(chain)] = chain
+        drafts.copy_(torch.from_numpy(padded))
+
+    def counts(self, req_ids: Sequence[str]) -> list[int]:
+        """Return how many drafts of each request are no padding."""
+        found = [self.chains.table.get(req_id) for req_id in req_ids]
+        return [0 if request is None else request.drafted for request in found]
+
+    def settle(self) -> None:
+        """Do nothing: host-memory drafts are counted as they are verified."""
+
+    def _pull(self, req_ids: list[str], slots: IntArray) -> IntArray:
+        for req_id, slot in zip(req_ids, slots.tolist(), strict=True):
+            if (tokens := self._arriving.pop(req_id, None)) is not None:
+                self.mirror.begin(slot, tokens)
+        with gpu_sync_allowed():
+            return self.mirror.pull(slots, self.req_states.all_token_ids.gpu, self.req_states.total_len.gpu)
+
+    def _batch(self, req_ids: list[str], slots: IntArray, gained: IntArray, active: IntArray) -> Batch:
+        owned = slots[active].astype(np.int64)
+        return Batch([req_ids[i] for i in active.tolist()], owned, self.mirror.tokens, self.mirror.lengths[owned], gained[active], owned)

@@ -1,0 +1,34 @@
+"""Where the V2 runner's drafts come from: a drafter on the device, or one in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Source(Protocol):
+    """Fills the speculator's drafts."""
+
+    def end(self, req_ids: set[str]) -> None:
+        """Finish requests; unknown ones are passed over."""
+
+    def arrive(self, req_id: str, tokens: Sequence[int]) -> None:
+        """Learn the tokens that a request comes with."""
+
+    def propose(self, input_batch: Any, num_sampled: Tensor, last_sampled: Tensor, drafts: Tensor) -> None:
+        """Fill the drafts of a step.
+
+        :param input_batch: vLLM's InputBatch.
+        :param num_sampled: new tokens of each request, [num_reqs] int32; 0 while it is prefilling.
+        :param last_sampled: the last token of each slot, [num_slots] int64.
+        :param drafts: [num_reqs, num_tokens] int64, to be filled with valid token ids.
+        """
+
+    def counts(self, req_ids: Sequence[str]) -> list[int] | None:
+        """Return how many drafts of each request are no padding; None where looking costs a synchronisation."""
+
+    def settle(self) -> None:
+        """Bring the session's counters up to date; may wait for the device."""

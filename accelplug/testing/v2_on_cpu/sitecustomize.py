@@ -1,0 +1,120 @@
+"""Run vLLM's V2 model runner without a GPU, for tests. Python imports this at start where its folder is on PYTHONPATH.
+
+vLLM's CPU build contains the V2 runner and lacks only Triton, which has no CPU backend. This declares one and has every
+kernel run in Triton's own interpreter: the semantics of V2 at a small fraction of its speed. Nothing here runs on CUDA.
+
+* ``ACCELPLUG_V2_ASYNC=1`` puts asynchronous scheduling back, which vLLM turns off on CPUs.
+* The interpreter rejects one kernel, the grammar bitmask's; a few lines of torch stand in for it.
+
+Seams: ``triton.backends:backends``, ``vllm.platforms.cpu:CpuPlatform.check_and_update_config`` and
+``vllm.v1.worker.gpu.structured_outputs:_apply_grammar_bitmask_kernel``, of vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def _declare_backend(backends: ModuleType) -> None:
+    """Make Triton believe in a CPU backend; in interpreter mode it is never asked to compile."""
+
+    class Driver:
+        @staticmethod
+        def is_active() -> bool:
+            return True
+
+    backends.backends["cpu"] = backends.Backend(compiler=None, driver=Driver)
+
+
+def _allow_async(platform: ModuleType) -> None:
+    """Keep asynchronous scheduling on."""
+    check = platform.CpuPlatform.check_and_update_config.__func__
+
+    def check_and_update_config(cls: type, vllm_config: Any) -> None:
+        check(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    platform.CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
+
+
+class _BitmaskKernel:
+    """The contract of the Triton kernel: mask logits whose bit is 0, for every row that a bitmask came for."""
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return self._run
+
+    @staticmethod
+    def _run(logits: Any, stride: int, rows: Any, cu_num_logits: Any, bitmask: Any, bitmask_stride: int, width: int, mask_stride: int, *_: Any, **__: Any) -> None:  # fmt: skip
+        import torch
+
+        del stride, bitmask_stride
+        shifts = torch.arange(32, dtype=torch.int32)
+        for bits, row in zip(bitmask, rows.tolist(), strict=False):
+            request, position = divmod(int(row), mask_stride)
+            first, end = int(cu_num_logits[request]), int(cu_num_logits[request + 1])
+            if position < end - first:
+                allowed = ((bits[:, None] >> shifts) & 1).bool().reshape(-1)[:width]
+                logits[first + position, :width].masked_fill_(~allowed, float("-inf"))
+
+
+def _stand_in_for_bitmask(structured_outputs: ModuleType) -> None:
+    structured_outputs._apply_grammar_bitmask_kernel = _BitmaskKernel()  # type: ignore[attr-defined]
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Changes modules right after they ran, so that Python processes which never import them pay nothing."""
+
+    def __init__(self, changes: dict[str, Callable[[ModuleType], None]]) -> None:
+        self.changes = changes
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Find the module as the others do, and have it changed once it ran."""
+        del path, target
+        change = self.changes.pop(fullname, None)
+        spec = importlib.util.find_spec(fullname) if change else None
+        if change is not None and spec is not None and spec.loader is not None:
+            _run_after(spec.loader, change)
+        return spec
+
+
+def _run_after(loader: importlib.abc.Loader, change: Callable[[ModuleType], None]) -> None:
+    run = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        run(module)
+        change(module)
+
+    loader.exec_module = exec_module  # type: ignore[method-assign]
+
+
+def _run_the_other_sitecustomize() -> None:
+    """Run the one that this one hides, if there is one."""
+    here = Path(__file__).resolve().parent
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", elsewhere)
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def _install() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    changes = {
+        "triton.backends": _declare_backend,
+        "vllm.v1.worker.gpu.structured_outputs": _stand_in_for_bitmask,
+    }
+    if os.environ.get("ACCELPLUG_V2_ASYNC") == "1":
+        changes["vllm.platforms.cpu"] = _allow_async
+    sys.meta_path.insert(0, _AfterImport(changes))
+
+
+_run_the_other_sitecustomize()
+_install()

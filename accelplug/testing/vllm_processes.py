@@ -1,0 +1,39 @@
+"""Environments for subprocesses that run vLLM on a machine without a GPU: on either runner, offline and online."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+from accelplug._errors import HostError
+
+Runner = Literal["v1", "v2", "v2-async"]
+
+HERE: Final = Path(__file__).resolve().parent
+SETTINGS: Final[Mapping[str, str]] = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_CI_ENV": "1",  # skips compilation
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def vllm_environment(runner: Runner, *, serve: bool = False) -> dict[str, str]:
+    """Return environment variables for a Python subprocess that runs vLLM's CPU build.
+
+    :param runner: the model runner. V2 runs in Triton's interpreter: right, and slow; ``"v2-async"`` adds asynchronous
+        scheduling, which vLLM turns off on CPUs.
+    :param serve: the subprocess is ``vllm serve``, which asks for the metadata of a distribution named vllm that the
+        wheel for CPUs does not have.
+    :raises HostError: there is no such runner.
+    """
+    if runner not in ("v1", "v2", "v2-async"):
+        raise HostError(f"vLLM has no runner {runner!r} on a CPU; use 'v1', 'v2' or 'v2-async'")
+    ours = [str(HERE / "v2_on_cpu")] if runner != "v1" else []
+    ours += [str(HERE / "vllm_meta")] if serve else []
+    path = [*ours, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    chosen = {"VLLM_USE_V2_MODEL_RUNNER": "0" if runner == "v1" else "1", "ACCELPLUG_V2_ASYNC": "1" if runner == "v2-async" else "0"}
+    return {**os.environ, **SETTINGS, **chosen, "PYTHONPATH": os.pathsep.join(path)}

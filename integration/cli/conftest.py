@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import installed
+import pytest
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder on the path of `command`'s process, for plugins of the test."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def install(site: Path) -> Callable[..., str]:
+    return lambda distribution, source, **more: installed.install(site, distribution, source, **more)
+
+
+@pytest.fixture
+def command(site: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``accelplug ARGUMENTS`` in a process of its own, offline."""
+
+    def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+        env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
+        return subprocess.run(
+            [sys.executable, "-m", "accelplug", *arguments], capture_output=True, text=True, timeout=timeout, env=env, cwd=site, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def refusal(command: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., str]:
+    """Run a command that must be refused; return its one sentence."""
+
+    def run(*arguments: str, **environment: str) -> str:
+        done = command(*arguments, **environment)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert "Traceback" not in done.stderr
+        said = [line for line in done.stderr.splitlines() if line.startswith("accelplug: error: ")]
+        assert len(said) == 1, done.stderr
+        return said[0].removeprefix("accelplug: error: ")
+
+    return run

@@ -1,0 +1,240 @@
+"""Sampling keeps the target's distribution: exactly, by enumeration on a toy, and statistically in ``generate()``."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
+
+import accelplug
+from accelplug.hooks import DrafterTraits, Drafts, DraftView, NodeKind, VerifierTraits, VerifyView
+from accelplug.hosts.hf.tree import Tree
+from accelplug.testing.oracle import Oracle
+from tests.hosts.hf.conftest import VOCAB as MODEL_VOCAB
+from tests.hosts.hf.toy import VOCAB, Enumeration, decoded_joint, table, target_joint, total_variation
+
+TARGET, DRAFTER = table(1), table(2)
+EXACT = 1e-12
+
+
+@dataclass
+class Grow:
+    """Drafts a tree level by level; `plan` lists the kinds of the siblings at each depth.
+
+    With `data_dependent`, a node whose token is even gets one sibling group fewer below it.
+    """
+
+    plan: list[list[NodeKind]]
+    data_dependent: bool = False
+    relabel: NodeKind | None = None
+    drop_below: float = 0.0
+
+    def __call__(self, chance: Enumeration, context: tuple[int, ...], budget: int) -> Tree:
+        tokens: list[int] = []
+        parents: list[int] = []
+        kinds: list[int] = []
+        rows: list[torch.Tensor] = []
+        row_ids: list[int] = []
+
+        def grow(parent: int, below: tuple[int, ...], depth: int) -> None:
+            if depth >= min(len(self.plan), budget):
+                return
+            siblings = self.plan[depth]
+            if self.data_dependent and below and below[-1] % 2 == 0:
+                siblings = siblings[:1]
+            row = DRAFTER(below)
+            rows.append(row)
+            row_id, left, used = len(rows) - 1, row.clone(), set()
+            made = []
+            for kind in siblings:
+                token = self._pick(chance, kind, row, left, used)
+                if row[token] < self.drop_below:
+                    continue
+                used.add(token)
+                if kind == NodeKind.WITHOUT_REPLACEMENT:
+                    left[token] = 0
+                    left = left / left.sum()
+                tokens.append(token)
+                parents.append(parent)
+                kinds.append(int(kind if self.relabel is None else self.relabel))
+                row_ids.append(row_id)
+                made.append(len(tokens) - 1)
+            for node in made:
+                grow(node, (*below, tokens[node]), depth + 1)
+
+        grow(-1, context, 0)
+        # Breadth does not matter to the walk, order of siblings does: nodes were appended in drawing order.
+        children: dict[int, list[int]] = {}
+        for node, parent in enumerate(parents):
+            children.setdefault(parent, []).append(node)
+        return Tree(tokens, parents, kinds, row_ids, torch.stack(rows) if rows else None, children)
+
+    def _pick(self, chance: Enumeration, kind: NodeKind, row: torch.Tensor, left: torch.Tensor, used: set[int]) -> int:
+        if kind == NodeKind.DELTA:
+            return next(token for token in row.argsort(descending=True).tolist() if token not in used)
+        return chance.choose((left if kind == NodeKind.WITHOUT_REPLACEMENT else row).tolist())
+
+
+D, S, W = NodeKind.DELTA, NodeKind.SAMPLED, NodeKind.WITHOUT_REPLACEMENT
+PLANS = {
+    "no drafts": [],
+    "delta chain": [[D], [D]],
+    "sampled chain": [[S], [S]],
+    "delta tree": [[D, D], [D, D]],
+    "independent siblings": [[S, S], [S, S]],
+    "siblings without replacement": [[W, W], [W, W]],
+    "all siblings without replacement": [[W, W, W], [W]],
+    "sampled then delta": [[W, D], [S]],
+    "delta after without replacement": [[W, W], [D, D]],
+}
+
+
+@pytest.mark.parametrize("data_dependent", [False, True])
+@pytest.mark.parametrize("plan", PLANS)
+def test_token_wise_is_exact(plan, data_dependent):
+    joint = decoded_joint(TARGET, Grow(PLANS[plan], data_dependent), "token_wise")
+    assert total_variation(joint, target_joint(TARGET)) < EXACT
+
+
+def test_token_wise_is_exact_behind_processors():
+    processors = LogitsProcessorList([TemperatureLogitsWarper(0.7), TopKLogitsWarper(2)])
+
+    def warped(context):
+        return processors(None, TARGET(context).log()[None])[0].softmax(-1)
+
+    for plan in ([[S], [S]], [[W, W], [W]], [[D, D], [D]]):
+        joint = decoded_joint(TARGET, Grow(plan), "token_wise", processors)
+        assert total_variation(joint, target_joint(warped)) < EXACT
+
+
+WRONG = {
+    "draft probabilities for deterministic nodes": (Grow([[D, D], [D, D]], relabel=W), 0.05),
+    "a sampled node dropped for its own probability": (Grow([[S], [S]], drop_below=0.3), 0.01),
+    "without replacement told as independent": (Grow([[W, W], [W]], relabel=S), 0.01),
+}
+
+
+def test_calling_a_drawn_node_deterministic_is_exact_too():
+    """Drawing first and looking for a match is right for any draft; it only accepts less than its row would allow."""
+    joint = decoded_joint(TARGET, Grow([[W, W], [S]], relabel=D), "token_wise")
+    assert total_variation(joint, target_joint(TARGET)) < EXACT
+
+
+@dataclass(frozen=True)
+class AlwaysRatio:
+    """Token-wise acceptance without the residual: what forgetting the second half of the rule costs."""
+
+    traits: ClassVar[VerifierTraits] = VerifierTraits(lossless="sampling")
+
+    def accept(self, view: VerifyView) -> torch.Tensor:
+        return (view.target_at_tokens() / view.draft_at_tokens()).clamp(max=1)
+
+    def residual(self, view: VerifyView) -> torch.Tensor:
+        return view.target
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_enumeration_catches_a_wrong_drafter(name):
+    draft, at_least = WRONG[name]
+    assert total_variation(decoded_joint(TARGET, draft, "token_wise"), target_joint(TARGET)) > at_least
+
+
+def test_enumeration_catches_a_wrong_residual():
+    assert total_variation(decoded_joint(TARGET, Grow([[S], [S]]), AlwaysRatio()), target_joint(TARGET)) > 0.01
+
+
+def test_point_mass_drafts_take_the_same_random_numbers_as_plain_sampling(random_models):
+    """Seed-identical at batch 1, with warpers, whatever is accepted."""
+    arguments = {"max_new_tokens": 40, "do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
+    accepted = []
+    for (name, model), seed, width in itertools.product(random_models.items(), range(4), (1, 3)):
+        prompt = torch.tensor([[4, 8, 15, 16, 23]])
+        torch.manual_seed(seed)
+        plain = model.generate(prompt, **arguments)[0].tolist()
+        torch.manual_seed(seed)
+        with accelplug.attach(model, drafter=Oracle(plain, [(3, 1), (0, 2), (1, 1)], MODEL_VOCAB, width)) as session:
+            fast = model.generate(prompt, **arguments)[0].tolist()
+        assert fast == plain, (name, seed, width)
+        accepted.append(session.stats.accepted / session.stats.drafted)
+    assert 0 < min(accepted) < max(accepted) < 1
+
+
+# The engine itself: real model, real generate(), a drafter with its own random numbers and its own distribution.
+SMALL, LENGTH, SAMPLES = 5, 3, 4000
+SIGNIFICANCE = 1e-3
+
+
+@dataclass
+class RowDrafter:
+    """Samples two tokens from a fixed row; `wrong` picks a known mistake."""
+
+    wrong: str = ""
+    row: torch.Tensor = field(default_factory=lambda: torch.tensor([0.35, 0.30, 0.2, 0.1, 0.05]))
+    generator: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
+    traits: ClassVar[DrafterTraits] = DrafterTraits(kinds=frozenset(NodeKind))
+
+    def propose(self, view: DraftView) -> Drafts:
+        count = max(0, min(2, int(view.budgets[0])))
+        drawn = self.generator.choice(SMALL, size=count, p=self.row.double().numpy() / self.row.double().sum().item())
+        if self.wrong == "ratio on deterministic nodes":
+            drawn = np.zeros(count, dtype=np.int64)
+        if self.wrong == "dropped by own probability":
+            keep = np.cumprod(self.row.numpy()[drawn] >= 0.2).astype(bool)
+            drawn = drawn[keep]
+        size = len(drawn)
+        kinds = np.full(size, int(NodeKind.SAMPLED))
+        return Drafts(np.array([0, size]), drawn, None, kinds, np.zeros(size, dtype=np.int64), self.row[None])
+
+
+@pytest.fixture(scope="module")
+def small_model() -> LlamaForCausalLM:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=SMALL, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        initializer_range=0.6, eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def exact_joint(model: Any, prompt: torch.Tensor) -> np.ndarray:
+    """Probability of every continuation of LENGTH tokens, [SMALL ** LENGTH], from one forward pass."""
+    continuations = torch.tensor(list(itertools.product(range(SMALL), repeat=LENGTH)))
+    rows = torch.cat([prompt.expand(len(continuations), -1), continuations], 1)
+    with torch.no_grad():
+        logs = model(rows).logits.double().log_softmax(-1)[:, prompt.shape[1] - 1 : -1]
+    joint = logs.gather(2, continuations[:, :, None]).sum((1, 2)).exp().numpy()
+    return joint / joint.sum()
+
+
+def p_value(model: Any, drafter: RowDrafter) -> tuple[float, float]:
+    prompt = torch.tensor([[1, 2, 3, 4]])
+    torch.manual_seed(11)
+    counts = np.zeros(SMALL**LENGTH)
+    with accelplug.attach(model, drafter=drafter) as session:
+        for _ in range(SAMPLES):
+            tokens = model.generate(prompt, max_new_tokens=LENGTH, do_sample=True, top_k=0, top_p=1.0)[0, -LENGTH:].tolist()
+            counts[int("".join(map(str, tokens)), SMALL)] += 1
+    expected = exact_joint(model, prompt) * SAMPLES
+    common = expected >= 5
+    merged = [np.append(values[common], values[~common].sum()) for values in (counts, expected)]
+    return float(stats.chisquare(*merged).pvalue), session.stats.acceptance
+
+
+def test_sampled_drafts_keep_the_distribution_in_generate(small_model):
+    """Chi-square over 125 continuations, 4,000 samples; the two mistakes below fail at this very size."""
+    p, acceptance = p_value(small_model, RowDrafter())
+    print(f"p = {p:.3f}, acceptance {acceptance:.2f}")
+    assert 0.2 < acceptance < 0.9, "the test needs acceptances and rejections"
+    assert p > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("wrong", ["ratio on deterministic nodes", "dropped by own probability"])
+def test_the_same_sample_size_catches_known_mistakes(small_model, wrong):
+    p, _ = p_value(small_model, RowDrafter(wrong))
+    assert p < SIGNIFICANCE
