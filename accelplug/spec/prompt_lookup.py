@@ -16,61 +16,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from accelplug._errors import OptionError
 from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Drafts, DraftView, IntArray
 from accelplug.hooks.options import option
 
-MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that the hash of an n-gram keeps all 64 bits of every token
-MASK = (1 << 64) - 1
-
 
 class _Index:
-    """One request's n-grams: for each size, hash -> position of the token that followed it most recently."""
+    """One request's n-grams: for each size, n-gram -> position of the token that followed it most recently."""
 
     def __init__(self, sizes: range) -> None:
         self.sizes = sizes
-        self.powers = [pow(MULTIPLIER, n, 1 << 64) for n in range(sizes.stop)]
-        self.tables: list[dict[int, int]] = [{} for _ in sizes]
-        self.length = 0  # tokens seen; n-grams that end at the last one have no follower yet
+        self.tokens: list[int] = []
+        self.tables: list[dict[tuple[int, ...], int]] = [{} for _ in sizes]
 
-    def extend(self, tokens: IntArray) -> None:
-        """Add the n-grams whose follower is among `tokens[self.length:]`."""
-        first, self.length = self.length, len(tokens)
-        if self.length - first > 32:
-            self._extend_bulk(tokens.astype(np.uint64), first)
-            return
-        start = max(0, first - self.sizes.stop + 1)
-        window = tokens[start:].tolist()
-        for follower in range(first, self.length):
-            hashes = self._suffix_hashes(window[: follower - start])
-            for table, key in zip(self.tables, hashes, strict=False):
-                table[key] = follower
+    def extend(self, history: IntArray) -> None:
+        """Add the n-grams that the new tokens followed; the one at the very end has no follower yet."""
+        first = len(self.tokens)
+        self.tokens += history[first:].tolist()
+        tokens, end = self.tokens, len(self.tokens)
+        for size, table in zip(self.sizes, self.tables, strict=True):
+            begin = max(first - size, 0)
+            window = tokens[begin:]
+            shifted = (window[i:] for i in range(size))
+            table.update(zip(zip(*shifted, strict=False), range(begin + size, end), strict=False))
 
-    def _extend_bulk(self, tokens: npt.NDArray[np.uint64], first: int) -> None:
-        rolling = np.zeros(len(tokens), dtype=np.uint64)  # at j: hash of the n tokens before j
-        for n in range(1, self.sizes.stop):
-            rolling[n:] += tokens[: len(tokens) - n] * np.uint64(self.powers[n - 1])
-            begin = max(n, first)
-            if n in self.sizes and begin < len(tokens):
-                keys = rolling[begin:].tolist()
-                self.tables[n - self.sizes.start].update(zip(keys, range(begin, len(tokens)), strict=True))
-
-    def _suffix_hashes(self, tail: list[int]) -> list[int]:
-        """Hash the last n tokens for every size n that fits, shortest first."""
-        rolling, hashes = 0, []
-        for n in range(1, min(self.sizes.stop - 1, len(tail)) + 1):
-            rolling = (rolling + tail[-n] * self.powers[n - 1]) & MASK
-            if n in self.sizes:
-                hashes.append(rolling)
-        return hashes
-
-    def find(self, tokens: IntArray) -> int:
+    def find(self) -> int:
         """Return where the longest n-gram at the end was last followed by something, or -1."""
-        hashes = self._suffix_hashes(tokens[-self.sizes.stop + 1 :].tolist())
-        for table, key in zip(reversed(self.tables[: len(hashes)]), reversed(hashes), strict=True):
-            if (position := table.get(key)) is not None:
+        for size, table in zip(reversed(self.sizes), reversed(self.tables), strict=True):
+            if (position := table.get(tuple(self.tokens[-size:]))) is not None:
                 return position
         return -1
 
@@ -110,7 +84,7 @@ class PromptLookup:
         for i, slot in enumerate(view.slots.tolist()):
             budget = min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))
             tokens = view.history(i)
-            begin = self._indexes[slot].find(tokens) if budget > 0 else -1
+            begin = self._indexes[slot].find() if budget > 0 else -1
             if begin < 0:
                 guesses.append(())
             elif begin + budget <= len(tokens):

@@ -17,7 +17,7 @@ from accelplug.hooks import DrafterTraits, Drafts, DraftView, NodeKind, Verifier
 from accelplug.hosts.hf.tree import Tree
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB as MODEL_VOCAB
-from tests.hosts.hf.toy import VOCAB, Enumeration, decoded_joint, table, target_joint, total_variation
+from tests.hosts.hf.toy import Enumeration, decoded_joint, table, target_joint, total_variation
 
 TARGET, DRAFTER = table(1), table(2)
 EXACT = 1e-12

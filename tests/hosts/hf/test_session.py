@@ -279,7 +279,7 @@ def test_a_factory_gets_a_real_build_context(model, tokenizer):
     with accelplug.attach(model, drafter="wants_context(depth=3)", plugins=plugins) as session:
         model.generate(PROMPT, max_new_tokens=10, do_sample=False)
     assert session.stats.drafted > 0
-    assert session.stats.techniques[0].distribution == "Offers"
+    assert session.stats.techniques[0].distribution.endswith("Offers")
 
 
 def test_stop_strings_from_every_place(model, tokenizer):
