@@ -25,8 +25,8 @@ class Forward:
         self.model = model
         self.cache: Cache = model_kwargs["past_key_values"]
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
-        self.logits: Tensor = outputs.logits[0, -1:]  # [1, vocab_size]
         self.device = input_ids.device
+        self.logits: Tensor = outputs.logits[0, -1:].to(self.device)  # [1, vocab_size]
         self.padding: Tensor | None = model_kwargs.get("attention_mask")  # [1, prompt length] where the prompt is padded
         self.cached = int(self.cache.get_seq_length())
         self.has_positions = model_kwargs.get("position_ids") is not None
@@ -35,7 +35,9 @@ class Forward:
         self.extra = {k: v for k, v in model_kwargs.items() if k not in _PER_STEP and not isinstance(v, Tensor)}
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
-        self.attention = model.config.get_text_config(decoder=True)._attn_implementation or "eager"
+        text = model.config.get_text_config(decoder=True)
+        self.attention: str = text._attn_implementation or "eager"
+        self.layer_types = set(getattr(text, "layer_types", None) or ())
         self.sliding = [layer for layer in self.cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
         # After the prefill, so that a long prompt is not kept whole in layers that only need its window.
         self.cache.activate_past_recording()
@@ -52,7 +54,7 @@ class Forward:
             **self._positions(tree, width),
             **self.extra,
         )
-        logits: Tensor = outputs.logits[0]
+        logits: Tensor = outputs.logits[0].to(self.device)  # a sharded model may end on another device
         return logits
 
     def _positions(self, tree: Tree, width: int) -> dict[str, Tensor]:
@@ -87,12 +89,13 @@ class Forward:
         positions = torch.cat([torch.arange(self.cached), self.cached + torch.tensor(tree.depths())]).to(self.device)
         window = self.sliding[0].sliding_window
         near = seen & (positions > (positions[self.cached :] - window).unsqueeze(1))
-        layer = self.cache.is_sliding.index(True)
-        length, offset = self.cache.get_mask_sizes(width, layer)
-        masks = {"sliding_attention": self._as_attended(near[:, offset : offset + length])}
-        if False in self.cache.is_sliding:
-            masks["full_attention"] = self._as_attended(seen)
-        return masks
+        length, offset = self.cache.get_mask_sizes(width, self.cache.is_sliding.index(True))
+        windowed = self._as_attended(near[:, offset : offset + length])
+        if not self.layer_types:
+            return windowed
+        if not self.layer_types <= {"sliding_attention", "full_attention"}:
+            raise HostError(f"cannot verify a tree of drafts in {', '.join(sorted(self.layer_types))} layers; use a drafter of chains")
+        return {"sliding_attention": windowed, "full_attention": self._as_attended(seen)}
 
     def _as_attended(self, seen: Tensor) -> Tensor:
         """Give a bool mask the shape and type that the model's attention takes: [1, 1, width, length]."""

@@ -41,15 +41,12 @@ class Loop:
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
-        synced_gpus: bool = False,
         **model_kwargs: Any,
     ) -> Any:
         """Decode one prompt; same contract as ``GenerationMixin._sample``."""
         session = self.session
-        check_call(input_ids, generation_config, model_kwargs, synced_gpus=synced_gpus)
+        check_call(model, input_ids, generation_config, model_kwargs)
         admit(session.selection, HOST, sampling=bool(generation_config.do_sample), allow_lossy=session.allow_lossy)
-        lengths = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
-        request = Request(input_ids, stopping_criteria, max_length=min(lengths), on_device=bool(logits_processor))
         wants = generation_config.return_dict_in_generate
         walk = Walk(
             session.selection.verifier,
@@ -58,6 +55,8 @@ class Loop:
             keep_scores=bool(wants and generation_config.output_scores),
             keep_logits=bool(wants and generation_config.output_logits),
         )
+        lengths = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
+        request = Request(input_ids, stopping_criteria, max_length=min(lengths), on_device=not walk.plain)
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
             forward = self._decode(model, input_ids, generation_config, model_kwargs, request, walk)
         if self.streamer is not None:
@@ -137,22 +136,21 @@ class Drafting:
         return Tree.of(drafts)
 
 
-def check_call(input_ids: Tensor, config: Any, model_kwargs: dict[str, Any], *, synced_gpus: bool) -> None:
+def check_call(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any]) -> None:
     """Refuse a ``generate()`` call that the loop would get wrong.
 
     :raises HostError: naming the argument and what to use.
     """
     mode = config.get_generation_mode().value
     refusals = {
-        f"{mode.replace('_', ' ')}: it decodes several hypotheses; use num_beams=1": mode not in ("greedy_search", "sample"),
+        f"{mode.replace('_', ' ')}; use greedy search or sampling, with num_beams=1": mode not in ("greedy_search", "sample"),
         f"a batch of {input_ids.shape[0]} prompts; generate one prompt at a time": input_ids.shape[0] != 1,
-        "use_cache=False: drafts are verified against the cache; leave it on": not model_kwargs.get("use_cache"),
-        "an encoder-decoder model; use a decoder-only one": "encoder_outputs" in model_kwargs,
+        "use_cache=False, since drafts are verified against the cache; leave it on": not model_kwargs.get("use_cache"),
+        "an encoder-decoder model; use a decoder-only one": model.config.is_encoder_decoder,
         "image, audio or video inputs; use text": any(
             name.startswith(("pixel_values", "mm_encoder", "input_features")) for name in model_kwargs
         ),
         "output_attentions or output_hidden_states; leave them out": bool(config.output_attentions or config.output_hidden_states),
-        "synced_gpus (ZeRO-3, FSDP); run without speculation there": synced_gpus,
     }
     for reason, refused in refusals.items():
         if refused:

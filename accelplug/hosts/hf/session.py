@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -23,7 +24,11 @@ from accelplug.hosts.hf.loop import Loop
 from accelplug.hosts.stats import Stats, TechniqueStats
 from accelplug.hosts.vocabulary import token_bytes
 
-_OWN_DRAFTING = ("assistant_model", "prompt_lookup_num_tokens", "use_mtp", "assistant_early_exit", "speculation_type")
+# Arguments that Transformers answers with another loop, or with one that waits for other ranks.
+_OWN_LOOP = (
+    "custom_generate", "assistant_model", "prompt_lookup_num_tokens", "use_mtp", "assistant_early_exit", "speculation_type", "dola_layers",
+    "penalty_alpha", "synced_gpus",
+)  # fmt: skip
 
 
 class Session:
@@ -55,8 +60,14 @@ class Session:
         self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in self.selection])
         self.model, self.tokenizer, self.vocab_size = model, tokenizer, context.vocab_size
         self.busy = threading.Lock()
+        self.entered = False
+
+    def __del__(self) -> None:
+        if not getattr(self, "entered", True):
+            warnings.warn("an accelplug session was made and never entered; write 'with accelplug.attach(...):'", stacklevel=2)
 
     def __enter__(self) -> Session:
+        self.entered = True
         if "generate" in vars(self.model) and hasattr(vars(self.model)["generate"], "accelplug"):
             raise HostError(
                 "accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()"
@@ -115,18 +126,20 @@ def _front(session: Session) -> Callable[..., Any]:
     plain = session._shadowed or model.generate
 
     def generate(
-        *args: Any,
+        inputs: Any = None,
         generation_config: Any = None,
+        logits_processor: Any = None,
         stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        *,
         streamer: Any = None,
         tokenizer: Any = None,
-        custom_generate: Any = None,
         **arguments: Any,
     ) -> Any:
-        if custom_generate is not None:
-            raise HostError("generate() got custom_generate while accelplug is attached, and only one loop can run; leave one of them out")
-        if own := [name for name in _OWN_DRAFTING if arguments.get(name) is not None]:
-            raise HostError(f"generate() got {own[0]} while accelplug drafts; leave one of them out")
+        if taken := [name for name in _OWN_LOOP if arguments.get(name)]:
+            raise HostError(
+                f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
+            )
         config = generation_config or model.generation_config
         strings = arguments.pop("stop_strings", None) or config.stop_strings
         criteria = StoppingCriteriaList(stopping_criteria or [])
@@ -137,9 +150,11 @@ def _front(session: Session) -> Callable[..., Any]:
             raise HostError("another thread is generating with this accelplug session; attach one model per thread")
         try:
             return plain(
-                *args,
-                generation_config=generation_config,
-                stopping_criteria=criteria,
+                inputs,
+                generation_config,
+                logits_processor,
+                criteria,
+                prefix_allowed_tokens_fn,
                 streamer=streamer,
                 custom_generate=Loop(session, streamer),
                 **arguments,

