@@ -84,7 +84,7 @@ def functions(text: str) -> list[str]:
 
 
 def rename(source: str, rng: random.Random) -> tuple[str, str] | None:
-    names = sorted(set(re.findall(r"\b[a-z_][a-z_0-9]{1,}\b", source)) - set(KEYWORDS))
+    names = sorted(set(re.findall(r"\b[a-z_][a-z_0-9]{1,}\b", source)) - KEYWORDS)
     if not names:
         return None
     old = rng.choice(names)
@@ -115,7 +115,7 @@ def change_lines(source: str, rng: random.Random, rate: float) -> tuple[str, str
     count = max(1, round(rate * len(lines)))
     numbers = sorted(rng.sample(range(1, len(lines)), min(count, len(lines) - 1)))
     change = []
-    for shift, number in enumerate(numbers):
+    for number in numbers:
         line = lines[number]
         if not line.strip() or lines.count(line) > 1:
             continue
@@ -131,7 +131,6 @@ def change_lines(source: str, rng: random.Random, rate: float) -> tuple[str, str
         else:
             lines[number] = None
             change += [f"-{line}"]
-        del shift
     return "\n".join(change), "\n".join(line for line in lines if line is not None)
 
 
@@ -166,7 +165,7 @@ def json_records(rng: random.Random) -> str:
     return f"{JSON}\n{len(records)} records of {head}\n{json.dumps(records, indent=rng.choice((None, 2)))}\n{EOS}"
 
 
-KEYWORDS = tuple(
+KEYWORDS = frozenset(
     "def if elif else return for while in is not and or None True False import from as try except finally raise with "
     "yield pass break continue class lambda self global nonlocal assert del print len str int".split()
 )

@@ -29,24 +29,33 @@ SHAPE = {
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps at one context length; `mix` gives the shares of edits, code, records and repeated random tokens."""
+    """Steps at one context length; `mix` gives the shares of edits, code, records and repeated random tokens.
+
+    In a `sharp` phase repeated sequences use few distinct tokens, so that copying must look further back than one
+    token, and the loss leans on what can be known: an edit's result counts in full, its prompt a third, random tokens
+    not at all until they repeat.
+    """
 
     context: int
     rows: int
     steps: int
     mix: tuple[float, float, float, float]
+    sharp: bool = False
 
 
 PHASES = (
     Phase(256, 24, 800, (0.50, 0.25, 0.10, 0.15)),
-    Phase(512, 12, 900, (0.55, 0.27, 0.13, 0.05)),
-    Phase(1024, 6, 400, (0.55, 0.27, 0.13, 0.05)),
-    Phase(2048, 3, 250, (0.50, 0.35, 0.13, 0.02)),
+    Phase(512, 12, 500, (0.55, 0.27, 0.13, 0.05)),
+    Phase(512, 12, 400, (0.55, 0.15, 0.08, 0.22), sharp=True),
+    Phase(1024, 6, 400, (0.60, 0.20, 0.10, 0.10), sharp=True),
+    Phase(2048, 3, 150, (0.60, 0.25, 0.10, 0.05), sharp=True),
 )
+
+Document = tuple[list[int], list[float]]
 
 
 class Batches:
-    """Documents packed into rows; every row begins with a document's first token."""
+    """Documents packed into rows, with a weight for every token's loss; every row begins with a document."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -55,31 +64,49 @@ class Batches:
         self.code = [torch.tensor(ids, dtype=torch.int32) for ids in tokenizer(texts, verbose=False).input_ids]
         self.sizes = [len(ids) for ids in self.code]
 
-    def document(self, rng: random.Random, context: int, mix: tuple[float, ...]) -> list[int]:
-        kind = rng.choices(("edit", "code", "json", "repeat"), mix)[0]
-        if kind == "edit":
-            edit = data.make_edit(rng.choice(self.functions), rng)
-            ids = self.tokenizer(edit.text).input_ids if edit else []
-            return ids if len(ids) <= context else []
-        if kind == "json":
-            return self.tokenizer(data.json_records(rng)).input_ids
-        if kind == "repeat":
-            piece = [rng.randrange(5, tokenizer_script.VOCAB) for _ in range(rng.randint(8, context // 4))]
-            return [*(piece * 2), 0]
-        ids = rng.choices(self.code, self.sizes)[0]
-        size = rng.randint(64, context)
-        start = rng.randrange(max(1, len(ids) - size))
-        return [*ids[start : start + size].tolist(), 0]
+    def edit(self, rng: random.Random, phase: Phase) -> Document:
+        edit = data.make_edit(rng.choice(self.functions), rng)
+        ids = self.tokenizer(edit.text).input_ids if edit else []
+        if len(ids) > phase.context:
+            return [], []
+        prompt = len(self.tokenizer(edit.prompt).input_ids) if edit and phase.sharp else 0
+        return ids, [0.33] * prompt + [1.0] * (len(ids) - prompt)
 
-    def step(self, number: int, phase: Phase) -> Tensor:
+    def repeat(self, rng: random.Random, phase: Phase) -> Document:
+        size = rng.randint(8, phase.context // 4)
+        known = [rng.randrange(5, tokenizer_script.VOCAB) for _ in range(rng.randint(6, 60))]
+        piece = [rng.choice(known) if phase.sharp else rng.randrange(5, tokenizer_script.VOCAB) for _ in range(size)]
+        return [*(piece * 2), 0], [0.0 if phase.sharp else 1.0] * size + [1.0] * (size + 1)
+
+    def document(self, rng: random.Random, phase: Phase) -> Document:
+        kind = rng.choices(("edit", "code", "json", "repeat"), phase.mix)[0]
+        if kind == "edit":
+            return self.edit(rng, phase)
+        if kind == "repeat":
+            return self.repeat(rng, phase)
+        if kind == "json":
+            ids = self.tokenizer(data.json_records(rng)).input_ids
+            return ids, [1.0] * len(ids)
+        file = rng.choices(self.code, self.sizes)[0]
+        size = rng.randint(64, phase.context)
+        start = rng.randrange(max(1, len(file) - size))
+        ids = [*file[start : start + size].tolist(), 0]
+        return ids, [1.0] * len(ids)
+
+    def step(self, number: int, phase: Phase) -> tuple[Tensor, Tensor]:
+        """Return tokens and weights, both [rows, context + 1]."""
         rng = random.Random(SEED * 1_000_003 + number)
-        rows = []
+        rows, weights = [], []
         for _ in range(phase.rows):
             row: list[int] = []
+            weight: list[float] = []
             while len(row) <= phase.context:
-                row += self.document(rng, phase.context, phase.mix)
+                ids, counts = self.document(rng, phase)
+                row += ids
+                weight += counts
             rows.append(row[: phase.context + 1])
-        return torch.tensor(rows)
+            weights.append(weight[: phase.context + 1])
+        return torch.tensor(rows), torch.tensor(weights)
 
 
 def phase_of(step: int) -> Phase:
@@ -131,10 +158,12 @@ def main() -> None:
         phase, started = phase_of(step), time.monotonic()
         for (optimizer, base) in zip(both, bases, strict=True):
             optimizer.param_groups[0]["lr"] = base * rate(step, total)
-        tokens = batches.step(step, phase)
+        tokens, weights = batches.step(step, phase)
         with torch.autocast("cpu", torch.bfloat16):
             logits = forward(input_ids=tokens[:, :-1], use_cache=False).logits
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        counted = weights[:, 1:].flatten()
+        loss = (losses * counted).sum() / counted.sum()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in both:
