@@ -29,7 +29,7 @@ class Oracle:
 
     traits: ClassVar[DrafterTraits] = DrafterTraits(shape="tree")
 
-    def start(self, slots: IntArray) -> None:
+    def start(self, _slots: IntArray) -> None:
         """Begin the pattern again."""
         self.steps = 0
 

@@ -1,0 +1,123 @@
+"""Prompt lookup inside vLLM against vLLM's own n-gram drafter and plain vLLM, on the same prompts.
+
+    python integration/speed/vllm_speed.py [--model DIR] [--rounds N] [--concurrency 1 8]
+
+Every contender is an engine in a process of its own; all stay alive and take their turn in every round, so that a
+change of the machine's speed meets them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from measure import interleaved, ratios, record
+
+from accelplug.testing.vllm_processes import vllm_environment
+
+CONTENDERS: Mapping[str, dict[str, Any]] = {
+    "plain": {},
+    "vllm ngram 4/2-4": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}},
+    "vllm ngram 8/2-4": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_max": 4, "prompt_lookup_min": 2}},
+    "prompt_lookup 4": {"additional_config": {"accelplug": {"drafter": "prompt_lookup(num_tokens=4)"}}},
+    "prompt_lookup 8": {"additional_config": {"accelplug": {"drafter": "prompt_lookup(num_tokens=8)"}}},
+}
+NEW_TOKENS = 200
+
+
+def prompts(count: int) -> list[str]:
+    import accelplug_testbed
+
+    edits = accelplug_testbed.prompts()
+    return [edit["prompt"] for edit in edits[:: max(1, len(edits) // count)]][:count]
+
+
+def serve(model: str, config: str, concurrency: int) -> None:
+    """Answer every line on standard input with one run over all prompts: seconds are measured by whoever asks."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(model, dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=concurrency, enable_prefix_caching=False, **json.loads(config))
+    sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
+    texts = prompts(8)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        groups = [texts[i : i + concurrency] for i in range(0, len(texts), concurrency)]
+        outputs = [output for group in groups for output in llm.generate(group, sampling, use_tqdm=False)]
+        print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]), flush=True)
+
+
+class Engine:
+    """An engine in its own process; call it for one run."""
+
+    def __init__(self, model: str, config: Mapping[str, Any], concurrency: int) -> None:
+        command = [sys.executable, __file__, "--model", model, "--serve", json.dumps(config), "--concurrency", str(concurrency)]
+        # In one process, so that an engine waiting for its turn costs nothing.
+        environment = {**vllm_environment("v1"), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        while (line := self._line()) != "ready":
+            if not line:
+                raise SystemExit(f"the engine for {config} did not start")
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return line.strip() or ("-" if line else "")
+
+    def __call__(self) -> list[list[int]]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        while not (line := self._line()).startswith("[["):
+            if not line:
+                raise SystemExit("an engine died")
+        outputs: list[list[int]] = json.loads(line)
+        return outputs
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
+    engines = {name: Engine(model, config, concurrency) for name, config in CONTENDERS.items()}
+    outputs = {name: engine() for name, engine in engines.items()}
+    seconds = interleaved({name: partial(engine) for name, engine in engines.items()}, rounds, f"concurrency {concurrency}")
+    for engine in engines.values():
+        engine.stop()
+    tokens = sum(map(len, outputs["plain"]))
+    return [
+        {"concurrency": concurrency, "contender": name, "tokens/s": tokens / statistics.median(seconds[name]), "x plain": ratio,
+         "outputs differing from plain": sum(a != b for a, b in zip(outputs[name], outputs["plain"], strict=True))}
+        for name, ratio in ratios(seconds, "plain").items()
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.model is None:
+        import accelplug_testbed
+
+        arguments.model = str(accelplug_testbed.path())
+    if arguments.serve:
+        serve(arguments.model, arguments.serve, arguments.concurrency[0])
+        return
+    rows = [row for concurrency in arguments.concurrency for row in compare(arguments.model, concurrency, arguments.rounds)]
+    record("vllm_prompt_lookup", rows, {"new_tokens": NEW_TOKENS, "rounds": arguments.rounds, "runner": "V1"})
+
+
+if __name__ == "__main__":
+    main()
