@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from accelplug._version import __version__
-from accelplug.cli.command import Command, Document
+from accelplug.cli.command import Command, Document, no_arguments
 from accelplug.hosts.seams import Engine, Seam
 
 if TYPE_CHECKING:
@@ -71,10 +71,4 @@ def show(document: Document, console: Console) -> None:
             console.print(table)
 
 
-def _no_arguments(_: ArgumentParser) -> None:
-    """Declare nothing."""
-
-
-COMMAND: Final = Command(
-    "check", "check the installed engines and their seams", _no_arguments, collect, show, lambda d: 0 if d["ok"] else 1
-)
+COMMAND: Final = Command("check", "check the installed engines and their seams", no_arguments, collect, show, lambda d: 0 if d["ok"] else 1)

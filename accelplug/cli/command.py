@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 
+def no_arguments(_: ArgumentParser) -> None:
+    """Declare nothing: for commands that take only ``--json``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One subcommand.

@@ -13,13 +13,12 @@ from typing import Final
 from accelplug._version import __version__
 from accelplug.cli import check, plugins, run
 from accelplug.cli.command import Command, Document
-from accelplug.cli.errors import sentence
+from accelplug.cli.errors import debugging, sentence
 
 COMMANDS: Final = (plugins.COMMAND, check.COMMAND, run.COMMAND)
 USAGE_ERROR: Final = 2
 INTERRUPTED: Final = 130
 READER_LEFT: Final = 141
-DEBUG: Final = "ACCELPLUG_DEBUG"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as exc:
         said = sentence(exc)
-        if said is None or os.environ.get(DEBUG, "0") not in ("", "0"):
+        if said is None or debugging():
             raise
         print(f"accelplug: error: {said}", file=sys.stderr)
         return USAGE_ERROR

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import Final
 
 from accelplug._errors import AccelplugError
 
-NOTE = "accelplug: "
+NOTE: Final = "accelplug: "
+DEBUG: Final = "ACCELPLUG_DEBUG"
+
+
+def debugging() -> bool:
+    """Whether the user wants tracebacks and the engines' logs instead of one sentence."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 def sentence(exc: BaseException) -> str | None:
@@ -20,7 +28,7 @@ def sentence(exc: BaseException) -> str | None:
             return _one_line(str(link))
         notes = [note.removeprefix(NOTE) for note in getattr(link, "__notes__", ()) if note.startswith(NOTE)]
         if notes:
-            return _one_line(f"{type(link).__name__}: {link}; {'; '.join(notes)} (ACCELPLUG_DEBUG=1 shows where)")
+            return _one_line(f"{type(link).__name__}: {link}; {'; '.join(notes)} ({DEBUG}=1 shows where)")
     return None
 
 

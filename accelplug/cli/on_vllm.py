@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from accelplug._errors import HostError
+from accelplug.cli.errors import debugging
 from accelplug.cli.job import Job, Measurement, Output
 
 WORKER: Final = "accelplug.cli.vllm_worker"
@@ -46,8 +47,7 @@ def _engine(job: Job, *, accelerated: bool) -> dict[str, Any]:
         asked, answered, log = (Path(folder) / name for name in ("job.json", "answer.json", "log"))
         asked.write_text(json.dumps({"job": job.as_dict(), "accelerated": accelerated}))
         with log.open("w") as stream:
-            debug = os.environ.get("ACCELPLUG_DEBUG", "0") not in ("", "0")
-            out = None if debug else stream
+            out = None if debugging() else stream
             done = subprocess.run(
                 [sys.executable, "-m", WORKER, str(asked), str(answered)],
                 stdout=out,

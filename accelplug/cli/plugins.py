@@ -6,12 +6,12 @@ import inspect
 import re
 import sys
 import warnings
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import PluginError
-from accelplug.cli.command import Command, Document
+from accelplug.cli.command import Command, Document, no_arguments
 from accelplug.hooks import Entry, Owner, Registry, VerifierTraits, registry
 from accelplug.hooks.options import fields_of
 
@@ -129,8 +129,4 @@ def _conflict(row: Document, owners: list[str]) -> str:
     return f"conflict: {row['kind']} {row['name']!r} is offered by {' and '.join(owners)}; write '{example}' to choose"
 
 
-def _no_arguments(_: ArgumentParser) -> None:
-    """Declare nothing."""
-
-
-COMMAND: Final = Command("plugins", "list the installed techniques and plugins", _no_arguments, collect, show, lambda _: 0)
+COMMAND: Final = Command("plugins", "list the installed techniques and plugins", no_arguments, collect, show, lambda _: 0)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from accelplug.cli import report
 from accelplug.cli.command import Command, Document
 from accelplug.cli.job import Job, Measurement
+from accelplug.cli.plugins import offered_here
 from accelplug.cli.workload import job_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def configure(parser: ArgumentParser) -> None:
 def collect(arguments: Namespace) -> Document:
     """Run the job on its host and describe what happened."""
     job = job_of(arguments)
+    for owner, exc in offered_here().broken.items():
+        print(f"accelplug: warning: plugin {owner.plugin!r} ({owner}) failed to load: {exc}; 'accelplug plugins' lists it", file=sys.stderr)
     with _progress(f"generating on {job.host} with {job.drafter} and {job.verifier}"):
         return report.document(job, _measure(job))
 

@@ -87,8 +87,8 @@ def _read(path: Path) -> str:
 def missing_weights(model: str, exc: Exception) -> AccelplugError:
     """Translate an engine's refusal to load a model into one sentence with the cure."""
     reason = " ".join(str(exc).split())[:200]
-    if Path(model).is_dir():
-        return HostError(f"cannot load the model in {model}: {reason}; pass a folder that save_pretrained() wrote, tokenizer included")
+    if Path(model).is_dir() or not isinstance(exc, OSError):
+        return HostError(f"cannot load the model in {model}: {reason}; pass a model that save_pretrained() wrote, tokenizer included")
     return HostError(
         f"cannot load {model!r}: no folder of that name here, and the hub has it neither in the local cache nor within reach; "
         f"download it first ('hf download {model}'), or pass a model directory"

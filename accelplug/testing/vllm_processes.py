@@ -34,6 +34,8 @@ def vllm_environment(runner: Runner, *, serve: bool = False) -> dict[str, str]:
         raise HostError(f"vLLM has no runner {runner!r} on a CPU; use 'v1', 'v2' or 'v2-async'")
     ours = [str(HERE / "v2_on_cpu")] if runner != "v1" else []
     ours += [str(HERE / "vllm_meta")] if serve else []
-    path = [*ours, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    chosen = {"VLLM_USE_V2_MODEL_RUNNER": "0" if runner == "v1" else "1", "ACCELPLUG_V2_ASYNC": "1" if runner == "v2-async" else "0"}
-    return {**os.environ, **SETTINGS, **chosen, "PYTHONPATH": os.pathsep.join(path)}
+    theirs = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and Path(entry).parent != HERE]
+    # Which runner it becomes is vLLM's own choice: without Triton there is only V1, with it V2 is the default.
+    inherited = {name: value for name, value in os.environ.items() if name != "VLLM_USE_V2_MODEL_RUNNER"}
+    asynchronous = {"ACCELPLUG_V2_ASYNC": "1" if runner == "v2-async" else "0"}
+    return {**inherited, **SETTINGS, **asynchronous, "PYTHONPATH": os.pathsep.join([*ours, *theirs])}

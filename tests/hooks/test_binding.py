@@ -47,7 +47,7 @@ BROKEN = {
     "nothing": (None, "returned a NoneType"),
     "an offset too few": (tree(offsets=ints(0, 4)), r"offsets \[0, 4\] for 2 requests and 4 nodes"),
     "offsets past the tokens": (tree(offsets=ints(0, 3, 5)), r"offsets \[0, 3, 5\] for 2 requests and 4 nodes"),
-    "offsets that go back": (tree(offsets=ints(0, 5, 4)), r"drafted \[5, -1\] nodes"),
+    "offsets that go back": (Drafts(ints(0, -1, 1), ints(1)), r"drafted \[-1, 2\] nodes"),
     "more than the budget": (Drafts.chains([(1, 2, 3, 4), (5,)]), r"drafted \[4, 1\] nodes where \[3, 2\] were allowed"),
     "a negative token": (Drafts.chains([(1, -1), ()]), "token ids from -1 to 1, outside 0 .. 31"),
     "a token past the vocabulary": (Drafts.chains([(1, VOCAB), ()]), "token ids from 1 to 32, outside 0 .. 31"),

@@ -28,7 +28,8 @@ def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session:
     standard = verifier_traits(verifier).standard
     # A standard rule is vLLM's own sampler, whatever it is called: exact match at temperature 0, token-wise above.
     # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.
-    admit(selection, host_of(name), sampling=not standard, allow_lossy=settings.allow_lossy)
+    host = host_of(name, runner.vllm_config.parallel_config.tensor_parallel_size)
+    admit(selection, host, sampling=not standard, allow_lossy=settings.allow_lossy)
     assert selection.drafter is not None
     bound = bind_drafter(selection.drafter)
     if name == "V1" and not _drafts_in_host_memory(selection.drafter.instance):

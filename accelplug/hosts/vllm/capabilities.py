@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from accelplug.hooks.capabilities import Host
 from accelplug.hosts.vllm.compat import RunnerName
 
-COMMON: Final = frozenset({"sampling", "embed"})
 
-HOST: Final = Host("vllm", COMMON | {"tokens.device"})
-"""What one of the runners provides: the front end refuses whatever none of them does."""
-
-
-def host_of(runner: RunnerName) -> Host:
-    """Return what one runner provides; only V2 keeps committed tokens on the device."""
-    return Host(f"vllm's {runner} runner", HOST.provides if runner == "V2" else COMMON)
+def host_of(runner: RunnerName, tensor_parallel_size: int) -> Host:
+    """Return what one runner provides: V2 keeps committed tokens on the device; shards of a matrix are no matrix."""
+    provides = {"sampling"}
+    if runner == "V2":
+        provides.add("tokens.device")
+    if tensor_parallel_size == 1:
+        provides.add("embed")
+    return Host(f"vllm's {runner} runner", frozenset(provides))

@@ -41,6 +41,12 @@ V1: Final = (
         ("sampled_token_ids",),
         "asking for drafts with the sampled tokens of every row",
     ),
+    Seam(
+        "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
+        ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
+        "sampling on a CPU, where vLLM's own kernel is wrong",
+    ),
+    Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample", ("logits", "spec_decode_metadata"), "steps in which nothing is drafted"),
 )
 """Looked at in workers of the V1 runner."""
 

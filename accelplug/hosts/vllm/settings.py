@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 from accelplug._errors import OptionError
-from accelplug.hooks.capabilities import Selection, admit
-from accelplug.hooks.drafting import DrafterTraits
 from accelplug.hooks.options import Spec, check_options
-from accelplug.hooks.registry import Entry, Technique, registry
-from accelplug.hooks.verifying import VerifierTraits
-from accelplug.hosts.vllm.capabilities import HOST
+from accelplug.hooks.registry import Entry, registry
 
 Runner = Literal["auto", "v1", "v2"]
-T = TypeVar("T")
 
 DEFAULT_NUM_TOKENS: Final = 4
 KEYS: Final = ("drafter", "verifier", "num_tokens", "allow_lossy", "runner")
@@ -45,18 +40,13 @@ def read_settings(given: object) -> Settings:
     :param given: ``{"drafter": "prompt_lookup(num_tokens=6)", "verifier": "token_wise", ...}``.
     :raises OptionError: an unknown key, a value of the wrong type, or a misspelt or misplaced option of a technique.
     :raises UnknownTechniqueError: nobody offers the drafter or verifier.
-    :raises HostError: a technique says of itself that vLLM cannot run it.
     """
     if not isinstance(given, Mapping):
         raise OptionError(f"accelplug's settings are a mapping such as {{'drafter': 'prompt_lookup'}}, got {given!r}")
     _check_keys(given)
     drafter, spec = _find("drafter", given["drafter"])
-    verifier, rule = _find("verifier", given.get("verifier", "token_wise"))
-    settings = Settings(
-        spec, rule, _num_tokens(drafter, spec, given), _boolean(given, "allow_lossy"), _runner(given.get("runner", "auto"))
-    )  # fmt: skip
-    _admit_early(drafter, verifier, settings)
-    return settings
+    _, rule = _find("verifier", given.get("verifier", "token_wise"))
+    return Settings(spec, rule, _num_tokens(drafter, spec, given), _boolean(given, "allow_lossy"), _runner(given.get("runner", "auto")))
 
 
 def _check_keys(given: Mapping[str, Any]) -> None:
@@ -105,21 +95,3 @@ def _runner(value: object) -> Runner:
         raise OptionError(f"accelplug has no runner {value!r}; it takes {', '.join(get_args(Runner))}")
     return cast("Runner", value)
 
-
-def _admit_early(drafter: Entry, verifier: Entry, settings: Settings) -> None:
-    """Refuse now what the classes already say; whatever only the built objects know is refused in the workers."""
-    drafts, rule = _declared(drafter, DrafterTraits), _declared(verifier, VerifierTraits)
-    if rule is None:
-        return
-    chosen = Selection(None if drafts is None else _unbuilt(drafter), _unbuilt(verifier))
-    admit(chosen, HOST, sampling=not rule.standard, allow_lossy=settings.allow_lossy)
-
-
-def _declared(entry: Entry, traits: type[T]) -> T | None:
-    found = getattr(entry.resolve(), "traits", None)
-    return found if isinstance(found, traits) else None
-
-
-def _unbuilt(entry: Entry) -> Technique:
-    factory: Callable[..., object] = entry.resolve()
-    return Technique(entry.kind, entry.name, entry.owner, factory, factory, entry.name)

@@ -11,6 +11,7 @@ import numpy as np
 
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
+from accelplug.hosts.vllm import cpu_expand
 from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.chains import Batch, Chains
 from accelplug.hosts.vllm.session import Session
@@ -57,6 +58,9 @@ class V1Attachment:
         self.proposer = runner.drafter
         self.proposer.attachment = self
         self.chains = Chains(session, self.proposer.num_tokens, config.model_config.max_model_len, config.scheduler_config.max_num_seqs)
+        self._repaired = runner.device.type == "cpu" and cpu_expand.repair()
+        self._verify = runner._sample
+        runner._sample = self._sample
         self._scheduled: dict[str, int] = {}
         self._asked = False
 
@@ -85,6 +89,15 @@ class V1Attachment:
         rows = self.runner.input_batch
         self.chains.commit(self._batch(sampled, rows.num_tokens_no_spec, rows.token_ids_cpu), self._scheduled)
 
+    def _sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
+        """Sample plainly where no request of the step has a draft to verify.
+
+        vLLM's rejection sampler dies on a CPU when a step has requests with top-k and no draft at all, such as a step
+        of prompts only (0.32: ``max()`` of an empty tensor in ``apply_top_k_only``).
+        """
+        drafted = spec_decode_metadata is not None and any(spec_decode_metadata.num_draft_tokens)
+        return self._verify(logits, spec_decode_metadata if drafted else None)
+
     def trim(self, drafts: Any) -> Any:
         """Return no drafts where the drafter was not asked; vLLM would schedule rows of token 0 instead."""
         if drafts is None or self._asked:
@@ -97,7 +110,8 @@ class V1Attachment:
 
     def status(self) -> dict[str, Any]:
         """Return what runs and what came of it."""
-        return {"runner": "V1", "async": False, **self.session.status(), "seams": ["custom_class proposer"]}
+        seams = ["custom_class proposer", "_sample", *(["expand_batch_to_tokens"] if self._repaired else [])]
+        return {"runner": "V1", "async": False, **self.session.status(), "seams": seams}
 
     def _batch(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> Batch:
         active = [row for row, new in enumerate(sampled) if new]

@@ -4,10 +4,11 @@ vLLM's CPU build contains the V2 runner and lacks only Triton, which has no CPU 
 kernel run in Triton's own interpreter: the semantics of V2 at a small fraction of its speed. Nothing here runs on CUDA.
 
 * ``ACCELPLUG_V2_ASYNC=1`` puts asynchronous scheduling back, which vLLM turns off on CPUs.
-* The interpreter rejects one kernel, the grammar bitmask's; a few lines of torch stand in for it.
+* The interpreter rejects two kernels, the grammar bitmask's and top-k's; a few lines of torch stand in for them.
 
-Seams: ``triton.backends:backends``, ``vllm.platforms.cpu:CpuPlatform.check_and_update_config`` and
-``vllm.v1.worker.gpu.structured_outputs:_apply_grammar_bitmask_kernel``, of vLLM 0.32.
+Seams: ``triton.backends:backends``, ``vllm.platforms.cpu:CpuPlatform.check_and_update_config``,
+``vllm.v1.worker.gpu.structured_outputs:_apply_grammar_bitmask_kernel`` and
+``vllm.v1.sample.ops.topk_topp_triton:apply_top_k_top_p_triton``, of vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -53,13 +54,14 @@ class _BitmaskKernel:
         return self._run
 
     @staticmethod
-    def _run(logits: Any, stride: int, rows: Any, cu_num_logits: Any, bitmask: Any, bitmask_stride: int, width: int, mask_stride: int, *_: Any, **__: Any) -> None:  # fmt: skip
+    def _run(*arguments: Any, **constants: Any) -> None:
+        """Take the kernel's arguments: logits, stride, rows, cu_num_logits, bitmask, stride, width; and MASK_STRIDE."""
         import torch
 
-        del stride, bitmask_stride
+        logits, _, rows, cu_num_logits, bitmask, _, width = arguments
         shifts = torch.arange(32, dtype=torch.int32)
         for bits, row in zip(bitmask, rows.tolist(), strict=False):
-            request, position = divmod(int(row), mask_stride)
+            request, position = divmod(row, constants["MASK_STRIDE"])
             first, end = int(cu_num_logits[request]), int(cu_num_logits[request + 1])
             if position < end - first:
                 allowed = ((bits[:, None] >> shifts) & 1).bool().reshape(-1)[:width]
@@ -68,6 +70,16 @@ class _BitmaskKernel:
 
 def _stand_in_for_bitmask(structured_outputs: ModuleType) -> None:
     structured_outputs._apply_grammar_bitmask_kernel = _BitmaskKernel()  # type: ignore[attr-defined]
+
+
+def _stand_in_for_top_k(kernels: ModuleType) -> None:
+    def apply_top_k_top_p(logits: Any, k: Any, p: Any, *_: Any, **__: Any) -> Any:
+        """Mask in place all but the top-k and top-p tokens, with vLLM's own torch code."""
+        from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
+
+        return apply_top_k_top_p_pytorch(logits, k, p)
+
+    kernels.apply_top_k_top_p_triton = apply_top_k_top_p  # type: ignore[attr-defined]
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -110,6 +122,7 @@ def _install() -> None:
     changes = {
         "triton.backends": _declare_backend,
         "vllm.v1.worker.gpu.structured_outputs": _stand_in_for_bitmask,
+        "vllm.v1.sample.ops.topk_topp_triton": _stand_in_for_top_k,
     }
     if os.environ.get("ACCELPLUG_V2_ASYNC") == "1":
         changes["vllm.platforms.cpu"] = _allow_async

@@ -138,7 +138,7 @@ def make_edit(source: str, rng: random.Random, rate: float | None = None) -> Edi
     """An edit of a function; `rate` is the share of lines to touch, by default drawn at random."""
     if rate == 0:
         return Edit(source, "keep", source)
-    if rate is None and rng.random() < 0.3:
+    if rate is None and rng.random() < 0.15:
         renamed = rename(source, rng)
         return Edit(source, *renamed) if renamed else None
     change, after = change_lines(source, rng, rng.choice((0.02, 0.05, 0.1, 0.2, 0.3)) if rate is None else rate)

@@ -32,7 +32,7 @@ class Phase:
     """Steps at one context length; `mix` gives the shares of edits, code, records and repeated random tokens.
 
     In a `sharp` phase repeated sequences use few distinct tokens, so that copying must look further back than one
-    token, and the loss leans on what can be known: an edit's result counts in full, its prompt a third, random tokens
+    token, and the loss leans on what can be known: an edit's result counts in full, its prompt a fifth, random tokens
     not at all until they repeat.
     """
 
@@ -47,8 +47,10 @@ PHASES = (
     Phase(256, 24, 800, (0.50, 0.25, 0.10, 0.15)),
     Phase(512, 12, 500, (0.55, 0.27, 0.13, 0.05)),
     Phase(512, 12, 400, (0.55, 0.15, 0.08, 0.22), sharp=True),
-    Phase(1024, 6, 400, (0.60, 0.20, 0.10, 0.10), sharp=True),
-    Phase(2048, 3, 150, (0.60, 0.25, 0.10, 0.05), sharp=True),
+    Phase(1024, 6, 300, (0.60, 0.20, 0.10, 0.10), sharp=True),
+    Phase(512, 12, 750, (0.75, 0.08, 0.05, 0.12), sharp=True),
+    Phase(1024, 6, 250, (0.75, 0.10, 0.08, 0.07), sharp=True),
+    Phase(2048, 3, 100, (0.70, 0.15, 0.10, 0.05), sharp=True),
 )
 
 Document = tuple[list[int], list[float]]
@@ -70,7 +72,7 @@ class Batches:
         if len(ids) > phase.context:
             return [], []
         prompt = len(self.tokenizer(edit.prompt).input_ids) if edit and phase.sharp else 0
-        return ids, [0.33] * prompt + [1.0] * (len(ids) - prompt)
+        return ids, [0.2] * prompt + [1.0] * (len(ids) - prompt)
 
     def repeat(self, rng: random.Random, phase: Phase) -> Document:
         size = rng.randint(8, phase.context // 4)
@@ -125,7 +127,8 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, total: int) -> float:
-    return min(1.0, (step + 1) / 100, (total - step) / (total / 3))
+    """Warm up, hold, and fall to zero over the last quarter of the steps."""
+    return min(1.0, (step + 1) / 100, 0.65 if step >= 2000 else 1.0, (total - step) / (total / 4))
 
 
 def new_model() -> LlamaForCausalLM:

@@ -1,0 +1,118 @@
+"""Somebody who has only wheels: accelplug's and a third party's, in an environment that never saw this repository.
+
+The tests share one environment and run in order: the last ones take the wheels out again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zipfile
+from pathlib import Path
+
+import accelplug_testbed
+import pytest
+import transformers
+
+RUNNERS = ("v1", "v2", "v2-async")
+
+
+@pytest.fixture(scope="session")
+def environments(stranger):
+    """Environment variables per runner, from the installed wheel; they outlive it."""
+    code = f"import json; from accelplug.testing.vllm_processes import vllm_environment as e; print(json.dumps({{r: e(runner=r) for r in {RUNNERS}}}))"
+    return json.loads(stranger.must("-c", code))
+
+
+@pytest.fixture(scope="session")
+def plain(stranger, environments):
+    """Run a plain engine, once per runner: asynchronous scheduling changes when tokens come, not which."""
+    return functools.cache(lambda runner: stranger.drive("vllm", "none", environment=environments[runner]))
+
+
+def test_the_plugin_is_as_small_as_the_documentation_says():
+    source = (Path(__file__).parents[1] / "plugins/accelplug-echo/accelplug_echo.py").read_text()
+    code = [line for line in source.splitlines() if line.strip() and not line.startswith('"""')]
+    assert len(code) < 15
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(stranger):
+    names = zipfile.ZipFile(stranger.wheels["accelplug"]).namelist()
+    assert {"accelplug/py.typed", "accelplug/cli/entry.py", "accelplug/hosts/hf/loop.py"} <= set(names)
+    assert {name.split("/")[0] for name in names} == {"accelplug", names[-1].split("/")[0]}
+
+
+def test_what_is_imported_is_the_wheel(stranger):
+    where = stranger.must("-c", "import accelplug, accelplug_echo; print(accelplug.__file__, accelplug_echo.__file__)").split()
+    assert all(str(stranger.folder / "venv") in path for path in where)
+
+
+def test_the_stranger_has_the_same_transformers(stranger):
+    assert stranger.must("-c", "import transformers; print(transformers.__version__)").strip() == transformers.__version__
+
+
+def test_the_plugin_is_listed(stranger):
+    document = json.loads(stranger.must("-m", "accelplug", "plugins", "--json"))
+    (echo,) = [row for row in document["plugins"] if row["name"] == "echo"]
+    assert (echo["distribution"], echo["version"], echo["kind"]) == ("accelplug-echo", "1.2.3", "drafter")
+    assert [option["name"] for option in echo["options"]] == ["times"]
+    assert (document["broken"], document["conflicts"]) == ([], [])
+
+
+def test_on_transformers(stranger):
+    stranger.forget_calls()
+    found = stranger.drive("transformers")
+    assert str(stranger.folder / "venv") in found["accelplug"]
+    assert found["tokens"] == found["plain"]
+    assert found["stats"]["drafted"] > 0
+    assert found["stats"]["techniques"][0]["distribution"] == "accelplug-echo"
+    assert len(stranger.calls.read_text()) >= found["stats"]["forwards"] - 1
+
+
+def test_from_the_command_line(stranger):
+    stranger.forget_calls()
+    asked = (
+        "--model",
+        accelplug_testbed.path(),
+        "--prompt",
+        "one one one",
+        "--drafter",
+        "echo(times=1)",
+        "--max-new-tokens",
+        "8",
+        "--rounds",
+        "1",
+    )
+    found = json.loads(stranger.must("-m", "accelplug", "run", *asked, "--compare", "--dtype", "float32", "--json"))
+    assert found["identical"] is True
+    assert found["techniques"][0]["distribution"] == "accelplug-echo"
+    assert stranger.calls.read_text()
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_on_vllm(stranger, environments, plain, runner):
+    stranger.forget_calls()
+    found = stranger.drive("vllm", "echo(times=3)", environment=environments[runner])
+    assert found["tokens"] == plain(runner[:2])["tokens"]
+    assert found["status"]["runner"].lower().startswith(runner[:2])
+    assert found["status"]["stats"]["drafted"] > 0
+    assert found["status"]["drafter"]["distribution"] == "accelplug-echo"
+    assert "switched_off" not in found["status"]["drafter"]
+    assert len(stranger.calls.read_text()) >= 2
+
+
+def test_without_the_plugin_its_name_is_unknown(stranger):
+    stranger.must("-m", "pip", "uninstall", "--yes", "accelplug-echo")
+    done = stranger.run("-m", "accelplug", "run", "--drafter", "echo", "--model", accelplug_testbed.path(), "--prompt", "one")
+    assert done.returncode == 2
+    assert "no drafter named 'echo' is installed" in done.stderr
+
+
+def test_without_accelplug_vllm_starts_as_if_it_had_never_been_there(stranger, environments, plain):
+    before = plain("v1")
+    stranger.must("-m", "pip", "uninstall", "--yes", "accelplug")
+    assert not stranger.installed("accelplug")
+    after = stranger.drive("vllm", "none", environment=environments["v1"])
+    assert after["tokens"] == before["tokens"]
+    ours = [line for line in after["log"].splitlines() if "accelplug" in line.replace(str(accelplug_testbed.path()), "MODEL")]
+    assert ours == []

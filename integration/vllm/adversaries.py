@@ -1,0 +1,182 @@
+"""Drafters that try to break the host, as a distribution of their own. The conftest installs this file beside metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import accelplug
+from accelplug.hooks import BuildContext, CommitView, DeviceDrafts, DeviceView, DrafterTraits, Drafts, DraftView, IntArray, VerifierTraits
+
+MIXED = ((4, 0), (0, 4), (2, 2), (0, 0), (1, 1), (3, 0))
+
+
+class Oracle:
+    """Drafts known continuations, partly wrong, and raises at the first thing that breaks the contract of its views.
+
+    :param sequences: a JSON file of ``[prompt, continuation]`` pairs.
+    :param pattern: ``(right, wrong)`` tokens to draft, one pair per step of a request, repeated.
+    :param log: where to append a line for every observed commit.
+    :param raise_at: the call of `propose` that raises; 0 for never.
+    """
+
+    def __init__(
+        self, context: BuildContext, sequences: str, num_tokens: int = 4, pattern: Sequence[Sequence[int]] = MIXED, log: str = "", raise_at: int = 0
+    ) -> None:
+        self.known = [(prompt, prompt + continuation) for prompt, continuation in json.loads(Path(sequences).read_text())]
+        self.num_tokens, self.pattern, self.log, self.raise_at = num_tokens, pattern, log, raise_at
+        self.vocab_size, self.num_slots = context.vocab_size, context.num_slots
+        self.histories: dict[int, list[int]] = {}
+        self.steps: dict[int, int] = {}
+        self.drafted: dict[int, list[int]] = {}
+        self.calls = 0
+
+    def start(self, slots: IntArray) -> None:
+        for slot in slots.tolist():
+            assert 0 <= slot < self.num_slots, f"slot {slot} of {self.num_slots}"
+            assert slot not in self.histories, f"slot {slot} starts twice"
+            self.histories[slot], self.steps[slot], self.drafted[slot] = [], 0, []
+
+    def finish(self, slots: IntArray) -> None:
+        for slot in slots.tolist():
+            del self.histories[slot], self.steps[slot], self.drafted[slot]
+
+    def observe(self, view: CommitView) -> None:
+        assert len(set(view.slots.tolist())) == len(view.slots), "a slot stands twice in one view"
+        for i, slot in enumerate(view.slots.tolist()):
+            history, before = view.history(i).tolist(), self.histories[slot]
+            fresh, accepted = int(view.fresh[i]), int(view.accepted[i])
+            assert fresh > 0
+            assert history[: len(history) - fresh] == before, f"slot {slot}: the past changed"
+            kept = history[len(before) : len(before) + accepted]
+            assert kept == self.drafted[slot][:accepted], f"slot {slot}: {kept} kept of {self.drafted[slot]}"
+            self._write(slot=slot, prompt=history[:3], length=len(history), fresh=history[-fresh:], accepted=accepted, drafted=len(self.drafted[slot]))
+            self.histories[slot], self.drafted[slot] = history, []
+
+    def propose(self, view: DraftView) -> Drafts:
+        self.calls += 1
+        if self.calls == self.raise_at:
+            raise RuntimeError("the oracle has fallen silent")
+        return Drafts.chains([self._draft(slot, view.history(i).tolist(), int(view.budgets[i])) for i, slot in enumerate(view.slots.tolist())])
+
+    def _draft(self, slot: int, history: list[int], budget: int) -> list[int]:
+        assert history == self.histories[slot], "propose sees other tokens than observe"
+        right, wrong = self.pattern[self.steps[slot] % len(self.pattern)]
+        self.steps[slot] += 1
+        sequence = next((full for prompt, full in self.known if history[: len(prompt)] == prompt), [])
+        known = sequence[len(history) : len(history) + right + wrong]
+        chain = [token if i < right else (token + 1) % self.vocab_size for i, token in enumerate(known)][:budget]
+        self.drafted[slot] = chain
+        return chain
+
+    def _write(self, **record: Any) -> None:
+        if self.log:
+            with Path(self.log).open("a") as log:
+                log.write(json.dumps(record) + "\n")
+
+
+class DeviceOracle:
+    """The same on the device: every third position is drafted wrong, and every fourth step drafts nothing."""
+
+    def __init__(self, context: BuildContext, sequences: str, num_tokens: int = 4) -> None:
+        import torch
+
+        pairs = json.loads(Path(sequences).read_text())
+        width = max(len(prompt) + len(continuation) for prompt, continuation in pairs) + num_tokens
+        self.num_tokens, self.vocab_size = num_tokens, context.vocab_size
+        self.prompts = torch.tensor([(prompt + [-1] * width)[:width] for prompt, _ in pairs])
+        self.known = torch.tensor([(prompt + continuation + [0] * width)[:width] for prompt, continuation in pairs])
+
+    def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
+        import torch
+
+        width = self.prompts.shape[1]
+        history = torch.nn.functional.pad(view.tokens[view.slots].long(), (0, max(0, width - view.tokens.shape[1])))[:, :width]
+        same = ((self.prompts.unsqueeze(0) == history.unsqueeze(1)) | (self.prompts < 0)).all(-1)
+        found, which = same.max(1)
+        positions = (view.lengths.long().unsqueeze(1) + torch.arange(view.num_tokens)).clamp(max=width - 1)
+        guess = self.known[which.unsqueeze(1), positions]
+        guess = torch.where(positions % 3 == 0, (guess + 1) % self.vocab_size, guess)
+        return DeviceDrafts(guess, torch.where(found & (view.lengths % 4 != 0), view.num_tokens - 1, 0).int())
+
+
+class Unbuildable:
+    """Fails when the engine starts."""
+
+    def __init__(self) -> None:
+        raise ValueError("no weights for this drafter")
+
+    def propose_one(self, tokens: IntArray, budget: int) -> list[int]:  # noqa: ARG002
+        return []
+
+
+class Overdrawn:
+    """Drafts more than it may."""
+
+    def propose_one(self, tokens: IntArray, budget: int) -> list[int]:  # noqa: ARG002
+        return [0] * (budget + 1)
+
+
+class OutOfVocabulary:
+    """Drafts a token that does not exist, on the device."""
+
+    def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
+        import torch
+
+        tokens = torch.full((len(view.slots), view.num_tokens), -1)
+        return DeviceDrafts(tokens, torch.full((len(view.slots),), view.num_tokens, dtype=torch.int32))
+
+
+class Reader:
+    """Reads everything that a build context offers, and drafts nothing."""
+
+    def __init__(self, context: BuildContext) -> None:
+        assert context.host == "vllm"
+        assert context.embeddings().shape == context.output_head().shape == (context.vocab_size, context.hidden_size)
+        assert len(context.vocabulary()) == context.vocab_size
+        assert b"".join(context.vocabulary())
+        assert context.eos_token_ids
+
+    def propose_one(self, tokens: IntArray, budget: int) -> list[int]:  # noqa: ARG002
+        return []
+
+
+class Forest:
+    """Drafts trees, which vLLM cannot verify."""
+
+    traits = DrafterTraits(shape="tree")
+
+    def propose(self, view: DraftView) -> Drafts:
+        return Drafts(np.zeros(len(view.slots) + 1, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+
+class Hidden(Forest):
+    """Wants hidden states, and says so only once it is built."""
+
+    def __init__(self) -> None:
+        self.traits = DrafterTraits(needs=frozenset({"hidden.last"}))
+
+
+class Lenient:
+    """A verification rule of its own, which vLLM cannot run."""
+
+    traits = VerifierTraits(lossless="sampling")
+
+    def accept(self, view: object) -> object:
+        return view
+
+
+@accelplug.hookimpl
+def register_drafters(register: Any) -> None:
+    for drafter in (Oracle, DeviceOracle, Unbuildable, Overdrawn, OutOfVocabulary, Reader, Forest, Hidden):
+        name = "".join("_" + letter.lower() if letter.isupper() else letter for letter in drafter.__name__).lstrip("_")
+        register(name, drafter)
+
+
+@accelplug.hookimpl
+def register_verifiers(register: Any) -> None:
+    register("lenient", Lenient)

@@ -1,0 +1,61 @@
+"""A plugin that fails stops the start with one sentence, or is switched off while the engine goes on serving right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import Run, engine
+
+PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11]]
+BATCH = {"prompts": PROMPTS, "params": {"temperature": 0, "max_tokens": 8, "ignore_eos": True}}
+SERVING = {
+    "raises": "propose raised RuntimeError: the oracle has fallen silent",
+    "overdrawn": "propose raised PluginError: drafter 'overdrawn' (adversaries 1.5) drafted",
+    "out_of_vocabulary": "propose_on_device raised PluginError: drafter 'out_of_vocabulary' (adversaries 1.5) drafted token ids",
+}
+
+
+@pytest.fixture(scope="module")
+def outputs(run: Run, model_dir: Path) -> list[dict[str, Any]]:
+    """What vLLM generates without a drafter."""
+    found: list[dict[str, Any]] = run("v1", engine(model_dir, "plain", BATCH))["plain"]["outputs"][0]
+    return found
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2-async"])
+def test_failures(runner: str, run: Run, model_dir: Path, tmp_path: Path, outputs: list[dict[str, Any]]) -> None:
+    sequences = tmp_path / "sequences.json"
+    sequences.write_text(json.dumps([[prompt, output["token_ids"]] for prompt, output in zip(PROMPTS, outputs, strict=True)]))
+    oracle = {"name": "oracle", "sequences": str(sequences), "num_tokens": 2, "pattern": [[1, 1]], "raise_at": 3}
+    engines = [
+        engine(model_dir, "raises", BATCH, accelplug={"drafter": oracle}),
+        engine(model_dir, "overdrawn", BATCH, accelplug={"drafter": "overdrawn"}),
+        engine(model_dir, "reader", BATCH, accelplug={"drafter": "reader", "num_tokens": 1}),
+        engine(model_dir, "out_of_vocabulary", BATCH, accelplug={"drafter": "out_of_vocabulary"}),
+        engine(model_dir, "unbuildable", BATCH, accelplug={"drafter": "unbuildable"}),
+        engine(model_dir, "hidden", BATCH, accelplug={"drafter": "hidden"}),
+    ]
+    done = run(runner, *engines)
+    check_refused(done["unbuildable"], "PluginError", "drafter 'unbuildable' (adversaries 1.5) failed to build", "no weights for this drafter")
+    check_refused(done["hidden"], "HostError", "drafter 'hidden' (adversaries 1.5) needs 'hidden.last'")
+    assert "switched_off" not in done["reader"]["status"][0]["drafter"]
+    switched_off = dict(SERVING)
+    if runner == "v1":
+        check_refused(done["out_of_vocabulary"], "HostError", "drafts on the device only", "use runner 'v2'")
+        del switched_off["out_of_vocabulary"]
+    for name, reason in switched_off.items():
+        assert done[name]["status"][0]["drafter"]["switched_off"].startswith(reason)
+        assert sum("is switched off" in line for line in done["log"].splitlines() if f"{reason[:40]}" in line) == 1, "one error is logged"
+    for name in {*switched_off, "reader"}:
+        assert done[name]["outputs"][0] == outputs
+    assert done["raises"]["status"][0]["stats"]["accepted"] > 0, "it drafted before it failed"
+
+
+def check_refused(done: dict[str, Any], error: str, *parts: str) -> None:
+    assert done.get("error") == error, done
+    assert "\n" not in done["message"], "one sentence"
+    for part in parts:
+        assert part in done["message"]

@@ -1,0 +1,76 @@
+"""Sampled output has the target model's distribution: the joint distribution of three tokens against the exact softmax."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import Run, engine
+from scipy.stats import chisquare
+from transformers import LlamaForCausalLM
+
+PROMPT = [5, 6, 7, 8, 5, 6, 7]
+TOP_K = 2  # 8 cells
+LENGTH = 3
+TEMPERATURE = 1.5
+# How many samples, and a bias that so many must be able to see; V2 runs in Triton's interpreter, where a sample is dear.
+SAMPLES = {"v1": (3000, 0.2), "v2": (300, 0.4)}
+NEVER = 1e-4  # a right sampler falls below this once in ten thousand seeds; ours is fixed
+
+
+def exact(model_dir: Path) -> dict[tuple[int, ...], float]:
+    """Return the probability of every continuation that top-k leaves possible."""
+    import torch
+
+    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(LENGTH):
+        longer: dict[tuple[int, ...], float] = {}
+        for tokens, probability in found.items():
+            scores, choices = (model(torch.tensor([PROMPT + list(tokens)])).logits[0, -1].double() / TEMPERATURE).topk(TOP_K)
+            for choice, share in zip(choices.tolist(), scores.softmax(-1).tolist(), strict=True):
+                longer[*tokens, choice] = probability * share
+        found = longer
+    return found
+
+
+def p_value(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
+    """Return the chi-square test's p-value; cells that expect fewer than 5 samples are taken together."""
+    total = sum(counts.values())
+    cells = sorted(expected, key=expected.__getitem__)
+    small = [cell for cell in cells if expected[cell] * total < 5]
+    large = [cell for cell in cells if cell not in small]
+    observed = [counts[cell] for cell in large] + ([sum(counts[cell] for cell in small)] if small else [])
+    wanted = [expected[cell] * total for cell in large] + ([sum(expected[cell] for cell in small) * total] if small else [])
+    return float(chisquare(observed, np.array(wanted) * sum(observed) / sum(wanted)).pvalue)
+
+
+def biased(expected: dict[tuple[int, ...], float], draft: tuple[int, ...], by: float) -> dict[tuple[int, ...], float]:
+    """Return the distribution of a verifier that accepts every draft with probability `by`, whatever the target says."""
+    firsts = {first: sum(p for tokens, p in expected.items() if tokens[0] == first) for first in {tokens[0] for tokens in expected}}
+    drafted = {(first, *draft[1:]): by * p for first, p in firsts.items()}
+    return {tokens: (1 - by) * p + drafted.get(tokens, 0.0) for tokens, p in expected.items()}
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_joint_distribution_is_the_models(runner: str, run: Run, model_dir: Path, tmp_path: Path) -> None:
+    samples, bias = SAMPLES[runner]
+    expected = exact(model_dir)
+    likely = max(expected, key=expected.__getitem__)
+    sequences = tmp_path / "sequences.json"
+    sequences.write_text(json.dumps([[PROMPT, list(likely)]]))
+    oracle = {"name": "oracle", "sequences": str(sequences), "num_tokens": 2, "pattern": [[2, 0]]}
+    params = {"temperature": TEMPERATURE, "top_k": TOP_K, "max_tokens": LENGTH, "ignore_eos": True}
+    batch = {"prompts": list(itertools.repeat(PROMPT, samples)), "params": params}
+    done = run(runner, engine(model_dir, "sampled", batch, accelplug={"drafter": oracle}, max_num_seqs=64))["sampled"]
+    assert "error" not in done, done
+    stats = done["status"][0]["stats"]
+    assert 0.2 < stats["acceptance"] < 0.9, "some drafts must be accepted and some rejected"
+    counts = Counter(tuple(output["token_ids"]) for output in done["outputs"][0])
+    assert set(counts) <= set(expected), "a token outside top-k was sampled"
+    assert p_value(counts, expected) > NEVER
+    assert p_value(counts, biased(expected, likely, bias)) < NEVER, "too few samples to see such a bias"

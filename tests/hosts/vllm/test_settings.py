@@ -1,0 +1,52 @@
+"""The settings: what is read, what is refused, and that nothing is built."""
+
+from __future__ import annotations
+
+import pytest
+
+from accelplug import OptionError, UnknownTechniqueError
+from accelplug.hosts.vllm.settings import read_settings
+
+
+@pytest.mark.parametrize(
+    ("given", "num_tokens"),
+    [
+        ({"drafter": "prompt_lookup"}, 8),
+        ({"drafter": "prompt_lookup(num_tokens=6)"}, 6),
+        ({"drafter": {"name": "prompt_lookup", "num_tokens": 5}, "verifier": "greedy"}, 5),
+        ({"drafter": "accelplug:prompt_lookup(num_tokens=3)", "runner": "v1", "allow_lossy": False}, 3),
+    ],
+)
+def test_draft_length_is_the_drafters_own(given: dict[str, object], num_tokens: int) -> None:
+    assert read_settings(given).num_tokens == num_tokens
+
+
+def test_defaults() -> None:
+    settings = read_settings({"drafter": "prompt_lookup"})
+    assert (str(settings.verifier), settings.allow_lossy, settings.runner) == ("token_wise", False, "auto")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("prompt_lookup", "accelplug's settings are a mapping"),
+        ({}, "configured without a drafter"),
+        ({"drafter": "prompt_lookup", "draftr": 1}, "did you mean 'drafter'?"),
+        ({"drafter": "prompt_lookup", "allow_lossy": "yes"}, "it takes true or false"),
+        ({"drafter": "prompt_lookup", "runner": "V2"}, "it takes auto, v1, v2"),
+        ({"drafter": "prompt_lookup", "num_tokens": 4}, "write drafter 'prompt_lookup(num_tokens=4)'"),
+        ({"drafter": "prompt_lookup(max_ngrams=3)"}, "did you mean 'max_ngram'?"),
+        ({"drafter": "prompt_lookup(num_tokens=1000)"}, "is out of range"),
+        ({"drafter": None}, "is no text or mapping"),
+    ],
+)
+def test_refused(given: object, message: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        read_settings(given)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_unknown_technique() -> None:
+    with pytest.raises(UnknownTechniqueError, match="did you mean 'prompt_lookup'"):
+        read_settings({"drafter": "prompt_lookups"})

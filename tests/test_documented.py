@@ -1,0 +1,83 @@
+"""The documentation names everything that a plugin may implement, read or be refused for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from accelplug import hooks
+from accelplug.cli.entry import COMMANDS
+from accelplug.hooks.capabilities import WORDS
+from accelplug.hooks.registry import ALLOW_LIST, HOOKS
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
+CONTRACT = (ROOT / "docs/contract.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+VIEWS = ("BuildContext", "DrafterTraits", "DraftView", "CommitView", "Drafts", "DeviceView", "DeviceDrafts", "VerifierTraits", "VerifyView")
+
+
+def section(name):
+    """Return the part of the reference whose heading names the class."""
+    found = [part for part in REFERENCE.split("\n## ") if f"`{name}`" in part.partition("\n")[0]]
+    assert found, f"docs/hooks.md has no section for {name}"
+    return found[0]
+
+
+@pytest.mark.parametrize("hook", HOOKS.values())
+def test_every_hook_is_in_the_reference(hook):
+    assert f"`{hook}(register)`" in REFERENCE
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_field_of_a_view_is_in_its_section(name):
+    missing = [field.name for field in dataclasses.fields(getattr(hooks, name)) if f"`{field.name}`" not in section(name)]
+    assert missing == []
+
+
+def test_every_dataclass_of_the_contract_has_a_section_or_is_cold():
+    cold = {"Entry", "Owner", "Registry", "Spec", "Technique"}
+    assert {name for name in hooks.__all__ if dataclasses.is_dataclass(getattr(hooks, name))} == {*VIEWS, *cold}
+
+
+@pytest.mark.parametrize("name", hooks.__all__)
+def test_every_public_name_of_the_contract_is_in_the_reference(name):
+    assert re.search(rf"`[^`]*\b{name}\b[^`]*`", REFERENCE)
+
+
+@pytest.mark.parametrize(("word", "meaning"), WORDS.items())
+def test_every_capability_is_in_the_contract(word, meaning):
+    assert f"| `{word}` | {meaning} |" in CONTRACT
+
+
+def test_every_hook_docstring_says_when_and_since_when():
+    for hook in HOOKS.values():
+        text = getattr(hooks.specs, hook).__doc__
+        assert all(part in text for part in (":param register:", "When:", "Since: contract version"))
+
+
+def test_the_list_of_refusals_is_what_the_source_says():
+    done = subprocess.run([sys.executable, str(ROOT / "docs/refusals.py"), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_every_command_is_in_the_readme(command):
+    assert f"accelplug {command}" in README
+
+
+def test_the_allow_list_is_documented():
+    assert ALLOW_LIST in README
+    assert ALLOW_LIST in CONTRACT
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/contract.md", "docs/hooks.md"])
+def test_links_between_pages_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
