@@ -15,13 +15,13 @@ from accelplug.hooks.drafting import ROOT, DrafterTraits, Drafts, DraftView, Int
 class Oracle:
     """Draft the known continuation: `right` correct tokens, then `wrong` incorrect ones, cycling through the pattern.
 
-    :param sequence: prompt and continuation, token ids, as plain decoding produced them.
-    :param pattern: one ``(right, wrong)`` pair per step, repeated.
+    :param sequences: prompt and continuation of every slot, token ids, as plain decoding produced them.
+    :param pattern: one ``(right, wrong)`` pair per step, repeated; slot i begins i pairs further on.
     :param vocab_size: incorrect tokens are the correct ones plus one, modulo this.
     :param width: above 1, every level of a tree has `width` siblings, the incorrect ones first.
     """
 
-    sequence: Sequence[int]
+    sequences: Sequence[Sequence[int]]
     pattern: Sequence[tuple[int, int]]
     vocab_size: int
     width: int = 1
@@ -34,21 +34,23 @@ class Oracle:
         self.steps = 0
 
     def propose(self, view: DraftView) -> Drafts:
-        """Draft for a batch of one request."""
-        right, wrong = self.pattern[self.steps % len(self.pattern)]
+        """Draft for every request of the batch."""
+        trees = [self._tree(int(slot), int(view.lengths[i]), max(0, int(view.budgets[i]))) for i, slot in enumerate(view.slots)]
         self.steps += 1
-        length = int(view.lengths[0])
-        known = list(self.sequence[length : length + right + wrong])
-        chain = [token if i < right else (token + 1) % self.vocab_size for i, token in enumerate(known)]
-        if self.width == 1:
-            return Drafts.chains([chain[: max(0, int(view.budgets[0]))]])
-        return self._tree(chain, int(view.budgets[0]))
+        offsets = np.cumsum([0, *(len(tokens) for tokens, _ in trees)])
+        tokens = np.array([token for row, _ in trees for token in row], dtype=np.int64)
+        return Drafts(offsets, tokens, np.array([parent for _, row in trees for parent in row], dtype=np.int64))
 
-    def _tree(self, chain: Sequence[int], budget: int) -> Drafts:
-        tokens, parents, parent = [], [], ROOT
-        for token in chain[: max(0, budget) // self.width]:
-            siblings = [(token + 1 + i) % self.vocab_size for i in range(self.width - 1)]
-            tokens += [*siblings, token]
+    def _tree(self, slot: int, length: int, budget: int) -> tuple[list[int], list[int]]:
+        right, wrong = self.pattern[(self.steps + slot) % len(self.pattern)]
+        known = self.sequences[slot][length : length + right + wrong]
+        tokens: list[int] = []
+        parents: list[int] = []
+        parent = ROOT
+        for i, token in enumerate(known[: budget // self.width]):
+            drafted = token if i < right else (token + 1) % self.vocab_size
+            siblings = [(token + 2 + j) % self.vocab_size for j in range(self.width - 1)]
+            tokens += [*siblings, drafted]
             parents += [parent] * self.width
             parent = len(tokens) - 1
-        return Drafts(np.array([0, len(tokens)]), np.array(tokens, dtype=np.int64), np.array(parents, dtype=np.int64))
+        return tokens, parents

@@ -35,7 +35,7 @@ def test_greedy_equals_plain(model, implementation, width):
     prompt = torch.randint(1, VOCAB, (1, 40), device="cuda")
     for extra in ({}, {"repetition_penalty": 1.2}):
         plain = model.generate(prompt, max_new_tokens=120, do_sample=False, **extra)
-        drafter = Oracle(plain[0].tolist(), [(3, 1), (0, 2), (5, 0)], VOCAB, width)
+        drafter = Oracle(plain.tolist(), [(3, 1), (0, 2), (5, 0)], VOCAB, width)
         with accelplug.attach(model, drafter=drafter) as session:
             fast = model.generate(prompt, max_new_tokens=120, do_sample=False, **extra)
         assert fast.tolist() == plain.tolist()
@@ -47,7 +47,7 @@ def test_sampling_takes_the_same_seed_to_the_same_tokens(model):
     torch.manual_seed(1)
     plain = model.generate(prompt, max_new_tokens=60, do_sample=True, top_k=20)
     torch.manual_seed(1)
-    fast = accelplug.generate(model, prompt, drafter=Oracle(plain[0].tolist(), [(2, 1)], VOCAB), max_new_tokens=60, do_sample=True, top_k=20)
+    fast = accelplug.generate(model, prompt, drafter=Oracle(plain.tolist(), [(2, 1)], VOCAB), max_new_tokens=60, do_sample=True, top_k=20)
     assert fast.tolist() == plain.tolist()
 
 

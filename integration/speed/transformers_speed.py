@@ -70,7 +70,7 @@ def limit(model: Any, tokenizer: Any, rounds: int) -> None:
     contenders: dict[str, Callable[[], Any]] = {"plain": partial(plain, model, [prompt], new), "t(1)": partial(forward, model, cache, 1)}
     for k in depths:
         contenders[f"t({k + 1})"] = partial(forward, model, cache, k + 1)
-        contenders[f"oracle {k}"] = partial(fast, model, [prompt], new, drafter=Oracle(sequence, [(k, 0)], vocab))
+        contenders[f"oracle {k}"] = partial(fast, model, [prompt], new, drafter=Oracle([sequence], [(k, 0)], vocab))
     seconds = interleaved(contenders, rounds, "limit")
     rows = []
     for k in depths:

@@ -90,7 +90,7 @@ def test_end_and_stop_string_inside_an_accepted_draft(model, tokenizer, edits):
     for edit in edits[:6]:
         ids = tokenizer(edit["prompt"], return_tensors="pt").input_ids
         plain = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False)[0].tolist()
-        drafter = Oracle([*plain, *[7] * 20], [(9, 0)], model.config.vocab_size)
+        drafter = Oracle([[*plain, *[7] * 20]], [(9, 0)], model.config.vocab_size)
         with accelplug.attach(model, drafter=drafter) as session:
             assert model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False)[0].tolist() == plain
         inside["EOS"] += plain[-1] == tokenizer.eos_token_id and session.stats.forwards + session.stats.accepted > session.stats.tokens

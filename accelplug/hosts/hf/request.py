@@ -1,7 +1,8 @@
-"""One request's committed tokens and the conditions that stop it."""
+"""The rows of one ``generate()`` call: their committed tokens, and the conditions that stop them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,42 +11,61 @@ from torch import Tensor
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
 
-class Request:
-    """Committed tokens, in host memory for drafters and on the device for processors and stopping criteria."""
+class Requests:
+    """Committed tokens, in host memory for drafters and on the device for processors and stopping criteria.
 
-    def __init__(self, input_ids: Tensor, criteria: StoppingCriteriaList, *, max_length: int, on_device: bool) -> None:
-        self.length = self.prompt_length = input_ids.shape[1]
-        self.max_length = max_length
+    Rows advance together, as in plain ``generate()``: one length for all, finished rows go on with padding.
+    """
+
+    def __init__(self, input_ids: Tensor, criteria: StoppingCriteriaList, *, max_length: int, pad_token_id: int, on_device: bool) -> None:
+        self.count, self.prompt_length = input_ids.shape
+        self.length = self.prompt_length
+        self.max_length, self.pad_token_id = max_length, pad_token_id
         fast = (EosTokenCriteria, MaxLengthCriteria)
         self.others = StoppingCriteriaList([criterion for criterion in criteria if type(criterion) not in fast])
         self.eos = {token for c in criteria if type(c) is EosTokenCriteria for token in c.eos_token_id.flatten().tolist()}
-        self.tokens = np.zeros((1, max(max_length, self.length) + 1), dtype=np.int64)
-        self.tokens[0, : self.length] = input_ids[0].cpu().numpy()
+        self.is_padded = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+        self.finished = [False] * self.count
+        self.generated = 0  # tokens committed, without padding
+        self.tokens = np.zeros((self.count, max(max_length, self.length) + 1), dtype=np.int64)
+        self.tokens[:, : self.length] = input_ids.cpu().numpy()
         shared = torch.from_numpy(self.tokens)
         self.device = input_ids.device
         self.is_shared = self.device.type == "cpu"
         self.buffer = shared if self.is_shared else shared.to(self.device) if on_device or self.others else None
 
     def ids(self) -> Tensor:
-        """Return the committed tokens, [1, length], on the device."""
+        """Return the committed tokens, [count, length], on the device."""
         assert self.buffer is not None
         return self.buffer[:, : self.length]
 
-    @property
-    def last(self) -> int:
-        """The last committed token."""
-        return int(self.tokens[0, self.length - 1])
+    def last(self) -> list[int]:
+        """Return every row's last committed token."""
+        tokens: list[int] = self.tokens[:, self.length - 1].tolist()
+        return tokens
 
-    def append(self, token: int, scores: Any) -> bool:
-        """Commit one token; return whether the request stops with it."""
-        self.tokens[0, self.length] = token
+    def is_over(self, row: int) -> bool:
+        """Whether the row only goes on as padding."""
+        return self.is_padded and self.finished[row]
+
+    def append(self, tokens: Sequence[int], scores: Any) -> bool:
+        """Commit one token per row, padding for finished ones; return whether every row is finished."""
+        self.tokens[:, self.length] = tokens
+        self.generated += self.count - sum(self.finished) if self.is_padded else self.count
+        if self.is_padded and any(self.finished):
+            self.tokens[self.finished, self.length] = self.pad_token_id
         if self.buffer is not None and not self.is_shared:
-            self.buffer[0, self.length] = token
+            self.buffer[:, self.length] = torch.from_numpy(self.tokens[:, self.length]).to(self.device)
         self.length += 1
-        if token in self.eos or self.length >= self.max_length:
+        if self.length >= self.max_length:
             return True
-        return bool(self.others) and bool(self.others(self.ids(), tuple(scores) if scores is not None else None).all())
+        if not self.eos.isdisjoint(tokens):
+            self.finished = [over or token in self.eos for over, token in zip(self.finished, tokens, strict=True)]
+        if self.others:
+            stopped = self.others(self.ids(), None if scores is None else tuple(scores)).tolist()
+            self.finished = [over or stop for over, stop in zip(self.finished, stopped, strict=True)]
+        return all(self.finished)
 
     def sequences(self) -> Tensor:
-        """Return prompt and output as ``generate()`` returns them, [1, length]."""
+        """Return prompts and outputs as ``generate()`` returns them, [count, length]."""
         return torch.from_numpy(self.tokens[:, : self.length].copy()).to(self.device)

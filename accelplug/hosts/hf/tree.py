@@ -23,16 +23,16 @@ class Tree:
     children: dict[int, list[int]] = field(default_factory=dict)  # parent -> nodes in drawing order; empty for a chain
 
     @classmethod
-    def of(cls, drafts: Drafts) -> Tree:
-        """Take the drafts of a batch of one request."""
-        tokens = drafts.tokens.tolist()
+    def of(cls, drafts: Drafts, begin: int, end: int) -> Tree:
+        """Take one request's nodes, ``begin`` to ``end``, out of a batch's drafts."""
+        tokens = drafts.tokens[begin:end].tolist()
         if drafts.parents is None and drafts.kinds is None:
             return cls(tokens)
-        parents = None if drafts.parents is None else drafts.parents.tolist()
+        parents = None if drafts.parents is None else drafts.parents[begin:end].tolist()
         if parents == list(range(ROOT, len(tokens) - 1)):
             parents = None
-        kinds = None if drafts.kinds is None or not drafts.kinds.any() else drafts.kinds.tolist()
-        row_ids = None if drafts.row_ids is None else drafts.row_ids.tolist()
+        kinds = None if drafts.kinds is None or not drafts.kinds[begin:end].any() else drafts.kinds[begin:end].tolist()
+        row_ids = None if drafts.row_ids is None else drafts.row_ids[begin:end].tolist()
         children: dict[int, list[int]] = {}
         for node, parent in enumerate(parents or ()):
             children.setdefault(parent, []).append(node)
@@ -47,6 +47,13 @@ class Tree:
             return (node + 1,) if node + 1 < len(self.tokens) else ()
         return self.children.get(node, ())
 
+    def follow(self, node: int, token: int) -> int | None:
+        """Return the child of `node` that drafted `token`, if there is one."""
+        for child in self.children_of(node):
+            if self.tokens[child] == token:
+                return child
+        return None
+
     def kind(self, node: int) -> int:
         """Return how the node was drawn."""
         return NodeKind.DELTA if self.kinds is None else self.kinds[node]
@@ -54,17 +61,17 @@ class Tree:
     def depths(self) -> list[int]:
         """Return each slot's distance from the last committed token, slot 0 included."""
         found = [0]
-        for node in range(len(self.tokens)):
-            parent = node - 1 if self.parents is None else self.parents[node]
+        for parent in self.parents or range(ROOT, len(self.tokens) - 1):
             found.append(found[parent + 1] + 1)
         return found
 
-    def ancestors(self) -> Tensor:
-        """Return which slots each slot attends to among the tree's own: bool [1 + num_nodes, 1 + num_nodes]."""
-        size = len(self.tokens) + 1
-        seen = torch.zeros(size, size, dtype=torch.bool)
+    def ancestors(self, width: int) -> Tensor:
+        """Return which slots each slot attends to among the step's own: bool [width, width]. What lies behind the
+        tree's last node fills up to the width of a batch's widest tree, and attends to itself.
+        """
+        seen = torch.eye(width, dtype=torch.bool)
         seen[:, 0] = True
-        for node, parent in enumerate(self.parents or range(ROOT, size - 2)):
+        for node, parent in enumerate(self.parents or range(ROOT, len(self.tokens) - 1)):
             if parent != ROOT:
                 seen[node + 1] = seen[parent + 1]
             seen[node + 1, node + 1] = True

@@ -1,8 +1,9 @@
-"""The walk from the last committed token down the accepted path, one token at a time."""
+"""The walk from the last committed tokens down the accepted paths, one token at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,34 +13,36 @@ from accelplug.hooks.capabilities import verifier_traits
 from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifyView, residual
-from accelplug.hosts.hf.request import Request
+from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import Tree
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What one step decided: the tokens that were appended, and the draft nodes that some of them came from."""
+    """What one step decided: how many tokens every row gained, and the draft nodes that they came from."""
 
+    paths: list[list[int]]
     emitted: int = 0
-    path: list[int] = field(default_factory=list)
     lossy: int = 0
     done: bool = False
 
-    def add(self, child: int | None, *, done: bool) -> bool:
-        """Count one committed token and the draft node it came from; return whether the walk ends."""
+    def add(self, children: Sequence[int | None], *, done: bool) -> bool:
+        """Count one committed token per row and the nodes they came from; return whether the walk ends."""
         self.emitted += 1
         self.done = done
-        if child is not None:
-            self.path.append(child)
-        return done or child is None
+        for path, child in zip(self.paths, children, strict=True):
+            if child is not None:
+                path.append(child)
+        return done or None in children
 
 
 class Chance:
     """Where the walk's random numbers come from: torch's default generator, as in plain ``generate()``."""
 
-    def draw(self, probabilities: Tensor) -> int:
-        """Draw one token from a row [1, vocab_size]."""
-        return int(torch.multinomial(probabilities, num_samples=1))
+    def draw(self, probabilities: Tensor) -> list[int]:
+        """Draw one token from each row, [n, vocab_size]."""
+        tokens: list[int] = torch.multinomial(probabilities, num_samples=1).squeeze(1).tolist()
+        return tokens
 
     def below(self, probability: float) -> float | None:
         """Draw a uniform number and return it if it lies below `probability`; certain cases draw nothing."""
@@ -50,9 +53,10 @@ class Chance:
 
 
 class Walk:
-    """Decides tokens one by one and appends them to the request until a draft fails or the request stops.
+    """Decides one token per row after the other, until a row's drafts fail or run out, or every row has stopped.
 
-    Processors are stepped once per committed token and in order, never on a rejected prefix, so stateful ones work.
+    All rows take a step down their trees together. So processors see whole batches, once per committed token and in
+    order, exactly as in plain ``generate()``: stateful ones work, and so do those that look at the row's number.
     """
 
     def __init__(
@@ -75,53 +79,54 @@ class Walk:
         self.own_residual = getattr(rule.instance, "residual", residual)
         self.plain = not processors and not do_sample and self.lossless and not keep_scores and not keep_logits
 
-    def __call__(self, logits: Tensor, tree: Tree, request: Request) -> Verdict:
-        """Verify `tree` with `logits` [1 + num_nodes, vocab_size] and append what follows to the request."""
-        if self.plain:
-            return self._argmax_walk(logits, tree, request)
-        verdict, node = Verdict(), ROOT
+    def __call__(self, logits: Tensor, trees: Sequence[Tree], requests: Requests) -> Verdict:
+        """Verify the rows' trees with `logits` [count, 1 + num_nodes, vocab_size] and commit what follows."""
+        verdict = Verdict([[] for _ in trees])
+        nodes: list[int] = [ROOT] * len(trees)
+        best = logits.argmax(-1).tolist() if self.plain else None
         while True:
-            scores = self._process(logits[node + 1 : node + 2], request)
-            token, child = self._decide(scores, tree, tree.children_of(node), verdict)
-            if verdict.add(child, done=request.append(token, self.scores)) or child is None:
+            if best is not None:
+                tokens = [row[node + 1] for row, node in zip(best, nodes, strict=True)]
+                children = [tree.follow(node, token) for tree, node, token in zip(trees, nodes, tokens, strict=True)]
+            else:
+                tokens, children = self._decide(self._process(logits, nodes, requests), trees, nodes, verdict)
+            if any(requests.finished):
+                children = [self._keep_pace(row, nodes, trees, requests, child) for row, child in enumerate(children)]
+            if verdict.add(children, done=requests.append(tokens, self.scores)):
                 return verdict
-            node = child
+            nodes = [node for node in children if node is not None]
 
-    def _argmax_walk(self, logits: Tensor, tree: Tree, request: Request) -> Verdict:
-        best, verdict, node = logits.argmax(-1).tolist(), Verdict(), ROOT
-        while True:
-            token = best[node + 1]
-            child = next((c for c in tree.children_of(node) if tree.tokens[c] == token), None)
-            if verdict.add(child, done=request.append(token, None)) or child is None:
-                return verdict
-            node = child
+    def _keep_pace(self, row: int, nodes: list[int], trees: Sequence[Tree], requests: Requests, child: int | None) -> int | None:
+        """Let a row that is padding follow its padding drafts, so that it holds up nobody."""
+        return trees[row].follow(nodes[row], requests.pad_token_id) if requests.is_over(row) else child
 
-    def _process(self, row: Tensor, request: Request) -> Tensor:
-        # [1, vocab_size], a copy since processors may write into it
-        row = row.to(dtype=torch.promote_types(row.dtype, torch.float32), copy=True)
+    def _process(self, logits: Tensor, nodes: list[int], requests: Requests) -> Tensor:
+        rows = logits[torch.arange(len(nodes), device=logits.device), torch.tensor(nodes, device=logits.device) + 1]
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # [count, vocab_size], a copy: processors may write into it
         if self.logits is not None:
-            self.logits.append(row.clone())
-        scores: Tensor = self.processors(request.ids(), row)
+            self.logits.append(rows.clone())
+        scores: Tensor = self.processors(requests.ids(), rows)
         if self.scores is not None:
             self.scores.append(scores)
         return scores
 
-    def _decide(self, scores: Tensor, tree: Tree, children: Any, verdict: Verdict) -> tuple[int, int | None]:
-        """Return the next token and the draft node it came from, if any."""
-        if self.lossless and all(tree.kind(child) == NodeKind.DELTA for child in children):
+    def _decide(self, scores: Tensor, trees: Sequence[Tree], nodes: list[int], verdict: Verdict) -> tuple[list[int], list[int | None]]:
+        """Return every row's next token and the draft node it came from, if any."""
+        if self.lossless and all(tree.kinds is None for tree in trees):
             # Drawing as plain decoding does and looking whether it was drafted is the rule for point masses, and it
             # takes the same random numbers as plain decoding.
-            token = self.chance.draw(scores.softmax(-1)) if self.do_sample else int(scores.argmax())
-            return token, next((child for child in children if tree.tokens[child] == token), None)
-        return self._judge(scores, tree, children, verdict)
+            tokens = self.chance.draw(scores.softmax(-1)) if self.do_sample else scores.argmax(-1).tolist()
+            return tokens, [tree.follow(node, token) for tree, node, token in zip(trees, nodes, tokens, strict=True)]
+        judged = [self._judge(scores[row : row + 1], tree, nodes[row], verdict) for row, tree in enumerate(trees)]
+        return [token for token, _ in judged], [child for _, child in judged]
 
-    def _judge(self, scores: Tensor, tree: Tree, children: Any, verdict: Verdict) -> tuple[int, int | None]:
+    def _judge(self, scores: Tensor, tree: Tree, node: int, verdict: Verdict) -> tuple[int, int | None]:
         """Judge siblings in drawing order (recursive rejection sampling, arXiv 2402.14160, section 3)."""
         target = scores.softmax(-1)
         if not self.do_sample:
             target = torch.zeros_like(target).scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
         rows: dict[int, Tensor] = {}  # what the earlier siblings left of each draft row
-        for child in children:
+        for child in tree.children_of(node):
             view = self._view(scores, target, tree, child, rows)
             token = tree.tokens[child]
             probability = 0.0 if scores[0, token] == -torch.inf else self._ask(view)
@@ -131,7 +136,7 @@ class Walk:
             target = self._rest(view)
             if tree.kind(child) == NodeKind.WITHOUT_REPLACEMENT and tree.row_ids is not None:
                 rows[tree.row_ids[child]] = _without(view)
-        return (self.chance.draw(target) if self.do_sample else int(target.argmax())), None
+        return (self.chance.draw(target)[0] if self.do_sample else int(target.argmax())), None
 
     def _view(self, scores: Tensor, target: Tensor, tree: Tree, child: int, rows: dict[int, Tensor]) -> VerifyView:
         draft = None

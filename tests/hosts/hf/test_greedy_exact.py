@@ -109,7 +109,7 @@ def test_equals_plain_generate(random_models, tokenizer, name, prompt, new, patt
     wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     plain_stream, stream = Recorder(), Recorder()
     plain = model.generate(input_ids, streamer=plain_stream, **arguments, **wanted)
-    drafter = Watched(free, pattern, VOCAB, width)
+    drafter = Watched([free], pattern, VOCAB, width)
     with accelplug.attach(model, drafter=drafter) as session:
         fast = model.generate(input_ids, streamer=stream, **arguments, **wanted)
 
@@ -158,7 +158,7 @@ def test_prompt_lookup_on_a_repeating_prompt(random_models):
 def test_a_conversation_goes_on_from_the_returned_cache(random_models):
     for model in random_models.values():
         sequences = []
-        for drafter in (None, Oracle(range(VOCAB), [(0, 3)], VOCAB)):
+        for drafter in (None, Oracle([range(VOCAB)], [(0, 3)], VOCAB)):
             ids, cache = torch.tensor([[3, 4, 5, 6, 7, 8, 9]]), None
             for turn in ([11, 12], [13, 14, 15], []):
                 out = accelplug.generate(
@@ -175,12 +175,12 @@ def test_left_padded_prompt_and_inputs_embeds(random_models):
     mask = (prompt != 0).long()
     plain = model.generate(prompt, attention_mask=mask, max_new_tokens=30, do_sample=False)
     for width in (1, 3):
-        drafter = Oracle(plain[0].tolist(), [(3, 1), (0, 2)], VOCAB, width)
+        drafter = Oracle(plain.tolist(), [(3, 1), (0, 2)], VOCAB, width)
         fast = accelplug.generate(model, prompt, drafter=drafter, attention_mask=mask, max_new_tokens=30, do_sample=False)
         assert fast.tolist() == plain.tolist()
     embeds = model.get_input_embeddings()(prompt[:, 3:])
     plain = model.generate(inputs_embeds=embeds, max_new_tokens=20, do_sample=False)
-    drafter = Oracle(plain[0].tolist(), [(2, 1)], VOCAB)
+    drafter = Oracle(plain.tolist(), [(2, 1)], VOCAB)
     fast = accelplug.generate(model, drafter=drafter, inputs_embeds=embeds, max_new_tokens=20, do_sample=False)
     assert fast.tolist() == plain.tolist()
 
@@ -194,7 +194,7 @@ def test_trees_in_both_attention_implementations(random_models, name, implementa
     try:
         prompt = torch.tensor([[9, 8, 7, 6, 5]])
         plain = model.generate(prompt, max_new_tokens=40, do_sample=False)
-        drafter = Oracle(plain[0].tolist(), [(4, 1), (0, 2), (2, 0)], VOCAB, width=3)
+        drafter = Oracle(plain.tolist(), [(4, 1), (0, 2), (2, 0)], VOCAB, width=3)
         with accelplug.attach(model, drafter=drafter) as session:
             fast = model.generate(prompt, max_new_tokens=40, do_sample=False)
         assert fast.tolist() == plain.tolist()

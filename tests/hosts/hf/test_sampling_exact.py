@@ -158,7 +158,7 @@ def test_point_mass_drafts_take_the_same_random_numbers_as_plain_sampling(random
         torch.manual_seed(seed)
         plain = model.generate(prompt, **arguments)[0].tolist()
         torch.manual_seed(seed)
-        with accelplug.attach(model, drafter=Oracle(plain, [(3, 1), (0, 2), (1, 1)], MODEL_VOCAB, width)) as session:
+        with accelplug.attach(model, drafter=Oracle([plain], [(3, 1), (0, 2), (1, 1)], MODEL_VOCAB, width)) as session:
             fast = model.generate(prompt, **arguments)[0].tolist()
         assert fast == plain, (name, seed, width)
         accepted.append(session.stats.accepted / session.stats.drafted)

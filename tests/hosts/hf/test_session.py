@@ -31,7 +31,6 @@ def model(random_models):
     ("arguments", "sentence"),
     [
         ({"num_beams": 2}, "beam search; use greedy search or sampling, with num_beams=1"),
-        ({"num_return_sequences": 2, "do_sample": True}, "a batch of 2 prompts; generate one prompt at a time"),
         ({"use_cache": False}, "use_cache=False, since drafts are verified against the cache"),
         ({"prompt_lookup_num_tokens": 3}, "generate() got prompt_lookup_num_tokens, which brings its own decoding loop"),
         ({"custom_generate": lambda **_: None}, "generate() got custom_generate, which brings its own decoding loop"),
@@ -59,7 +58,7 @@ def test_greedy_verifier_is_refused_for_sampling_and_exact_without(model):
         accelplug.generate(model, PROMPT, drafter="prompt_lookup", verifier="greedy", do_sample=True, max_new_tokens=4)
     plain = model.generate(PROMPT, max_new_tokens=30, do_sample=False)
     fast = accelplug.generate(
-        model, PROMPT, drafter=Oracle(plain[0].tolist(), [(2, 1)], VOCAB), verifier="greedy", max_new_tokens=30, do_sample=False
+        model, PROMPT, drafter=Oracle(plain.tolist(), [(2, 1)], VOCAB), verifier="greedy", max_new_tokens=30, do_sample=False
     )
     assert fast.tolist() == plain.tolist()
 
@@ -304,7 +303,7 @@ def test_stop_strings_from_every_place(model, tokenizer):
     string = tokenizer.decode(list(dict.fromkeys(free[5:]))[5])
     plain = model.generate(PROMPT, max_new_tokens=30, do_sample=False, stop_strings=[string], tokenizer=tokenizer).tolist()
     assert len(plain[0]) < 35
-    drafter = Oracle(free, [(3, 1)], VOCAB)
+    drafter = Oracle([free], [(3, 1)], VOCAB)
     config = model.generation_config.from_dict(
         {**model.generation_config.to_dict(), "stop_strings": [string], "max_new_tokens": 30, "do_sample": False}
     )
@@ -333,7 +332,7 @@ def test_bfloat16_runs_and_reports(random_models):
     model = random_models["qwen3"].to(torch.bfloat16)
     try:
         plain = model.generate(PROMPT, max_new_tokens=20, do_sample=False)
-        with accelplug.attach(model, drafter=Oracle(plain[0].tolist(), [(3, 1)], VOCAB)) as session:
+        with accelplug.attach(model, drafter=Oracle(plain.tolist(), [(3, 1)], VOCAB)) as session:
             assert model.generate(PROMPT, max_new_tokens=20, do_sample=False).shape == plain.shape
         assert session.stats.accepted > 0
     finally:

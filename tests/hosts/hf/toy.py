@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from accelplug.hooks import load_registry
-from accelplug.hosts.hf.request import Request
+from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verify import Chance, Walk
 
@@ -57,8 +57,8 @@ class Enumeration(Chance):
         self.weight *= probabilities[chosen]
         return chosen
 
-    def draw(self, probabilities: Tensor) -> int:
-        return self.choose(probabilities[0].tolist())
+    def draw(self, probabilities: Tensor) -> list[int]:
+        return [self.choose(row.tolist()) for row in probabilities]
 
     def below(self, probability: float) -> float | None:
         if not 0.0 < probability < 1.0:
@@ -81,11 +81,11 @@ def decoded_joint(
 
     def run(chance: Enumeration) -> tuple[int, ...]:
         walk = Walk(rule, processors or LogitsProcessorList(), do_sample=True, chance=chance)
-        request = Request(torch.tensor([[VOCAB]]), StoppingCriteriaList(), max_length=1 + TOKENS, on_device=True)
+        request = Requests(torch.tensor([[VOCAB]]), StoppingCriteriaList(), max_length=1 + TOKENS, pad_token_id=0, on_device=True)
         tree, done = EMPTY, False
         while not done:
             context = tuple(request.tokens[0, 1 : request.length].tolist())
-            done = walk(_logits(target, context, tree), tree, request).done
+            done = walk(_logits(target, context, tree)[None], [tree], request).done
             context = tuple(request.tokens[0, 1 : request.length].tolist())
             tree = draft(chance, context, TOKENS - len(context) - 1)
         return tuple(request.tokens[0, 1 : 1 + TOKENS].tolist())
