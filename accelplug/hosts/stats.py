@@ -30,7 +30,8 @@ class TechniqueStats:
 class Stats:
     """Counters since the session or engine began.
 
-    `tokens` counts generated tokens, `forwards` the target model's forward passes, prefill included. `drafted` counts
+    `tokens` counts generated tokens, `forwards` the target model's forward passes, once for every request in
+    them and the prefill included. `drafted` counts
     draft nodes that were verified, `accepted` those that became output. `lossy_accepts` counts accepted tokens that
     the lossless rule would have rejected with the same random number.
     """
@@ -51,7 +52,7 @@ class Stats:
 
     @property
     def tokens_per_forward(self) -> float:
-        """Generated tokens per forward pass; 1 without speculation."""
+        """Generated tokens per request and forward pass; 1 without speculation."""
         return self.tokens / self.forwards if self.forwards else 0.0
 
     def count(self, drafted: int, accepted: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -27,7 +26,10 @@ class Oracle:
     width: int = 1
     steps: int = field(init=False, default=0)
 
-    traits: ClassVar[DrafterTraits] = DrafterTraits(shape="tree")
+    @property
+    def traits(self) -> DrafterTraits:
+        """A tree only where there are siblings."""
+        return DrafterTraits(shape="tree" if self.width > 1 else "chain")
 
     def start(self, _slots: IntArray) -> None:
         """Begin the pattern again."""
@@ -39,7 +41,8 @@ class Oracle:
         self.steps += 1
         offsets = np.cumsum([0, *(len(tokens) for tokens, _ in trees)])
         tokens = np.array([token for row, _ in trees for token in row], dtype=np.int64)
-        return Drafts(offsets, tokens, np.array([parent for _, row in trees for parent in row], dtype=np.int64))
+        parents = np.array([parent for _, row in trees for parent in row], dtype=np.int64)
+        return Drafts(offsets, tokens, parents if self.width > 1 else None)
 
     def _tree(self, slot: int, length: int, budget: int) -> tuple[list[int], list[int]]:
         right, wrong = self.pattern[(self.steps + slot) % len(self.pattern)]

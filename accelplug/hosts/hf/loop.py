@@ -18,13 +18,15 @@ from accelplug.hooks.binding import BoundDrafter, check_drafts
 from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.compat import HOST
-from accelplug.hosts.hf.forward import Forward, check_cache
+from accelplug.hosts.hf.forward import Forward, check_cache, recording_past
+from accelplug.hosts.hf.masks import check_trees
 from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verify import Walk
 
 if TYPE_CHECKING:
     from accelplug.hosts.hf.session import Session
+
 
 class Loop:
     """Passed to ``generate()`` as ``custom_generate``; called once with everything prepared."""
@@ -43,7 +45,7 @@ class Loop:
     ) -> Any:
         """Decode a batch of prompts; same contract as ``GenerationMixin._sample``."""
         session = self.session
-        check_call(model, generation_config, model_kwargs)
+        check_call(model, generation_config, model_kwargs, with_trees=session.drafts_trees)
         admit(session.selection, HOST, sampling=bool(generation_config.do_sample), allow_lossy=session.allow_lossy)
         wants = generation_config.return_dict_in_generate
         walk = Walk(
@@ -75,12 +77,12 @@ class Loop:
     def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests, walk: Walk) -> Forward:
         stats = self.session.stats
         stats.requests += requests.count
-        with Drafting(self.session, requests) as drafting:
+        with Drafting(self.session, requests) as drafting, recording_past(model_kwargs["past_key_values"]):
             forward = Forward(model, input_ids, config, model_kwargs)
             logits, trees = forward.logits, [EMPTY] * requests.count
             while True:
-                stats.forwards += 1
                 active = [row for row in range(requests.count) if not requests.is_over(row)]
+                stats.forwards += len(active)
                 before = requests.generated
                 verdict = walk(logits, trees, requests)
                 stats.tokens += requests.generated - before
@@ -91,7 +93,6 @@ class Loop:
                 if self.streamer is not None:
                     self._stream(requests, verdict.emitted)
                 if verdict.done:
-                    forward.finish()
                     return forward
                 trees = drafting.propose(verdict.paths)
                 logits = forward.step(requests.last(), trees)
@@ -174,7 +175,7 @@ class Drafting:
             raise
 
 
-def check_call(model: Any, config: Any, model_kwargs: dict[str, Any]) -> None:
+def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_trees: bool) -> None:
     """Refuse a ``generate()`` call that the loop would get wrong.
 
     :raises HostError: naming the argument and what to use.
@@ -192,4 +193,7 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any]) -> None:
     for reason, refused in refusals.items():
         if refused:
             raise HostError(f"accelplug does not run with {reason}")
-    check_cache(model_kwargs.get("past_key_values"))
+    cache = model_kwargs.get("past_key_values")
+    check_cache(model, cache)
+    if with_trees:
+        check_trees(model, cache)

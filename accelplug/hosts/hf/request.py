@@ -57,14 +57,12 @@ class Requests:
         if self.buffer is not None and not self.is_shared:
             self.buffer[:, self.length] = torch.from_numpy(self.tokens[:, self.length]).to(self.device)
         self.length += 1
-        if self.length >= self.max_length:
-            return True
         if not self.eos.isdisjoint(tokens):
             self.finished = [over or token in self.eos for over, token in zip(self.finished, tokens, strict=True)]
         if self.others:
             stopped = self.others(self.ids(), None if scores is None else tuple(scores)).tolist()
             self.finished = [over or stop for over, stop in zip(self.finished, stopped, strict=True)]
-        return all(self.finished)
+        return self.length >= self.max_length or all(self.finished)
 
     def sequences(self) -> Tensor:
         """Return prompts and outputs as ``generate()`` returns them, [count, length]."""

@@ -15,7 +15,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from accelplug._errors import HostError, OptionError
 from accelplug.hooks.binding import bind_drafter
-from accelplug.hooks.capabilities import Selection, admit
+from accelplug.hooks.capabilities import Selection, admit, drafter_traits
 from accelplug.hooks.context import BuildContext
 from accelplug.hooks.options import check_value, fields_of, per_request_options
 from accelplug.hooks.registry import Registry, Technique, registry
@@ -49,6 +49,8 @@ class Session:
         plugins: Registry | None = None,
     ) -> None:
         ENGINE.require()
+        if not callable(getattr(model, "generate", None)) or not hasattr(model, "config"):
+            raise HostError(f"accelplug takes a loaded model, such as AutoModelForCausalLM.from_pretrained(...), and got {model!r:.60}")
         offered = plugins or registry()
         context = build_context(model, tokenizer)
         built = None if drafter is None else offered.build("drafter", drafter, context)
@@ -56,6 +58,9 @@ class Session:
         self.allow_lossy = allow_lossy
         admit(self.selection, HOST, sampling=False, allow_lossy=allow_lossy)
         self.drafter = None if built is None else bind_drafter(built)
+        self.drafts_trees = built is not None and drafter_traits(built).shape == "tree"
+        if built is not None and not any(hasattr(built.instance, method) for method in ("propose", "propose_one")):
+            raise HostError(f"{built} drafts on the device only, and this host asks in host memory; give it propose(view)")
         self.parameters = request_parameters(built, parameters or {})
         self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in self.selection])
         self.model, self.tokenizer, self.vocab_size = model, tokenizer, context.vocab_size
@@ -68,14 +73,12 @@ class Session:
 
     def __enter__(self) -> Session:
         self.entered = True
-        if "generate" in vars(self.model) and hasattr(vars(self.model)["generate"], "accelplug"):
+        if isinstance(vars(self.model).get("generate"), Front):
             raise HostError(
                 "accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()"
             )
         self._shadowed = vars(self.model).get("generate")
-        generate = _front(self)
-        generate.accelplug = self  # type: ignore[attr-defined]
-        self.model.generate = generate
+        self.model.generate = Front(self, self.model.generate)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
@@ -84,17 +87,30 @@ class Session:
             self.model.generate = self._shadowed
 
 
-def attach(model: Any, **selection: Any) -> Session:
+def attach(
+    model: Any,
+    *,
+    drafter: object | None = None,
+    verifier: object = "token_wise",
+    tokenizer: Any = None,
+    allow_lossy: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+    plugins: Registry | None = None,
+) -> Session:
     """Run every ``model.generate()`` inside ``with attach(model, drafter=...) as session:`` through techniques.
 
-    :param model: a causal language model of Transformers.
-    :param selection: ``drafter`` and ``verifier`` (default ``"token_wise"``), each a name like
-        ``"prompt_lookup(num_tokens=6)"``, a mapping, or an object; ``tokenizer``, for techniques that read token bytes
-        and as the default for stop strings; ``allow_lossy=True`` to accept a verifier that may change the output;
-        ``parameters``, values for options that a request may set.
+    :param model: a causal language model of Transformers, loaded.
+    :param drafter: a name like ``"prompt_lookup(num_tokens=6)"``, a mapping, or an object; None drafts nothing.
+    :param verifier: the same for the rule that decides which drafts stay.
+    :param tokenizer: for techniques that read token bytes, and the default one for stop strings.
+    :param allow_lossy: accept a verifier that may change the output.
+    :param parameters: values for options that a request may set.
+    :param plugins: where names are looked up; by default whatever is installed.
     :raises AccelplugError: the selection is unknown, misconfigured, or cannot run on this model.
     """
-    return Session(model, **selection)
+    return Session(
+        model, drafter=drafter, verifier=verifier, tokenizer=tokenizer, allow_lossy=allow_lossy, parameters=parameters, plugins=plugins
+    )
 
 
 def generate(
@@ -117,15 +133,17 @@ def generate(
         return model.generate(inputs, **generate_arguments)
 
 
-def _front(session: Session) -> Callable[..., Any]:
-    """Make the ``generate`` that replaces the model's own while a session is attached.
+class Front:
+    """The ``generate`` that stands in for the model's own while a session is attached.
 
     Transformers drops streamer and tokenizer on the way to a custom loop, so both are handed over here.
     """
-    model = session.model
-    plain = session._shadowed or model.generate
 
-    def generate(
+    def __init__(self, session: Session, plain: Callable[..., Any]) -> None:
+        self.session, self.plain = session, plain
+
+    def __call__(
+        self,
         inputs: Any = None,
         generation_config: Any = None,
         logits_processor: Any = None,
@@ -136,20 +154,22 @@ def _front(session: Session) -> Callable[..., Any]:
         tokenizer: Any = None,
         **arguments: Any,
     ) -> Any:
+        """Generate as the model would, through the session's techniques."""
+        session = self.session
         if taken := [name for name in _OWN_LOOP if arguments.get(name)]:
             raise HostError(
                 f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
             )
-        config = generation_config or model.generation_config
+        config = generation_config or session.model.generation_config
         strings = arguments.pop("stop_strings", None) or config.stop_strings
         criteria = StoppingCriteriaList(stopping_criteria or [])
         if strings:
             criteria.append(_stop_strings(strings, tokenizer or session.tokenizer))
-            generation_config, arguments = _without_stop_strings(model, generation_config, arguments)
+            generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
         if not session.busy.acquire(blocking=False):
             raise HostError("another thread is generating with this accelplug session; attach one model per thread")
         try:
-            return plain(
+            return self.plain(
                 inputs,
                 generation_config,
                 logits_processor,
@@ -162,7 +182,13 @@ def _front(session: Session) -> Callable[..., Any]:
         finally:
             session.busy.release()
 
-    return generate
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Give a copy of the model its own plain ``generate``: the session belongs to the original."""
+        copied = memo[id(self.session.model)]
+        return type(copied).generate.__get__(copied)
+
+    def __reduce__(self) -> Any:
+        raise HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
 
 
 def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:

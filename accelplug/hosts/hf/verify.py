@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accelplug._errors import PluginError
 from accelplug.hooks.capabilities import verifier_traits
 from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hooks.registry import Technique
@@ -44,9 +45,12 @@ class Chance:
         tokens: list[int] = torch.multinomial(probabilities, num_samples=1).squeeze(1).tolist()
         return tokens
 
-    def below(self, probability: float) -> float | None:
-        """Draw a uniform number and return it if it lies below `probability`; certain cases draw nothing."""
-        if not 0.0 < probability < 1.0:
+    def below(self, probability: float, *, always: bool = False) -> float | None:
+        """Draw a uniform number and return it if it lies below `probability`.
+
+        Certain cases draw nothing, unless the number itself is wanted `always`.
+        """
+        if not 0.0 < probability < 1.0 and not always:
             return 0.0 if probability >= 1.0 else None
         uniform = float(torch.rand(()))
         return uniform if uniform < probability else None
@@ -130,7 +134,7 @@ class Walk:
             view = self._view(scores, target, tree, child, rows)
             token = tree.tokens[child]
             probability = 0.0 if scores[0, token] == -torch.inf else self._ask(view)
-            if (uniform := self.chance.below(probability)) is not None:
+            if (uniform := self.chance.below(probability, always=not self.lossless)) is not None:
                 verdict.lossy += uniform >= float(view.target_at_tokens() / view.draft_at_tokens())
                 return token, child
             target = self._rest(view)
@@ -149,10 +153,13 @@ class Walk:
 
     def _ask(self, view: VerifyView) -> float:
         try:
-            return float(self.rule.instance.accept(view))
+            probability = float(self.rule.instance.accept(view))
         except Exception as exc:
             self.rule.blame(exc)
             raise
+        if not 0.0 <= probability <= 1.0:
+            raise PluginError(f"{self.rule} returned the acceptance probability {probability}; it lies between 0 and 1")
+        return probability
 
     def _rest(self, view: VerifyView) -> Tensor:
         try:

@@ -20,7 +20,14 @@ from tests.hosts.hf.test_greedy_exact import SETTINGS
 from tests.hosts.hf.test_session import TakesAll
 
 EVENTS: collections.Counter[str] = collections.Counter()
-HARD = ("rows accept differently", "a row ends before others", "padded prompts", "trees of several sizes", "processors on", "a row without drafts")
+HARD = (
+    "rows accept differently",
+    "a row ends before others",
+    "padded prompts",
+    "trees of several sizes",
+    "processors on",
+    "a row without drafts",
+)
 
 
 @dataclass
@@ -81,7 +88,9 @@ def test_every_row_equals_plain_generate(random_models, tokenizer, name, prompts
     for ours, theirs in zip(fast.past_key_values.layers, plain.past_key_values.layers, strict=True):
         assert ours.keys.shape == theirs.keys.shape
         real = plain.sequences.shape[1] - 1 - theirs.keys.shape[2]
-        visible = torch.cat([inputs["attention_mask"], torch.ones(len(prompts), made, dtype=torch.long)], 1)[:, real : real + theirs.keys.shape[2]].bool()
+        visible = torch.cat([inputs["attention_mask"], torch.ones(len(prompts), made, dtype=torch.long)], 1)[
+            :, real : real + theirs.keys.shape[2]
+        ].bool()
         for states in ("keys", "values"):
             mine, other = (getattr(layer, states).transpose(1, 2)[visible] for layer in (ours, theirs))
             torch.testing.assert_close(mine, other, atol=2e-4, rtol=2e-3)

@@ -60,9 +60,9 @@ class Enumeration(Chance):
     def draw(self, probabilities: Tensor) -> list[int]:
         return [self.choose(row.tolist()) for row in probabilities]
 
-    def below(self, probability: float) -> float | None:
+    def below(self, probability: float, *, always: bool = False) -> float | None:
         if not 0.0 < probability < 1.0:
-            return super().below(probability)
+            return super().below(probability, always=always)
         return 0.0 if self.choose([probability, 1.0 - probability]) == 0 else None
 
 

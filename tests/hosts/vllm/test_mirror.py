@@ -25,7 +25,9 @@ class Engine:
         self.lengths[slot] = end
 
 
-Steps = st.lists(st.dictionaries(st.integers(0, NUM_SLOTS - 1), st.lists(st.integers(1, 99), max_size=WINDOW), min_size=1), min_size=1, max_size=8)
+Steps = st.lists(
+    st.dictionaries(st.integers(0, NUM_SLOTS - 1), st.lists(st.integers(1, 99), max_size=WINDOW), min_size=1), min_size=1, max_size=8
+)
 
 
 @given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=5), min_size=NUM_SLOTS, max_size=NUM_SLOTS), Steps)

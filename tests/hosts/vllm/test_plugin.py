@@ -17,6 +17,7 @@ unregister()
 assert "_WrapOnImport" not in [type(finder).__name__ for finder in sys.meta_path]
 """
 
+
 def test_entry_point() -> None:
     (entry_point,) = (found for found in metadata.entry_points(group="vllm.general_plugins") if found.name == "accelplug")
     assert entry_point.value == "accelplug.hosts.vllm.plugin:register"

@@ -1,0 +1,96 @@
+"""Which cached and drafted positions each draft node attends to, in the form that the model's attention takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from accelplug._errors import HostError
+from accelplug.hosts.hf.tree import Tree
+
+# Their attention is biased or windowed by cache slot rather than by position, so branches would see wrong distances.
+_BY_SLOT = ("bloom", "gpt_neo", "mpt")
+_MASKABLE = ("sdpa", "eager")
+_WINDOWS = frozenset({"sliding_attention", "full_attention"})
+
+
+class Masks:
+    """Masks for one call.
+
+    :param cache: filled by the prefill.
+    :param padding: [count, prompt length], 0 where a prompt is padded; None without padding.
+    """
+
+    def __init__(self, model: Any, cache: Any, padding: Tensor | None, device: torch.device) -> None:
+        text = model.config.get_text_config(decoder=True)
+        self.cache, self.padding, self.device, self.dtype = cache, padding, device, model.dtype
+        self.attention: str = text._attn_implementation or "eager"
+        self.has_types = bool(getattr(text, "layer_types", None))
+        self.sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        # A cache that the user made without the model's config has no window even where the model has one.
+        self.is_plain_causal = (
+            self.attention == "sdpa" and padding is None and not _windows(text) and not self.sliding and not _by_slot(text)
+        )
+
+    def chain(self, width: int, cached: int) -> Tensor | None:
+        """Return the mask of a chain of `width` slots behind `cached` tokens; None lets the model build it."""
+        if self.padding is not None:
+            return torch.cat([self.padding, self.padding.new_ones(len(self.padding), cached + width - self.padding.shape[1])], 1)
+        if width > 1 and self.is_plain_causal:
+            # Five times cheaper than letting the model build the same mask.
+            return torch.ones(1, 1, width, cached + width, dtype=torch.bool, device=self.device).tril_(cached)
+        return None
+
+    def tree(self, trees: Sequence[Tree], depths: Tensor, cached: int) -> Any:
+        """Return the mask, or one per layer type, of trees whose slots lie `depths` [count, width] behind the cache."""
+        width = depths.shape[1]
+        seen = torch.ones(len(trees), width, cached + width, dtype=torch.bool, device=self.device)
+        seen[:, :, cached:] = torch.stack([tree.ancestors(width) for tree in trees]).to(self.device)
+        if self.padding is not None:
+            seen[:, :, : self.padding.shape[1]] &= self.padding.bool().unsqueeze(1)
+        if not self.sliding:
+            return self._as_attended(seen)
+        ahead = depths + cached
+        positions = torch.cat([torch.arange(cached, device=self.device).expand(len(trees), -1), ahead], 1)
+        near = seen & (positions.unsqueeze(1) > ahead.unsqueeze(2) - self.sliding[0].sliding_window)
+        length, offset = self.cache.get_mask_sizes(width, self.cache.is_sliding.index(True))
+        windowed = self._as_attended(near[:, :, offset : offset + length])
+        return {"sliding_attention": windowed, "full_attention": self._as_attended(seen)} if self.has_types else windowed
+
+    def _as_attended(self, seen: Tensor) -> Tensor:
+        """Give a bool mask the shape and type that the model's attention takes: [count, 1, width, length]."""
+        if self.attention == "sdpa":
+            return seen.unsqueeze(1)
+        lowest = torch.finfo(self.dtype).min
+        return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, lowest).unsqueeze(1)
+
+
+def _windows(text: Any) -> bool:
+    types = set(getattr(text, "layer_types", None) or ())
+    return bool(getattr(text, "sliding_window", None)) or bool(types - {"full_attention"})
+
+
+def _by_slot(text: Any) -> bool:
+    return text.model_type in _BY_SLOT or bool(getattr(text, "alibi", False))
+
+
+def check_trees(model: Any, cache: Any) -> None:
+    """Refuse trees of drafts where the model's attention cannot be masked node by node.
+
+    :raises HostError: naming what stands in the way and what to use.
+    """
+    text = model.config.get_text_config(decoder=True)
+    types = set(getattr(text, "layer_types", None) or ())
+    implementation = text._attn_implementation or "eager"
+    if implementation not in _MASKABLE:
+        raise HostError(f"attn_implementation {implementation!r} cannot verify a tree of drafts; load the model with 'sdpa' or 'eager'")
+    if _by_slot(text) or not types <= _WINDOWS:
+        what = ", ".join(sorted(types - _WINDOWS)) or f"{text.model_type}'s"
+        raise HostError(f"a tree of drafts cannot be verified in {what} attention; use a drafter of chains, such as prompt_lookup")
+    made_without_config = _windows(text) and not any(cache.is_sliding)
+    if made_without_config:
+        raise HostError("a tree of drafts needs a cache that knows the model's window; pass DynamicCache(config=model.config) or none")

@@ -1,0 +1,285 @@
+"""Corners that a review of the loop found: each was wrong or unguarded once."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    DynamicCache,
+    FalconConfig,
+    FalconForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteria
+
+import accelplug
+from accelplug import HostError, PluginError
+from accelplug.hooks import VerifierTraits, VerifyView
+from accelplug.hosts.hf.session import build_context
+from accelplug.testing.oracle import Oracle
+from tests.hosts.hf.conftest import MAKERS, VOCAB
+from tests.hosts.hf.test_session import PROMPT, Constant, Misbehaves, TakesAll
+
+SMALL: dict[str, Any] = {"vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": None, "bos_token_id": None}
+LONG = torch.arange(2, 42)[None]
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 24}
+
+
+@pytest.fixture
+def model(random_models):
+    return random_models["llama"]
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_cache_made_without_the_models_config(random_models, name, width):
+    """It keeps everything, so a window must come from the mask: chains are right, trees are refused where there is one."""
+    model = random_models[name]
+    plain = model.generate(LONG, past_key_values=DynamicCache(), **GREEDY)
+    drafter = Oracle(plain.tolist(), [(3, 1), (0, 2)], VOCAB, width)
+    if width > 1 and name in ("gemma3", "mistral"):
+        with pytest.raises(HostError, match=r"pass DynamicCache\(config=model.config\) or none"):
+            accelplug.generate(model, LONG, drafter=drafter, past_key_values=DynamicCache(), **GREEDY)
+    else:
+        assert accelplug.generate(model, LONG, drafter=drafter, past_key_values=DynamicCache(), **GREEDY).tolist() == plain.tolist()
+    first = model.generate(LONG, past_key_values=DynamicCache(), return_dict_in_generate=True, max_new_tokens=5, do_sample=False)
+    again = copy.deepcopy(first.past_key_values)
+    plain = model.generate(first.sequences, past_key_values=first.past_key_values, **GREEDY)
+    chain = Oracle(plain.tolist(), [(3, 1), (0, 2)], VOCAB)
+    assert accelplug.generate(model, first.sequences, drafter=chain, past_key_values=again, **GREEDY).tolist() == plain.tolist()
+
+
+def bloom() -> Any:
+    return BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=2, **SMALL))
+
+
+def falcon_alibi() -> Any:
+    return FalconForCausalLM(FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, alibi=True, **SMALL))
+
+
+def gpt_neo() -> Any:
+    config = GPTNeoConfig(
+        hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]], window_size=8, max_position_embeddings=128, **SMALL
+    )
+    return GPTNeoForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [bloom, falcon_alibi, gpt_neo])
+def test_attention_by_slot_runs_chains_and_refuses_trees(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    plain = model.generate(PROMPT, **GREEDY)
+    with accelplug.attach(model, drafter=Oracle(plain.tolist(), [(3, 1), (0, 2)], VOCAB)) as session:
+        assert model.generate(PROMPT, **GREEDY).tolist() == plain.tolist()
+    assert session.stats.accepted > 0
+    with pytest.raises(HostError, match=r"a tree of drafts cannot be verified in .* attention; use a drafter of chains"):
+        accelplug.generate(model, PROMPT, drafter=Oracle(plain.tolist(), [(3, 1)], VOCAB, width=2), **GREEDY)
+
+
+def test_models_without_a_croppable_cache_say_so():
+    mamba = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, **SMALL)).eval()
+    with pytest.raises(HostError, match="MambaForCausalLM keeps recurrent state"):
+        accelplug.generate(mamba, PROMPT, drafter="prompt_lookup", **GREEDY)
+    t5 = T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=VOCAB, decoder_start_token_id=0)).eval()
+    with pytest.raises(HostError, match="an encoder-decoder model; use a decoder-only one"):
+        accelplug.generate(t5, PROMPT, drafter="prompt_lookup", **GREEDY)
+
+
+def test_flash_attention_refuses_trees_before_anything_runs(model, monkeypatch):
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(HostError, match="'flash_attention_2' cannot verify a tree of drafts; load the model with 'sdpa' or 'eager'"):
+        accelplug.generate(model, PROMPT, drafter=Oracle([[1] * 50], [(3, 1)], VOCAB, width=2), **GREEDY)
+
+
+@pytest.mark.parametrize("thing", ["gpt2", object(), None])
+def test_only_a_loaded_model_can_be_attached(thing):
+    with pytest.raises(HostError, match="takes a loaded model"):
+        accelplug.attach(thing, drafter="prompt_lookup")
+
+
+def test_a_copy_of_an_attached_model_is_its_own(model):
+    with accelplug.attach(model, drafter="prompt_lookup") as session:
+        copied = copy.deepcopy(model)
+        with pytest.raises(HostError, match="cannot be pickled; leave the 'with' block first"):
+            pickle.dumps(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert copied.generate(PROMPT, max_new_tokens=3, do_sample=False)[0, 5:].tolist() == [0, 0, 0]
+    assert session.stats.requests == 0
+
+
+def test_a_generate_of_the_users_own_is_put_back(random_models):
+    model = copy.deepcopy(random_models["llama"])
+    calls = []
+
+    def mine(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return type(model).generate(model, *args, **kwargs)
+
+    model.generate = mine
+    with accelplug.attach(model, drafter="prompt_lookup"):
+        model.generate(PROMPT, **GREEDY)
+    assert model.generate is mine
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral"])
+def test_layers_stop_recording_also_after_an_error(random_models, name):
+    model = random_models[name]
+    out = accelplug.generate(model, PROMPT, drafter=Constant(), return_dict_in_generate=True, **GREEDY)
+    assert not any(getattr(layer, "record_past", False) for layer in out.past_key_values.layers)
+    cache = DynamicCache(config=model.config)
+    with pytest.raises(ZeroDivisionError):
+        accelplug.generate(model, PROMPT, drafter=Misbehaves("raises"), past_key_values=cache, **GREEDY)
+    assert cache.layers
+    assert not any(getattr(layer, "record_past", False) for layer in cache.layers)
+
+
+def test_a_request_is_finished_and_the_session_free_after_an_error(model):
+    calls = []
+
+    class Fails(Constant):
+        def finish(self, slots: Any) -> None:
+            calls.append(slots.tolist())
+
+        def propose_one(self, tokens: Any, budget: int) -> list[int]:
+            if not calls:
+                raise ValueError("once")
+            return super().propose_one(tokens, budget)
+
+    plain = model.generate(PROMPT, **GREEDY)
+    with accelplug.attach(model, drafter=Fails()):
+        with pytest.raises(ValueError, match="once"):
+            model.generate(PROMPT, **GREEDY)
+        assert calls == [[0]]
+        assert model.generate(PROMPT, **GREEDY).tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("method", ["start", "finish", "observe"])
+def test_every_method_of_a_drafter_is_named_when_it_raises(model, method):
+    drafter = type("Breaks", (Constant,), {method: lambda self, view: 1 / 0})()
+    with pytest.raises(ZeroDivisionError) as caught:
+        accelplug.generate(model, PROMPT, drafter=drafter, **GREEDY)
+    assert any("Breaks" in note for note in caught.value.__notes__)
+
+
+class Seen(StoppingCriteria):
+    """Stops after ten tokens by the scores it is given, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.calls += 1
+        return torch.full((len(input_ids),), len(scores) >= 10)
+
+
+class LateEos(EosTokenCriteria):
+    """EOS counts from the twelfth token on."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return super().__call__(input_ids, scores, **kwargs) & (input_ids.shape[1] >= 17)
+
+
+def test_stopping_criteria_of_users_are_asked_as_in_plain_generate(model):
+    free = model.generate(PROMPT, **GREEDY)
+    drafter = Oracle(free.tolist(), [(4, 1)], VOCAB)
+    for make in (lambda: [Seen()], lambda: [MaxLengthCriteria(14)], lambda: [LateEos(free[0, 8:].tolist())]):
+        asked, plain_asked = make(), make()
+        wanted = {**GREEDY, "return_dict_in_generate": True, "output_scores": True, "eos_token_id": int(free[0, 20]) if free[0, 20] not in free[0, 5:20] else None}
+        plain = model.generate(PROMPT, stopping_criteria=plain_asked, **wanted).sequences
+        fast = accelplug.generate(model, PROMPT, drafter=drafter, stopping_criteria=asked, **wanted).sequences
+        assert fast.tolist() == plain.tolist()
+        assert plain.shape[1] < free.shape[1]
+        assert getattr(asked[0], "calls", 0) == getattr(plain_asked[0], "calls", 0)
+
+
+def test_the_budget_leaves_room_for_the_targets_own_token(model):
+    seen = []
+
+    class Greedy(Constant):
+        def propose_one(self, tokens: Any, budget: int) -> list[int]:
+            seen.append(len(tokens) + budget)
+            return [3] * budget
+
+    accelplug.generate(model, PROMPT, drafter=Greedy(), **GREEDY)
+    assert set(seen) == {5 + 24 - 1}
+
+
+def test_a_streamer_is_given_one_token_at_a_time(model):
+    shapes = []
+
+    class Shapes:
+        def put(self, value: torch.Tensor) -> None:
+            shapes.append(tuple(value.shape))
+
+        def end(self) -> None:
+            shapes.append("end")
+
+    plain = model.generate(PROMPT, streamer=Shapes(), **GREEDY)
+    expected, shapes[:] = list(shapes), []
+    accelplug.generate(model, PROMPT, drafter=Oracle(plain.tolist(), [(4, 1)], VOCAB), streamer=Shapes(), **GREEDY)
+    assert shapes == expected
+
+
+def test_several_eos_ids_reach_the_context(model):
+    model.generation_config.eos_token_id = [3, 4]
+    try:
+        assert build_context(model, None).eos_token_ids == (3, 4)
+    finally:
+        model.generation_config.eos_token_id = None
+
+
+@dataclass(frozen=True)
+class Returns:
+    """A lossy rule with a fixed answer."""
+
+    answer: float
+    traits: ClassVar[VerifierTraits] = VerifierTraits(lossless=None)
+
+    def accept(self, view: VerifyView) -> torch.Tensor:
+        return torch.tensor([self.answer])
+
+
+@pytest.mark.parametrize("answer", [float("nan"), 7.0, -0.1])
+def test_a_rule_must_return_probabilities(model, answer):
+    with pytest.raises(PluginError, match="returned the acceptance probability"):
+        accelplug.generate(model, PROMPT, drafter=Constant(), verifier=Returns(answer), allow_lossy=True, **GREEDY)
+
+
+def test_lossy_accepts_are_counted_under_sampling(model):
+    """The drafts are unlikely, so nearly every accepted one is a loss; the likely ones are not."""
+    torch.manual_seed(0)
+    with accelplug.attach(model, drafter=Constant(), verifier=TakesAll(), allow_lossy=True) as session:
+        model.generate(PROMPT, do_sample=True, max_new_tokens=60)
+    assert session.stats.accepted * 0.8 < session.stats.lossy_accepts <= session.stats.accepted
+
+
+def test_a_device_only_drafter_is_refused(model):
+    class OnDevice:
+        def propose_on_device(self, view: Any) -> Any: ...
+
+    with pytest.raises(HostError, match="drafts on the device only"):
+        accelplug.attach(model, drafter=OnDevice())
+
+
+def test_forwards_are_counted_per_request(model):
+    ids = PROMPT.repeat(3, 1)
+    with accelplug.attach(model) as session:
+        model.generate(ids, **GREEDY)
+    assert (session.stats.forwards, session.stats.tokens, session.stats.tokens_per_forward) == (72, 72, 1.0)
+    assert np.isclose(session.stats.acceptance, 0)
