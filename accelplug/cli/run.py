@@ -50,7 +50,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--compare", action="store_true", help="also generate without techniques, and compare")
     parser.add_argument("--rounds", type=_at_least(1, int), metavar="N", default=3, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--threads", type=_at_least(1, int), metavar="N", help="CPU threads (default: the engine's choice)")
+    parser.add_argument("--threads", type=_at_least(1, int), metavar="N", help="CPU threads (default: 1 for the small model, else the engine's choice)")
 
 
 def collect(arguments: Namespace) -> Document:

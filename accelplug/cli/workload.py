@@ -22,8 +22,10 @@ def job_of(arguments: Namespace) -> Job:
         check_technique(kind, getattr(arguments, kind))
     model = str(testbed("--model DIRECTORY_OR_HUB_ID").path()) if arguments.model is None else model_of(arguments.model)
     dtype = arguments.dtype or ("float32" if arguments.model is None else "auto")
-    named = ("host", "drafter", "verifier", "max_new_tokens", "temperature", "seed", "compare", "rounds", "threads", "allow_lossy")
-    return Job(model=model, prompt=prompt_of(arguments), dtype=dtype, **{name: getattr(arguments, name) for name in named})
+    # For a model as small as ours, waking other threads costs more than they save.
+    threads = arguments.threads or (1 if arguments.model is None else None)
+    named = ("host", "drafter", "verifier", "max_new_tokens", "temperature", "seed", "compare", "rounds", "allow_lossy")
+    return Job(model=model, prompt=prompt_of(arguments), dtype=dtype, threads=threads, **{name: getattr(arguments, name) for name in named})
 
 
 def check_technique(kind: str, given: str) -> None:

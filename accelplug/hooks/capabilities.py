@@ -60,10 +60,15 @@ def drafter_traits(technique: Technique) -> DrafterTraits:
 
 
 def verifier_traits(technique: Technique) -> VerifierTraits:
-    """Return what a verification rule says about itself, which it must."""
+    """Return what a verification rule says about itself, which it must.
+
+    :raises HostError: it has no traits, or no ``accept`` for them to be true of.
+    """
     traits = getattr(technique.instance, "traits", None)
     if not isinstance(traits, VerifierTraits):
         raise HostError(f"{technique}: it has no traits; give it 'traits = accelplug.hooks.VerifierTraits(lossless=...)'")
+    if not callable(getattr(technique.instance, "accept", None)):
+        raise HostError(f"{technique} has no accept(view); give it one that returns each candidate's acceptance probability")
     return traits
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from accelplug.hooks.declared import check_word, set_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +37,14 @@ class NodeKind(IntEnum):
     """Drawn from a probability row from which the earlier siblings were removed."""
 
 
+def node_kinds(field: str, given: object) -> frozenset[NodeKind]:
+    """Return a trait's node kinds as a set.
+
+    :raises PluginError: it holds something else.
+    """
+    return set_of(field, given, NodeKind, "{" + ", ".join(f"NodeKind.{kind.name}" for kind in NodeKind) + "}")
+
+
 @dataclass(frozen=True, slots=True)
 class DrafterTraits:
     """What a drafter says about itself, before it runs. The defaults describe the smallest drafter.
@@ -50,6 +61,16 @@ class DrafterTraits:
     kinds: frozenset[NodeKind] = frozenset({NodeKind.DELTA})
     needs: frozenset[str] = frozenset()
     scope: Literal["request", "salt", "process"] = "request"
+
+    def __post_init__(self) -> None:
+        """Refuse misspelt words, and take any collection for `kinds` and `needs`.
+
+        :raises PluginError: naming the trait and what it takes.
+        """
+        check_word("DrafterTraits.shape", self.shape, ("chain", "tree"))
+        check_word("DrafterTraits.scope", self.scope, ("request", "salt", "process"))
+        object.__setattr__(self, "kinds", node_kinds("DrafterTraits.kinds", self.kinds))
+        object.__setattr__(self, "needs", set_of("DrafterTraits.needs", self.needs, str, "{'hidden.last'}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +123,27 @@ class Drafts:
 
     @classmethod
     def chains(cls, guesses: Sequence[Sequence[int] | IntArray]) -> Drafts:
-        """Make deterministic chains, one per request; an empty guess drafts nothing."""
-        if len(guesses) == 1:
-            return cls(np.array((0, len(guesses[0]))), np.asarray(guesses[0], dtype=np.int64))
-        offsets = np.zeros(len(guesses) + 1, dtype=np.int64)
-        np.cumsum([len(guess) for guess in guesses], out=offsets[1:])
-        flat = [np.asarray(guess, dtype=np.int64) for guess in guesses]
+        """Make deterministic chains, one per request; an empty guess drafts nothing.
+
+        :raises TypeError: a guess is no flat sequence of whole numbers.
+        """
+        flat = [_token_ids(guess) for guess in guesses]
+        if len(flat) == 1:
+            return cls(np.array((0, len(flat[0]))), flat[0])
+        offsets = np.zeros(len(flat) + 1, dtype=np.int64)
+        np.cumsum([len(guess) for guess in flat], out=offsets[1:])
         return cls(offsets, np.concatenate(flat) if flat else np.empty(0, dtype=np.int64))
+
+
+def _token_ids(guess: object) -> npt.NDArray[np.int64]:
+    """Return one guess as an array, [num_tokens]. NumPy would truncate fractions, so they are refused first."""
+    try:
+        ids = np.asarray(guess)
+    except ValueError as exc:  # lists of unequal lengths
+        raise TypeError(f"a guess is a flat sequence of token ids, got {shortened(guess)}") from exc
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise TypeError(f"a guess is a flat sequence of token ids, got {shortened(guess)}")
+    return ids.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True, slots=True)

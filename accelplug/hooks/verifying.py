@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from accelplug.hooks.drafting import NodeKind
+from accelplug.hooks.declared import check_word, set_of
+from accelplug.hooks.drafting import NodeKind, node_kinds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,16 @@ class VerifierTraits:
     kinds: frozenset[NodeKind] = frozenset(NodeKind)
     needs: frozenset[str] = frozenset()
     standard: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse misspelt words, and take any collection for `kinds` and `needs`.
+
+        :raises PluginError: naming the trait and what it takes.
+        """
+        check_word("VerifierTraits.lossless", self.lossless, ("sampling", "greedy", None))
+        check_word("VerifierTraits.standard", self.standard, (True, False))
+        object.__setattr__(self, "kinds", node_kinds("VerifierTraits.kinds", self.kinds))
+        object.__setattr__(self, "needs", set_of("VerifierTraits.needs", self.needs, str, "{'logits.full'}"))
 
 
 @dataclass(frozen=True, slots=True)

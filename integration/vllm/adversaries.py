@@ -33,17 +33,18 @@ class Oracle:
         self.histories: dict[int, list[int]] = {}
         self.steps: dict[int, int] = {}
         self.drafted: dict[int, list[int]] = {}
+        self.clipped: dict[int, bool] = {}
         self.calls = 0
 
     def start(self, slots: IntArray) -> None:
         for slot in slots.tolist():
             assert 0 <= slot < self.num_slots, f"slot {slot} of {self.num_slots}"
             assert slot not in self.histories, f"slot {slot} starts twice"
-            self.histories[slot], self.steps[slot], self.drafted[slot] = [], 0, []
+            self.histories[slot], self.steps[slot], self.drafted[slot], self.clipped[slot] = [], 0, [], False
 
     def finish(self, slots: IntArray) -> None:
         for slot in slots.tolist():
-            del self.histories[slot], self.steps[slot], self.drafted[slot]
+            del self.histories[slot], self.steps[slot], self.drafted[slot], self.clipped[slot]
 
     def observe(self, view: CommitView) -> None:
         assert len(set(view.slots.tolist())) == len(view.slots), "a slot stands twice in one view"
@@ -54,8 +55,9 @@ class Oracle:
             assert history[: len(history) - fresh] == before, f"slot {slot}: the past changed"
             kept = history[len(before) : len(before) + accepted]
             assert kept == self.drafted[slot][:accepted], f"slot {slot}: {kept} kept of {self.drafted[slot]}"
-            self._write(slot=slot, prompt=history[:3], length=len(history), fresh=history[-fresh:], accepted=accepted, drafted=len(self.drafted[slot]))
-            self.histories[slot], self.drafted[slot] = history, []
+            record = {"slot": slot, "prompt": history[:3], "length": len(history), "fresh": history[-fresh:]}
+            self._write(**record, accepted=accepted, drafted=len(self.drafted[slot]), clipped=self.clipped[slot])
+            self.histories[slot], self.drafted[slot], self.clipped[slot] = history, [], False
 
     def propose(self, view: DraftView) -> Drafts:
         self.calls += 1
@@ -70,7 +72,7 @@ class Oracle:
         sequence = next((full for prompt, full in self.known if history[: len(prompt)] == prompt), [])
         known = sequence[len(history) : len(history) + right + wrong]
         chain = [token if i < right else (token + 1) % self.vocab_size for i, token in enumerate(known)][:budget]
-        self.drafted[slot] = chain
+        self.drafted[slot], self.clipped[slot] = chain, budget < min(len(known), self.num_tokens)
         return chain
 
     def _write(self, **record: Any) -> None:

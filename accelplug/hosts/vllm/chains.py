@@ -38,10 +38,17 @@ class Chains:
         self.num_tokens = num_tokens
         self.max_length = max_length
         self.table = SlotTable(num_slots)
+        self._limits: dict[str, int] = {}
+
+    def begin(self, req_id: str, limit: int) -> None:
+        """Remember the most tokens a request may have, its prompt included: drafts past them would be thrown away."""
+        self._limits[req_id] = limit
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests that ended, were preempted, or begin anew under the same id."""
         self.session.finish(self.table.end(req_ids))
+        for req_id in req_ids:
+            self._limits.pop(req_id, None)
 
     def commit(self, batch: Batch, scheduled: Mapping[str, int]) -> list[Request]:
         """Show the drafter the new tokens.
@@ -64,7 +71,8 @@ class Chains:
     def propose(self, batch: Batch, requests: list[Request]) -> list[list[int]]:
         """Return one chain per request of the batch, none longer than what the engine can verify."""
         # The target model adds one token of its own after the drafts, and that has to fit too.
-        budgets = np.clip(self.max_length - batch.lengths - 1, 0, self.num_tokens)
+        limits = np.array([min(self._limits.get(req_id, self.max_length), self.max_length) for req_id in batch.req_ids], dtype=np.int64)
+        budgets = np.clip(limits - batch.lengths - 1, 0, self.num_tokens)
         slots = np.array([request.slot for request in requests], dtype=np.int64)
         drafts = self.session.propose(DraftView(slots, batch.rows, batch.tokens, batch.lengths, budgets))
         tokens, offsets = drafts.tokens.tolist(), drafts.offsets.tolist()

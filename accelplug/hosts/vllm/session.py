@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from accelplug._errors import PluginError
-from accelplug.hooks.binding import BoundDrafter, check_drafts
+from accelplug.hooks.binding import BoundDrafter
 from accelplug.hooks.capabilities import Selection
 from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Drafts, DraftView
 from accelplug.hooks.registry import Technique
@@ -56,7 +56,7 @@ class Session:
         with self._guarded("propose"), self._timed():
             if len(view.slots) and self.switched_off is None:
                 proposed = self.bound.propose(view)
-                check_drafts(self.bound.technique, proposed, view.budgets, self.vocab_size)
+                self.bound.check(proposed, view.budgets, self.vocab_size)
                 drafts = proposed
         return drafts
 

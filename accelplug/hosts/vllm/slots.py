@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -20,6 +21,15 @@ class Request:
     slot: int
     length: int = 0
     drafted: int = 0
+
+
+def token_limit(num_prompt_tokens: int, sampling_params: Any, max_length: int) -> int:
+    """Return the most tokens a request may have, its prompt included.
+
+    :param sampling_params: vLLM's SamplingParams, or None for a request that does not sample.
+    """
+    max_tokens = getattr(sampling_params, "max_tokens", None)
+    return max_length if max_tokens is None else min(num_prompt_tokens + int(max_tokens), max_length)
 
 
 class SlotTable:

@@ -15,6 +15,7 @@ from accelplug.hosts.vllm import cpu_expand
 from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.chains import Batch, Chains
 from accelplug.hosts.vllm.session import Session
+from accelplug.hosts.vllm.slots import token_limit
 
 
 class Proposer:
@@ -68,6 +69,9 @@ class V1Attachment:
         """Finish requests that ended or begin anew, and remember which drafts this step verifies."""
         new = {request.req_id for request in scheduler_output.scheduled_new_reqs}
         self.chains.end(scheduler_output.finished_req_ids | new)
+        for request in scheduler_output.scheduled_new_reqs:
+            num_prompt_tokens = len(request.prompt_token_ids or ())
+            self.chains.begin(request.req_id, token_limit(num_prompt_tokens, request.sampling_params, self.chains.max_length))
         drafts = scheduler_output.scheduled_spec_decode_tokens.items()
         self._scheduled = {req_id: sum(token >= 0 for token in tokens) for req_id, tokens in drafts}
         self._asked = False

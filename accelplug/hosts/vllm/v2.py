@@ -17,6 +17,7 @@ from accelplug._errors import HostError
 from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.session import Session
+from accelplug.hosts.vllm.slots import token_limit
 from accelplug.hosts.vllm.v2_device import DeviceSource
 from accelplug.hosts.vllm.v2_host import HostSource
 from accelplug.hosts.vllm.v2_source import Source
@@ -92,7 +93,8 @@ class V2Attachment:
         new = {request.req_id for request in scheduler_output.scheduled_new_reqs}
         self.source.end(scheduler_output.finished_req_ids | new | (scheduler_output.preempted_req_ids or set()))
         for request in scheduler_output.scheduled_new_reqs:
-            self.source.arrive(request.req_id, request.prefill_token_ids)
+            limit = token_limit(request.prompt_len, request.sampling_params, self.runner.req_states.max_model_len)
+            self.source.arrive(request.req_id, request.prefill_token_ids, limit)
             # A preempted request comes back with what it had generated, and was counted the first time.
             self.session.stats.requests += len(request.prefill_token_ids) == request.prompt_len
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)

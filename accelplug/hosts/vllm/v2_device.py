@@ -26,14 +26,20 @@ class DeviceSource:
         self.table = SlotTable(req_states.max_num_reqs)
         device = req_states.total_len.gpu.device
         self._real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=device)  # [num_slots] drafts that are no padding
+        self._limits = torch.zeros_like(self._real)  # [num_slots] the most tokens of each request, its prompt included
+        self._arriving: dict[str, int] = {}
         self._totals = torch.zeros(3, dtype=torch.int64, device=device)  # drafted, accepted, tokens; since settle()
 
     def end(self, req_ids: set[str]) -> None:
-        """Finish requests."""
+        """Finish requests, also such as never came to a step."""
         self.session.finish(self.table.end(req_ids))
+        for req_id in req_ids:
+            self._arriving.pop(req_id, None)
 
-    def arrive(self, req_id: str, tokens: Sequence[int]) -> None:
-        """Do nothing: the tokens are on the device."""
+    def arrive(self, req_id: str, tokens: Sequence[int], limit: int) -> None:
+        """Remember the limit; the tokens are on the device."""
+        del tokens
+        self._arriving[req_id] = limit
 
     def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:
         """Fill `drafts`; once the drafter is switched off, with each request's last token."""
@@ -41,7 +47,8 @@ class DeviceSource:
         self._count(slots, num_sampled, input_batch.cu_num_logits)
         self._start(input_batch.req_ids, input_batch.idx_mapping_np.tolist())
         states = self.req_states
-        found = self.session.propose_on_device(DeviceView(slots, states.all_token_ids.gpu, states.total_len.gpu[slots], self.num_tokens))
+        lengths = states.total_len.gpu[slots]
+        found = self.session.propose_on_device(DeviceView(slots, states.all_token_ids.gpu, lengths, self.num_tokens))
         if found is None:
             drafts.copy_(last_sampled[slots].unsqueeze(1).expand_as(drafts))
             self._real[slots] = 0
@@ -49,7 +56,9 @@ class DeviceSource:
         # A token outside the vocabulary would be read out of the embedding's bounds; what is drafted instead is only
         # a draft, and the verifier judges it like any other.
         drafts.copy_(found.tokens.clamp(0, self.session.vocab_size - 1))
-        self._real[slots] = found.counts.long().clamp(0, self.num_tokens) * (num_sampled > 0)
+        # Drafts past a request's limit would be verified and thrown away; the target model adds one token of its own.
+        room = (self._limits[slots] - lengths.long() - 1).clamp(0, self.num_tokens)
+        self._real[slots] = torch.minimum(found.counts.long().clamp(min=0), room) * (num_sampled > 0)
 
     def counts(self, req_ids: Sequence[str]) -> list[int] | None:
         """Return how many drafts of each request are no padding; None on a device that would have to be waited for."""
@@ -85,3 +94,6 @@ class DeviceSource:
                 started.append(slot)
         self.session.finish(lost)
         self.session.start(started)
+        if started:
+            limits = [self._arriving.pop(req_id, self.req_states.max_model_len) for req_id, slot in zip(req_ids, slots, strict=True) if slot in started]
+            self._limits[torch.tensor(started, device=self._limits.device)] = torch.tensor(limits, device=self._limits.device)

@@ -35,8 +35,9 @@ class HostSource:
         for req_id in req_ids:
             self._arriving.pop(req_id, None)
 
-    def arrive(self, req_id: str, tokens: Sequence[int]) -> None:
+    def arrive(self, req_id: str, tokens: Sequence[int], limit: int) -> None:
         """Keep a copy: within one process the scheduler goes on to append to the same list."""
+        self.chains.begin(req_id, limit)
         self._arriving[req_id] = np.array(tokens, dtype=np.int32)
 
     def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:

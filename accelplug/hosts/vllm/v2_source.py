@@ -15,8 +15,8 @@ class Source(Protocol):
     def end(self, req_ids: set[str]) -> None:
         """Finish requests; unknown ones are passed over."""
 
-    def arrive(self, req_id: str, tokens: Sequence[int]) -> None:
-        """Learn the tokens that a request comes with."""
+    def arrive(self, req_id: str, tokens: Sequence[int], limit: int) -> None:
+        """Learn the tokens that a request comes with, and the most that it may have."""
 
     def propose(self, input_batch: Any, num_sampled: Tensor, last_sampled: Tensor, drafts: Tensor) -> None:
         """Fill the drafts of a step.

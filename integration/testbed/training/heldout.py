@@ -12,7 +12,7 @@ from pathlib import Path
 
 import data
 
-RATES, PER_RATE = (0.0, 0.05, 0.15, 0.3), 30
+RATES, PER_RATE = (0.15, 0.05, 0.3, 0.0), 30
 
 
 def held_out_edits(per_rate: int) -> list[data.Edit]:

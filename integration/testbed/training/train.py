@@ -1,7 +1,7 @@
 """Train the testbed's Llama: `python train.py WORK_DIR`; stop it at any time, the same command goes on.
 
 Short contexts first, 2,048 tokens last; Muon for the layers' matrices, AdamW for embeddings and norms; the learning
-rate is constant after a warm-up and falls to zero over the last third. Step k's batch depends on the seed and k alone.
+rate is held after a warm-up and falls to zero over the last quarter. Step k's batch depends on the seed and k alone.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ PHASES = (
     Phase(512, 12, 500, (0.55, 0.27, 0.13, 0.05)),
     Phase(512, 12, 400, (0.55, 0.15, 0.08, 0.22), sharp=True),
     Phase(1024, 6, 300, (0.60, 0.20, 0.10, 0.10), sharp=True),
-    Phase(512, 12, 750, (0.75, 0.08, 0.05, 0.12), sharp=True),
-    Phase(1024, 6, 250, (0.75, 0.10, 0.08, 0.07), sharp=True),
+    Phase(512, 12, 600, (0.75, 0.08, 0.05, 0.12), sharp=True),
+    Phase(1024, 6, 200, (0.75, 0.10, 0.08, 0.07), sharp=True),
     Phase(2048, 3, 100, (0.70, 0.15, 0.10, 0.05), sharp=True),
 )
 
@@ -127,8 +127,8 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, total: int) -> float:
-    """Warm up, hold, and fall to zero over the last quarter of the steps."""
-    return min(1.0, (step + 1) / 100, 0.65 if step >= 2000 else 1.0, (total - step) / (total / 4))
+    """Warm up, hold, and fall to zero over the last quarter of the steps: copying sharpens as the rate falls."""
+    return min(1.0, (step + 1) / 100, 0.65 if step >= 2000 else 1.0, 0.45 * (total - step) / (total / 4))
 
 
 def new_model() -> LlamaForCausalLM:

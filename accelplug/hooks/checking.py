@@ -1,0 +1,95 @@
+"""Check what a drafter returned, in every step, before a host spends a forward pass on it.
+
+Plain chains of DELTA nodes take the short way: a few comparisons of whole arrays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from accelplug._errors import PluginError
+from accelplug.hooks.drafting import ROOT, DrafterTraits, Drafts, IntArray, NodeKind
+from accelplug.hooks.registry import Technique
+
+
+def check_drafts(who: Technique, drafts: Drafts, budgets: IntArray, vocab_size: int, traits: DrafterTraits | None = None) -> None:
+    """Refuse drafts that no host could verify.
+
+    :param budgets: [num_reqs], the most nodes allowed.
+    :param traits: what the drafter says it returns; None compares nothing with them.
+    :raises PluginError: naming the drafter and what is wrong: arrays, budget, token ids, parents, kinds or rows.
+    """
+    if not isinstance(drafts, Drafts):
+        raise PluginError(f"{who} returned a {type(drafts).__name__}; return accelplug.hooks.Drafts")
+    _check_arrays(who, drafts)
+    offsets, tokens = drafts.offsets, drafts.tokens
+    if len(offsets) != len(budgets) + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
+        raise PluginError(f"{who} returned offsets {offsets.tolist()} for {len(budgets)} requests and {len(tokens)} nodes")
+    counts = offsets[1:] - offsets[:-1]
+    if (counts > budgets).any() or (counts < 0).any():
+        raise PluginError(f"{who} drafted {counts.tolist()} nodes where {budgets.tolist()} were allowed; look at view.budgets")
+    if len(tokens) == 0:
+        return
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise PluginError(f"{who} drafted token ids from {tokens.min()} to {tokens.max()}, outside 0 .. {vocab_size - 1}")
+    if drafts.parents is not None:
+        _check_parents(who, drafts.parents, offsets, traits)
+    if drafts.kinds is not None or (traits is not None and NodeKind.DELTA not in traits.kinds):
+        _check_kinds(who, drafts, vocab_size, traits)
+
+
+def _check_arrays(who: Technique, drafts: Drafts) -> None:
+    """Refuse arrays that NumPy would fail on later, or worse, would not."""
+    num_nodes = len(drafts.tokens)
+    for name in ("offsets", "tokens", "parents", "kinds", "row_ids", "sources"):
+        array = getattr(drafts, name)
+        if array is None and name not in {"offsets", "tokens"}:
+            continue
+        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
+            raise PluginError(f"{who} returned {name} as {_described(array)}; make it a NumPy array of integers with one dimension")
+        if name != "offsets" and len(array) != num_nodes:
+            raise PluginError(f"{who} returned {len(array)} {name} for {num_nodes} nodes; give every node one")
+
+
+def _described(array: object) -> str:
+    if isinstance(array, np.ndarray):
+        return f"{array.dtype} {list(array.shape)}"
+    return f"a {type(array).__name__}"
+
+
+def _check_parents(who: Technique, parents: IntArray, offsets: IntArray, traits: DrafterTraits | None) -> None:
+    positions = np.arange(len(parents)) - np.repeat(offsets[:-1], np.diff(offsets))  # [num_nodes] within the own request
+    wrong = np.flatnonzero((parents < ROOT) | (parents >= positions))
+    if len(wrong):
+        request = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
+        own = parents[offsets[request] : offsets[request + 1]]
+        raise PluginError(f"{who} returned parents {own.tolist()}; a parent comes before its children, the root is -1")
+    if traits is not None and traits.shape == "chain" and (parents != positions - 1).any():
+        raise PluginError(f"{who} drafted a tree, its traits say chain; declare traits = DrafterTraits(shape='tree')")
+
+
+def _check_kinds(who: Technique, drafts: Drafts, vocab_size: int, traits: DrafterTraits | None) -> None:
+    drawn = {int(NodeKind.DELTA)} if drafts.kinds is None else set(drafts.kinds.tolist())
+    if unknown := drawn - set(NodeKind):
+        raise PluginError(f"{who} returned node kinds {sorted(unknown)}; the kinds are {', '.join(f'NodeKind.{kind.name}' for kind in NodeKind)}")
+    if traits is not None and drawn - traits.kinds:
+        found, declared = _names(drawn), _names(traits.kinds) or "none"
+        wanted = ", ".join(f"NodeKind.{NodeKind(kind).name}" for kind in sorted(drawn | traits.kinds))
+        raise PluginError(f"{who} drafted {found} nodes, its traits say {declared}; declare traits = DrafterTraits(kinds={{{wanted}}})")
+    if drawn - {NodeKind.DELTA}:
+        _check_rows(who, drafts, vocab_size)
+
+
+def _names(kinds: frozenset[NodeKind] | set[int]) -> str:
+    return ", ".join(NodeKind(kind).name.lower() for kind in sorted(kinds))
+
+
+def _check_rows(who: Technique, drafts: Drafts, vocab_size: int) -> None:
+    drawn = drafts.kinds != NodeKind.DELTA
+    if drafts.rows is None or drafts.row_ids is None or (drafts.row_ids[drawn] < 0).any():
+        raise PluginError(f"{who} drafted sampled nodes without their probability rows; fill rows and row_ids, or draft DELTA nodes")
+    shape = list(getattr(drafts.rows, "shape", ()))
+    if len(shape) != 2 or shape[1] != vocab_size:
+        raise PluginError(f"{who} returned probability rows {shape}; make them [num_rows, {vocab_size}], one entry per token of the vocabulary")
+    if (drafts.row_ids >= shape[0]).any():
+        raise PluginError(f"{who} points at row {drafts.row_ids.max()} of {shape[0]} probability rows")
