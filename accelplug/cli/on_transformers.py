@@ -71,8 +71,8 @@ class _Rounds:
 
         if self.job.compare:
             self.plain.append(self._timed())
-        selection = {"drafter": self.job.drafter, "verifier": self.job.verifier, "allow_lossy": self.job.allow_lossy}
-        with attach(self.model, tokenizer=self.tokenizer, **selection) as session:
+        job = self.job
+        with attach(self.model, drafter=job.drafter, verifier=job.verifier, tokenizer=self.tokenizer, allow_lossy=job.allow_lossy) as session:
             self.accelerated.append(self._timed())
         self.stats = session.stats.as_dict()
 

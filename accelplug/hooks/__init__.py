@@ -1,6 +1,7 @@
 """The contract between plugins and hosts, version 1. Importing it loads neither torch nor an engine."""
 
 from accelplug.hooks.context import API_VERSION, BuildContext
+from accelplug.hooks.discovery import load_registry
 from accelplug.hooks.drafting import (
     ROOT,
     CommitView,
@@ -16,9 +17,10 @@ from accelplug.hooks.drafting import (
     RequestDrafter,
 )
 from accelplug.hooks.later import GrammarEngine, KVCompressor, Matcher, VisionReducer
-from accelplug.hooks.options import Spec, option, parse_spec
-from accelplug.hooks.registry import Entry, Owner, Registry, Technique, load_registry, registry
+from accelplug.hooks.options import option
+from accelplug.hooks.registry import Entry, Owner, Registry, Technique, registry
 from accelplug.hooks.specs import Register, hookimpl, hookspec
+from accelplug.hooks.spelling import Spec, parse_spec
 from accelplug.hooks.verifying import Verifier, VerifierTraits, VerifyView, residual
 
 __all__ = [

@@ -46,8 +46,8 @@ def bind_drafter(technique: Technique) -> BoundDrafter:
     :raises PluginError: it has none of the three ways to propose, or something else under the name of a method.
     :raises HostError: its traits are no DrafterTraits.
     """
-    propose, on_device = _method(technique, "propose"), _method(technique, "propose_on_device")
-    if propose is None and (one := _method(technique, "propose_one")) is not None:
+    propose, one, on_device = (_method(technique, name) for name in ("propose", "propose_one", "propose_on_device"))
+    if propose is None and one is not None:
         propose = _batched(technique, one)
     if propose is None and on_device is None:
         raise PluginError(f"{technique} has no propose(view), propose_one(tokens, budget) or propose_on_device(view); give it one")

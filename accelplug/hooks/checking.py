@@ -40,15 +40,14 @@ def check_drafts(who: Technique, drafts: Drafts, budgets: IntArray, vocab_size: 
 
 def _check_arrays(who: Technique, drafts: Drafts) -> None:
     """Refuse arrays that NumPy would fail on later, or worse, would not."""
-    num_nodes = len(drafts.tokens)
     for name in ("offsets", "tokens", "parents", "kinds", "row_ids", "sources"):
         array = getattr(drafts, name)
         if array is None and name not in {"offsets", "tokens"}:
             continue
         if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
             raise PluginError(f"{who} returned {name} as {_described(array)}; make it a NumPy array of integers with one dimension")
-        if name != "offsets" and len(array) != num_nodes:
-            raise PluginError(f"{who} returned {len(array)} {name} for {num_nodes} nodes; give every node one")
+        if name != "offsets" and len(array) != len(drafts.tokens):
+            raise PluginError(f"{who} returned {len(array)} {name} for {len(drafts.tokens)} nodes; give every node one")
 
 
 def _described(array: object) -> str:

@@ -1,36 +1,21 @@
-"""Options: how users name a technique and its settings, and how those are checked before anything is built.
-
-The same technique in three spellings: ``"prompt_lookup(num_tokens=6)"``, ``{"name": "prompt_lookup", "num_tokens": 6}``,
-or an object built by hand.
-"""
+"""Options: what a factory takes, and the check of what a user gives it before anything is built."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
+import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, Final, Union, get_args, get_origin
 
 from accelplug._errors import OptionError
 
-_SCALARS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """A technique by name, as the user wrote it. `distribution` is set by ``"distribution:name"``."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    distribution: str | None = None
-
-    def __str__(self) -> str:
-        prefix = f"{self.distribution}:" if self.distribution else ""
-        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
-        return f"{prefix}{self.name}({options})" if options else f"{prefix}{self.name}"
+_SCALARS: Final[Mapping[str, type]] = {"int": int, "float": float, "bool": bool, "str": str, "None": NoneType, "NoneType": NoneType}
+_NAMED: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def option(
@@ -46,51 +31,31 @@ def option(
     :param help: one sentence for listings.
     """
     metadata = {"ge": ge, "le": le, "per_request": per_request, "help": help}
-    return field(default=default, metadata={"accelplug": metadata})
-
-
-def parse_spec(given: str | Mapping[str, Any] | Spec) -> Spec:
-    """Read ``"name"``, ``"name(key=1)"``, ``"distribution:name(key=1)"`` or ``{"name": ..., "key": 1}``.
-
-    :raises OptionError: the text or mapping is not one of these.
-    """
-    if isinstance(given, Spec):
-        return given
-    if isinstance(given, Mapping):
-        options = dict(given)
-        name = options.pop("name", None)
-        if not isinstance(name, str):
-            raise OptionError(f"a technique given as a mapping needs a 'name', got {dict(given)!r}")
-        return dataclasses.replace(parse_spec(name), options=options)
-    head, parenthesis, rest = given.strip().partition("(")
-    distribution, _, name = head.strip().rpartition(":")
-    if not name.isidentifier() or (parenthesis and not rest.endswith(")")):
-        raise OptionError(f"cannot read the technique {given!r}; write it like 'prompt_lookup(num_tokens=6)'")
-    return Spec(name, _keywords(given, rest[:-1]) if parenthesis else {}, distribution or None)
-
-
-def _keywords(given: str, text: str) -> dict[str, Any]:
-    try:
-        call = ast.parse(f"f({text})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        if call.args or any(keyword.arg is None for keyword in call.keywords):
-            raise OptionError(f"options of a technique are written key=value, got {given!r}")
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError) as exc:
-        if isinstance(exc, OptionError):
-            raise
-        raise OptionError(f"cannot read the options in {given!r}; values are numbers, strings, True, False, None or lists") from exc
+    return dataclasses.field(default=default, metadata={"accelplug": metadata})
 
 
 def fields_of(factory: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    """Return the options a factory takes: its parameters, less ``context``."""
+    """Return the options a factory takes: the parameters it names, less ``context``."""
     parameters = inspect.signature(factory).parameters
-    return {name: parameter for name, parameter in parameters.items() if name != "context"}
+    return {name: parameter for name, parameter in parameters.items() if name != "context" and parameter.kind in _NAMED}
+
+
+def takes_any(factory: Callable[..., object]) -> bool:
+    """Whether a factory also takes options that it does not name, as ``**options``."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(factory).parameters.values())
+
+
+def unwrapped(factory: object) -> object:
+    """Return the class or function behind ``functools.partial``, which is where options are declared."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return factory
 
 
 def _metadata(factory: Callable[..., object], name: str) -> Mapping[str, Any]:
-    if dataclasses.is_dataclass(factory):
-        for declared in dataclasses.fields(factory):
+    declaring = unwrapped(factory)
+    if isinstance(declaring, type) and dataclasses.is_dataclass(declaring):
+        for declared in dataclasses.fields(declaring):
             if declared.name == name:
                 found: Mapping[str, Any] = declared.metadata.get("accelplug", {})
                 return found
@@ -108,16 +73,15 @@ def check_options(who: str, factory: Callable[..., object], options: Mapping[str
     :param who: the technique as errors should name it, e.g. ``drafter 'prompt_lookup' (accelplug 0.1)``.
     :raises OptionError: naming the option, the technique and what it accepts instead.
     """
-    known = fields_of(factory)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        return
+    known, open_ended = fields_of(factory), takes_any(factory)
     for name, value in options.items():
-        if name not in known:
+        if name in known:
+            check_value(who, name, value, known[name].annotation, _metadata(factory, name))
+        elif name == "context" or not open_ended:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise OptionError(f"{who} has no option {name!r}; {hint}its options: {', '.join(known) or 'none'}")
-        check_value(who, name, value, known[name].annotation, _metadata(factory, name))
-    missing = [name for name, p in known.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and name not in options]
+    missing = [name for name, parameter in known.items() if parameter.default is parameter.empty and name not in options]
     if missing:
         raise OptionError(f"{who} needs {', '.join(missing)}; write {missing[0]}=... in its parentheses")
 
@@ -125,14 +89,29 @@ def check_options(who: str, factory: Callable[..., object], options: Mapping[str
 def check_value(who: str, name: str, value: Any, annotation: object, metadata: Mapping[str, Any]) -> None:
     """Refuse a value of the wrong scalar type or outside the declared bounds.
 
+    :param annotation: the option's type, as an object or as text; other types than scalars and unions of them admit anything.
     :raises OptionError: naming the option, the value and what is allowed.
     """
-    expected = _SCALARS.get(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""))
-    if expected is float and type(value) is int:
-        value = float(value)
-    if expected is not None and type(value) is not expected:
-        raise OptionError(f"{who}: {name}={value!r} is a {type(value).__name__}, it takes {expected.__name__}")
+    admitted = _admitted(annotation)
+    if admitted and type(value) not in admitted and not (type(value) is int and float in admitted):
+        wanted = " or ".join("None" if scalar is NoneType else scalar.__name__ for scalar in admitted)
+        raise OptionError(f"{who}: {name}={value!r} is a {type(value).__name__}, it takes {wanted}")
     low, high = metadata.get("ge"), metadata.get("le")
+    if (low is None and high is None) or (value is None and NoneType in admitted):
+        return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise OptionError(f"{who}: {name}={value!r} is a {type(value).__name__}, it takes a number")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
         raise OptionError(f"{who}: {name}={value!r} is out of range, it takes {bounds}")
+
+
+def _admitted(annotation: object) -> tuple[type, ...]:
+    """Return the scalar types that an annotation admits; none where it admits anything else too."""
+    if isinstance(annotation, str):  # of a module with ``from __future__ import annotations``
+        text = re.sub(r"^(?:typing\.)?Optional\[(.*)\]$", r"\1 | None", annotation.strip())
+        names = [part.strip() for part in text.split("|")]
+    else:
+        parts = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+        names = [getattr(part, "__name__", "") for part in parts]
+    return tuple(_SCALARS[name] for name in names) if all(name in _SCALARS for name in names) else ()

@@ -1,29 +1,24 @@
-"""Discover plugins, remember who offers what, and build techniques by name."""
+"""Remember who offers what, and build techniques by name."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import keyword
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib import import_module, metadata
-from types import ModuleType
 from typing import Any, Final
 
-import pluggy
+from packaging.utils import canonicalize_name
 
 from accelplug._errors import AccelplugError, PluginError, UnknownTechniqueError
-from accelplug._version import __version__
-from accelplug.hooks import specs
 from accelplug.hooks.context import API_VERSION, BuildContext
-from accelplug.hooks.options import Spec, check_options, fields_of, parse_spec
+from accelplug.hooks.factories import check_factory, load_factory
+from accelplug.hooks.options import check_options, fields_of
+from accelplug.hooks.spelling import Spec, parse_spec
 
-GROUP: Final = "accelplug"
 ALLOW_LIST: Final = "ACCELPLUG_PLUGINS"
-BUILTINS: Final = ("accelplug.spec.plugin",)
 HOOKS: Final[Mapping[str, str]] = {
     "drafter": "register_drafters",
     "verifier": "register_verifiers",
@@ -31,6 +26,7 @@ HOOKS: Final[Mapping[str, str]] = {
     "kv_compressor": "register_kv_compressors",
     "vision_reducer": "register_vision_reducers",
 }
+_PLAIN_DATA: Final = (int, float, complex, bool, bytes, list, tuple, set, frozenset, type(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +39,10 @@ class Owner:
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}".strip()
+
+    def answers_to(self, name: str) -> bool:
+        """Whether `name` is the plugin's or the distribution's, however its case, dots, hyphens and underscores are written."""
+        return canonicalize_name(name) in {canonicalize_name(self.plugin), canonicalize_name(self.distribution)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +61,13 @@ class Entry:
     def resolve(self) -> Callable[..., object]:
         """Return the factory, importing it if it was registered by path.
 
-        :raises PluginError: it cannot be imported, or wants a later contract.
+        :raises PluginError: it cannot be imported, is no factory, or wants a later contract.
         """
         if self.api > API_VERSION:
             raise PluginError(f"{self} is written for contract version {self.api}, this accelplug has {API_VERSION}; upgrade accelplug")
-        if not isinstance(self.factory, str):
-            return self.factory
-        module, _, attribute = self.factory.partition(":")
-        try:
-            resolved: Callable[..., object] = getattr(import_module(module), attribute)
-        except Exception as exc:
-            raise PluginError(
-                f"{self} cannot be imported from {self.factory!r}: {exc}; reinstall or remove {self.owner.distribution}"
-            ) from exc
-        return resolved
+        factory = load_factory(str(self), self.factory) if isinstance(self.factory, str) else self.factory
+        check_factory(str(self), factory)
+        return factory
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +103,22 @@ class Registry:
     def find(self, kind: str, given: str | Mapping[str, Any] | Spec) -> tuple[Entry, Spec]:
         """Return the one technique that `given` names.
 
-        :raises UnknownTechniqueError: nobody offers it; the message lists what is offered.
+        :raises UnknownTechniqueError: nobody offers it, or there is no such kind; the message lists what there is.
+        :raises OptionError: `given` cannot be read.
         :raises PluginError: two plugins offer it and the name does not say whose.
         """
+        _check_kind(kind)
         spec = parse_spec(given)
         offered = self.entries.get((kind, spec.name), [])
         if spec.distribution:
-            offered = [entry for entry in offered if spec.distribution in (entry.owner.distribution, entry.owner.plugin)]
+            offered = [entry for entry in offered if entry.owner.answers_to(spec.distribution)]
         if not offered:
             raise UnknownTechniqueError(self._unknown(kind, spec))
         if len(offered) > 1:
-            owners = " and ".join(str(entry.owner) for entry in offered)
+            owners = [entry.owner for entry in offered]
             raise PluginError(
-                f"{kind} {spec.name!r} is offered by {owners}; write '{offered[-1].owner.distribution}:{spec.name}' to choose, or uninstall one"
+                f"{kind} {spec.name!r} is offered by {' and '.join(map(str, owners))}; "
+                f"write '{_prefix(owners)}:{spec.name}' to choose, or uninstall one"
             )
         return offered[0], spec
 
@@ -131,6 +127,7 @@ class Registry:
 
         :raises AccelplugError: it is unknown, misconfigured, or its plugin fails to build it.
         """
+        _check_kind(kind)
         if not isinstance(given, str | Mapping | Spec):
             return _by_hand(kind, given)
         entry, spec = self.find(kind, given)
@@ -145,86 +142,62 @@ class Registry:
             raise PluginError(
                 f"{entry} failed to build {str(spec)!r}: {type(exc).__name__}: {exc}; report it to {entry.owner.distribution}"
             ) from exc
+        if instance is None:
+            raise PluginError(f"{entry} built nothing from {str(spec)!r}: its factory returned None; return the built object")
         return Technique(kind, entry.name, entry.owner, instance, factory, str(spec))
 
     def _unknown(self, kind: str, spec: Spec) -> str:
         names = sorted(name for k, name in self.entries if k == kind)
         near = get_close_matches(spec.name, names, 1)
         hint = f" did you mean {near[0]!r}?" if near else ""
-        broken = "".join(f"; plugin {owner.plugin!r} ({owner}) failed to load: {exc}" for owner, exc in self.broken.items())
         whose = f" from {spec.distribution!r}" if spec.distribution else ""
-        return f"no {kind} named {spec.name!r}{whose} is installed;{hint} installed: {', '.join(names) or 'none'}{broken}"
+        broken = "".join(f"; plugin {owner.plugin!r} ({owner}) failed to load: {one_line(exc)}" for owner, exc in self.broken.items())
+        left_out = "".join(f"; plugin {owner.plugin!r} ({owner}) is left out by {ALLOW_LIST}" for owner in self.ignored)
+        return f"no {kind} named {spec.name!r}{whose} is installed;{hint} installed: {', '.join(names) or 'none'}{broken}{left_out}"
+
+
+def one_line(exc: BaseException) -> str:
+    """Return an exception's message on one line."""
+    return " ".join(str(exc).split())
+
+
+def check_name(kind: str, name: object) -> None:
+    """Refuse what users could not write as a technique's name.
+
+    :raises PluginError: it is no identifier, or a word of Python's.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise PluginError(f"{kind} {name!r} is no technique name; names are snake case, like 'prompt_lookup'")
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in HOOKS:
+        raise UnknownTechniqueError(f"there is no kind of technique named {kind!r}; the kinds are {', '.join(HOOKS)}")
+
+
+def _prefix(owners: list[Owner]) -> str:
+    """Return what chooses the last owner: its distribution, or its plugin where that distribution offers the name twice."""
+    last = owners[-1]
+    return last.plugin if [owner.distribution for owner in owners].count(last.distribution) > 1 else last.distribution
 
 
 def _by_hand(kind: str, instance: object) -> Technique:
-    cls = instance if isinstance(instance, type) else type(instance)
+    cls = type(instance)
+    if cls in _PLAIN_DATA:
+        methods = {"drafter": "propose(view) or propose_one(tokens, budget)", "verifier": "accept(view) and traits"}.get(kind, "its methods")
+        raise PluginError(f"{kind}: a technique is a name, a mapping or an object with {methods}, got {instance!r}")
     if isinstance(instance, type):
-        raise PluginError(f"{kind} {cls.__name__} is a class; pass an object, {cls.__name__}(...), or register it under a name")
+        name = instance.__name__
+        raise PluginError(f"{kind} {name} is a class; pass an object, {name}(...), or register it under a name")
     owner = Owner(cls.__module__, cls.__module__.partition(".")[0], "")
     return Technique(kind, cls.__name__, owner, instance, cls, repr(instance))
-
-
-def _allowed() -> set[str] | None:
-    listed = os.environ.get(ALLOW_LIST)
-    return None if listed is None else {name.strip() for name in listed.split(",") if name.strip()}
-
-
-def _register(manager: pluggy.PluginManager, plugin: object, owner: Owner, registry: Registry) -> None:
-    """Ask one plugin what it offers, alone, so that what it does wrong is its own."""
-    manager.register(plugin, owner.plugin)
-    try:
-        manager.check_pending()
-        offered: list[Entry] = []
-
-        def add(kind: str, name: str, factory: Callable[..., object] | str, *, api: int = API_VERSION) -> None:
-            if not name.isidentifier():
-                raise PluginError(f"{kind} {name!r} is no technique name; names are snake case, like 'prompt_lookup'")
-            offered.append(Entry(kind, name, owner, factory, api))
-
-        for kind, hook in HOOKS.items():
-            getattr(manager.hook, hook)(register=functools.partial(add, kind))
-    finally:
-        manager.unregister(plugin)
-    for entry in offered:
-        registry.entries.setdefault((entry.kind, entry.name), []).append(entry)
-
-
-def load_registry(plugins: Iterable[object] = (), *, entry_points: bool = True) -> Registry:
-    """Register what is installed, built-ins first, then `plugins`; a plugin that fails stops nobody else.
-
-    :param plugins: objects with hook implementations, for tests and notebooks.
-    :param entry_points: look at installed distributions; ``ACCELPLUG_PLUGINS`` lists those to load (all by default).
-    """
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(specs)
-    registry, allowed = Registry(), _allowed()
-    for module in BUILTINS:
-        _register(manager, import_module(module), Owner("accelplug", "accelplug", __version__), registry)
-    found = sorted(metadata.entry_points(group=GROUP), key=lambda entry_point: entry_point.name) if entry_points else []
-    for entry_point in found:
-        owner = _owner(entry_point)
-        if allowed is not None and not {owner.plugin, owner.distribution} & allowed:
-            registry.ignored.append(owner)
-            continue
-        try:
-            _register(manager, entry_point.load(), owner, registry)
-        except Exception as exc:  # noqa: BLE001  a broken plugin must not break the others
-            registry.broken[owner] = exc
-            warnings.warn(f"accelplug plugin {owner.plugin!r} ({owner}) failed to load: {exc}", stacklevel=2)
-    for plugin in plugins:
-        name = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__qualname__
-        _register(manager, plugin, Owner(name, name, ""), registry)
-    return registry
-
-
-def _owner(entry_point: metadata.EntryPoint) -> Owner:
-    dist = entry_point.dist
-    return Owner(entry_point.name, dist.name if dist else "unknown", dist.version if dist else "")
 
 
 @functools.cache
 def registry() -> Registry:
     """Return this process's registry, loaded on first use."""
+    from accelplug.hooks.discovery import load_registry  # which fills what this module defines
+
     return load_registry()
 
 

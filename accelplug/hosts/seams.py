@@ -33,21 +33,24 @@ class Seam:
     def resolve(self) -> Any:
         """Return the attribute.
 
-        :raises HostError: it moved, or its signature lost a parameter.
+        :raises HostError: it moved, its module fails to import, or its signature lost a parameter.
         """
         module, _, attributes = self.path.partition(":")
         try:
             found: Any = import_module(module)
             for attribute in attributes.split("."):
                 found = getattr(found, attribute)
-        except (ImportError, AttributeError) as exc:
-            raise HostError(f"seam {self.path} is gone ({exc}); {self.used_for} needs it") from exc
+        except Exception as exc:  # an engine that was built for another torch fails to import with whatever it likes
+            raise HostError(f"seam {self.path} is gone ({_reason(exc)}); {self.used_for} needs it") from exc
         if self.parameters:
             self._check_signature(found)
         return found
 
     def _check_signature(self, found: Callable[..., object]) -> None:
-        have = inspect.signature(found).parameters
+        try:
+            have = inspect.signature(found).parameters
+        except (TypeError, ValueError) as exc:
+            raise HostError(f"seam {self.path} is no longer a function whose parameters can be read; {self.used_for} needs it") from exc
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in have.values())
         lost = [] if takes_any else [name for name in self.parameters if name not in have]
         if lost:
@@ -60,6 +63,10 @@ class Seam:
         except HostError as exc:
             return str(exc)
         return None
+
+
+def _reason(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())}"
 
 
 @dataclass(frozen=True, slots=True)

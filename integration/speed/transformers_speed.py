@@ -29,6 +29,7 @@ from accelplug.testing.oracle import Oracle
 
 OURS = ("prompt_lookup(num_tokens=4)", "prompt_lookup(num_tokens=8)", "prompt_lookup(num_tokens=12)", "prompt_lookup(num_tokens=8, min_ngram=3)")
 THEIRS = [(tokens, ngram) for tokens in (4, 8, 12) for ngram in (2, 3)]
+NEW = 128
 FREE = ["import os\n\ndef walk(", "class Parser:\n    def __init__(self", "def test_read(self):\n", "import re\nimport sys\n\n"]
 
 
@@ -86,7 +87,7 @@ def tasks(tokenizer: Any) -> dict[str, list[torch.Tensor]]:
     edits = accelplug_testbed.prompts()
     found = {"free code": FREE, "json": ["<|json|>\n4 records of name: string, count: integer, path: string, size: number\n"] * 2}
     for low, high in ((0.0, 0.001), (0.001, 0.1), (0.1, 0.25), (0.25, 1.0)):
-        chosen = [e["prompt"] for e in edits if low <= e["edit_rate"] < high][:6]
+        chosen = [e["prompt"] for e in edits if low <= e["edit_rate"] < high][:4]
         found[f"edits {100 * low:.0f}-{100 * high:.0f} %"] = chosen
     return {task: [tokenizer(text, return_tensors="pt").input_ids for text in texts] for task, texts in found.items()}
 
@@ -94,25 +95,25 @@ def tasks(tokenizer: Any) -> dict[str, list[torch.Tensor]]:
 def lookup(model: Any, tokenizer: Any, rounds: int) -> None:
     rows = []
     for task, prompts in tasks(tokenizer).items():
-        contenders: dict[str, Callable[[], Any]] = {"plain": partial(plain, model, prompts, 160)}
+        contenders: dict[str, Callable[[], Any]] = {"plain": partial(plain, model, prompts, NEW)}
         for tokens, ngram in THEIRS:
             own = {"prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram}
-            contenders[f"transformers {tokens}/{ngram}"] = partial(plain, model, prompts, 160, **own)
+            contenders[f"transformers {tokens}/{ngram}"] = partial(plain, model, prompts, NEW, **own)
         for drafter in OURS:
-            contenders[drafter] = partial(fast, model, prompts, 160, drafter=drafter)
+            contenders[drafter] = partial(fast, model, prompts, NEW, drafter=drafter)
         outputs = {name: run() for name, run in contenders.items()}
         differing = [name for name in OURS if outputs[name] != outputs["plain"]]
         found = ratios(interleaved(contenders, rounds, task), "plain")
         theirs = max((n for n in found if n.startswith("transformers")), key=lambda name: found[name])
         ours = max(OURS, key=lambda name: found[name])
         with accelplug.attach(model, drafter=ours) as session:
-            plain(model, prompts, 160)
+            plain(model, prompts, NEW)
         rows.append(
             {"task": task, "best of Transformers": theirs, "x plain (theirs)": found[theirs], "best of ours": ours, "x plain (ours)": found[ours],
              "default x plain": found[OURS[1]], "ours / theirs": found[ours] / found[theirs], "tokens per forward": session.stats.tokens_per_forward,
              "acceptance": session.stats.acceptance, "outputs differing from plain": len(differing), "all": found}
         )  # fmt: skip
-    record("transformers_lookup", rows, {"new_tokens": 160, "rounds": rounds})
+    record("transformers_lookup", rows, {"new_tokens": NEW, "rounds": rounds})
 
 
 def propose(*_: Any) -> None:
@@ -141,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["loop", "limit", "lookup", "propose"])
     parser.add_argument("--model")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

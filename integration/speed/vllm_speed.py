@@ -28,7 +28,7 @@ CONTENDERS: Mapping[str, dict[str, Any]] = {
     "prompt_lookup 4": {"additional_config": {"accelplug": {"drafter": "prompt_lookup(num_tokens=4)"}}},
     "prompt_lookup 8": {"additional_config": {"accelplug": {"drafter": "prompt_lookup(num_tokens=8)"}}},
 }
-NEW_TOKENS = 200
+NEW_TOKENS = 150
 
 
 def prompts(count: int) -> list[str]:
@@ -44,7 +44,7 @@ def serve(model: str, config: str, concurrency: int) -> None:
 
     llm = LLM(model, dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=concurrency, enable_prefix_caching=False, **json.loads(config))
     sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
-    texts = prompts(8)
+    texts = prompts(6)
     print("ready", flush=True)
     for _ in sys.stdin:
         groups = [texts[i : i + concurrency] for i in range(0, len(texts), concurrency)]
@@ -104,7 +104,7 @@ def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

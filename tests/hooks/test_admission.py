@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accelplug import HostError
+from accelplug import HostError, PluginError
 from accelplug.hooks import DrafterTraits, NodeKind, Owner, Technique, VerifierTraits
 from accelplug.hooks.capabilities import WORDS, Host, Selection, admit
 
@@ -18,6 +18,9 @@ class Something:
 
     def __init__(self, traits):
         self.traits = traits
+
+    def accept(self, view):
+        raise AssertionError("admission judges nothing")
 
 
 def technique(kind, name, traits):
@@ -111,6 +114,44 @@ def test_a_rule_must_say_what_it_preserves():
 def test_traits_of_another_type_are_refused():
     with pytest.raises(HostError, match=r"its traits are a dict; make them an accelplug.hooks.DrafterTraits"):
         admit(select({"shape": "chain"}), FULL, sampling=False)
+
+
+@pytest.mark.parametrize("accept", [None, 0.5])
+def test_a_rule_must_be_able_to_judge_even_where_it_is_not_asked(accept):
+    broken = type("Broken", (), {"traits": STANDARD, "accept": accept})()
+    rule = Technique("verifier", "mute", Owner("mute", "mute", "1"), broken, type(broken), "mute")
+    with pytest.raises(HostError, match=r"verifier 'mute' \(mute 1\) has no accept\(view\); give it one"):
+        admit(Selection(None, rule), FULL, sampling=False)
+
+
+MISSPELT = [
+    (DrafterTraits, {"shape": "Tree"}, "DrafterTraits.shape is 'Tree'; it takes 'chain', 'tree'"),
+    (DrafterTraits, {"scope": "tenant"}, "DrafterTraits.scope is 'tenant'; it takes 'request', 'salt', 'process'"),
+    (DrafterTraits, {"kinds": NodeKind.SAMPLED}, r"DrafterTraits.kinds is <NodeKind.SAMPLED: 1>; it takes a set such as \{NodeKind.DELTA, "),
+    (DrafterTraits, {"kinds": ["sampled"]}, "DrafterTraits.kinds holds 'sampled'; it takes a set such as"),
+    (DrafterTraits, {"needs": "embed"}, "DrafterTraits.needs is 'embed'; it takes a set such as"),
+    (DrafterTraits, {"needs": [3]}, "DrafterTraits.needs holds 3; it takes a set such as"),
+    (VerifierTraits, {"lossless": "gready"}, "VerifierTraits.lossless is 'gready'; it takes 'sampling', 'greedy', None"),
+    (VerifierTraits, {"lossless": True}, "VerifierTraits.lossless is True; it takes 'sampling', 'greedy', None"),
+    (VerifierTraits, {"lossless": None, "standard": "no"}, "VerifierTraits.standard is 'no'; it takes True, False"),
+    (VerifierTraits, {"lossless": None, "kinds": "delta"}, "VerifierTraits.kinds is 'delta'; it takes a set such as"),
+    (VerifierTraits, {"lossless": None, "needs": "embed"}, "VerifierTraits.needs is 'embed'; it takes a set such as"),
+]
+
+
+@pytest.mark.parametrize(("traits", "given", "sentence"), MISSPELT)
+def test_a_misspelt_trait_is_refused_where_it_is_written(traits, given, sentence):
+    with pytest.raises(PluginError, match=f"^{sentence}"):
+        traits(**given)
+
+
+@pytest.mark.parametrize("collection", [list, tuple, set, iter])
+def test_traits_take_any_collection(collection):
+    drafter = DrafterTraits(kinds=collection([NodeKind.SAMPLED]), needs=collection(["embed"]))
+    assert drafter == DrafterTraits(kinds=frozenset({NodeKind.SAMPLED}), needs=frozenset({"embed"}))
+    assert hash(drafter) == hash(DrafterTraits(kinds=drafter.kinds, needs=drafter.needs))
+    verifier = VerifierTraits("greedy", collection([NodeKind.DELTA]), collection(["logits.full"]))
+    assert verifier == VerifierTraits("greedy", frozenset({NodeKind.DELTA}), frozenset({"logits.full"}))
 
 
 def test_one_message_lists_every_problem():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelplug import PluginError
-from accelplug.hooks import ROOT, CommitView, Drafts, DraftView, NodeKind, Owner, Technique
+from accelplug.hooks import ROOT, CommitView, DrafterTraits, Drafts, DraftView, NodeKind, Owner, Technique
 from accelplug.hooks.binding import bind_drafter, check_drafts
 
 VOCAB = 32
@@ -59,6 +59,21 @@ BROKEN = {
     "sampled nodes without row ids": (sampled(row_ids=None), "sampled nodes without their probability rows"),
     "a sampled node without its row": (sampled(row_ids=ints(-1, 0, -1, -1)), "sampled nodes without their probability rows"),
     "a row that is not there": (sampled(row_ids=ints(-1, 0, 2, -1)), "points at row 2 of 2 probability rows"),
+    "rows narrower than the vocabulary": (sampled(rows=np.ones((2, 8))), rf"rows \[2, 8\]; make them \[num_rows, {VOCAB}\]"),
+    "rows without a shape": (sampled(rows=[[0.5] * VOCAB] * 2), r"probability rows \[\]"),
+    "a kind that is none": (sampled(kinds=ints(0, 7, 1, 0)), r"node kinds \[7\]; the kinds are NodeKind.DELTA"),
+    "offsets that begin late": (Drafts(ints(1, 3, 4), ints(1, 2, 3, 4)), r"offsets \[1, 3, 4\] for 2 requests and 4 nodes"),
+    "offsets that go forth and back": (Drafts(ints(0, 2, 0), ints()), r"drafted \[2, -2\] nodes"),
+    "tokens in a list": (Drafts(ints(0, 1, 1), [3]), "tokens as a list; make it a NumPy array of integers"),
+    "offsets in a list": (Drafts([0, 1, 1], ints(3)), "offsets as a list; make it a NumPy array of integers"),
+    "no tokens at all": (Drafts(ints(0, 0, 0), None), "tokens as a NoneType"),
+    "fractions of tokens": (Drafts(ints(0, 1, 1), np.array([3.0])), r"tokens as float64 \[1\]"),
+    "tokens of two dimensions": (Drafts(ints(0, 1, 1), ints(3).reshape(1, 1)), r"tokens as int64 \[1, 1\]"),
+    "kinds in a list": (sampled(kinds=[0, 1, 1, 0]), "kinds as a list"),
+    "too few parents": (tree(parents=ints(ROOT, 0, 0)), "returned 3 parents for 4 nodes; give every node one"),
+    "too many kinds": (sampled(kinds=ints(0, 1, 1, 0, 0)), "returned 5 kinds for 4 nodes"),
+    "too few row ids": (sampled(row_ids=ints(-1, 0)), "returned 2 row_ids for 4 nodes"),
+    "too few sources": (tree(sources=ints(1)), "returned 1 sources for 4 nodes"),
 }
 
 
@@ -66,6 +81,66 @@ BROKEN = {
 def test_broken_drafts_are_refused_by_name(drafts, reason):
     with pytest.raises(PluginError, match=rf"^drafter 'odd' \(strange 2\.0\) .*{reason}"):
         check_drafts(WHO, drafts, BUDGETS, VOCAB)
+
+
+CHAIN = Drafts(ints(0, 3, 4), ints(1, 2, 3, 4), parents=ints(ROOT, 0, 1, ROOT))
+KINDS = frozenset(NodeKind)
+ANNOUNCED = {
+    "a chain without parents": (DrafterTraits(), Drafts.chains([(1, 2, 3), (4,)])),
+    "a chain with parents": (DrafterTraits(), CHAIN),
+    "a chain of a tree drafter": (DrafterTraits(shape="tree"), CHAIN),
+    "a tree": (DrafterTraits(shape="tree"), tree()),
+    "kinds that are all DELTA": (DrafterTraits(shape="tree"), tree(kinds=ints(0, 0, 0, 0))),
+    "a sampled tree": (DrafterTraits(shape="tree", kinds=KINDS), sampled()),
+    "nothing, of a drafter that samples": (DrafterTraits(kinds={NodeKind.SAMPLED}), Drafts.chains([(), ()])),
+}
+UNANNOUNCED = {
+    "a tree": (DrafterTraits(), tree(), r"drafted a tree, its traits say chain; declare traits = DrafterTraits\(shape='tree'\)"),
+    "two roots": (DrafterTraits(), tree(parents=ints(ROOT, 0, ROOT, ROOT)), "drafted a tree, its traits say chain"),
+    "sampled nodes": (
+        DrafterTraits(shape="tree"),
+        sampled(),
+        r"drafted delta, sampled nodes, its traits say delta; declare traits = DrafterTraits\(kinds=\{NodeKind.DELTA, NodeKind.SAMPLED\}\)",
+    ),
+    "DELTA nodes": (
+        DrafterTraits(kinds={NodeKind.SAMPLED}),
+        Drafts.chains([(1,), ()]),
+        r"drafted delta nodes, its traits say sampled; declare traits = .*NodeKind.DELTA, NodeKind.SAMPLED",
+    ),
+}
+
+
+class Declared:
+    """A drafter that is its traits."""
+
+    def __init__(self, traits):
+        self.traits = traits
+
+    def propose(self, view):
+        raise AssertionError("the drafts are given")
+
+
+@pytest.mark.parametrize(("traits", "drafts"), ANNOUNCED.values(), ids=ANNOUNCED.keys())
+def test_drafts_that_the_traits_announce_pass(drafter, traits, drafts):
+    bind_drafter(drafter(Declared(traits))).check(drafts, BUDGETS, VOCAB)
+
+
+@pytest.mark.parametrize(("traits", "drafts", "reason"), UNANNOUNCED.values(), ids=UNANNOUNCED.keys())
+def test_drafts_that_the_traits_do_not_announce_are_refused(drafter, traits, drafts, reason):
+    with pytest.raises(PluginError, match=rf"^drafter 'odd' \(strange 2\.0\) {reason}"):
+        bind_drafter(drafter(Declared(traits))).check(drafts, BUDGETS, VOCAB)
+    check_drafts(WHO, drafts, BUDGETS, VOCAB)  # nothing else is wrong with them
+
+
+def test_a_drafter_without_traits_promised_the_smallest_kind(drafter):
+    class Plain:
+        def propose(self, view):
+            return tree()
+
+    bound = bind_drafter(drafter(Plain()))
+    assert bound.traits == DrafterTraits()
+    with pytest.raises(PluginError, match="its traits say chain"):
+        bound.check(bound.propose(view()), BUDGETS, VOCAB)
 
 
 chains = st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=5), max_size=5)
@@ -102,6 +177,47 @@ def test_propose_one_is_asked_per_request_within_its_budget(drafter):
     assert (drafts.offsets.tolist(), drafts.tokens.tolist()) == ([0, 1, 2], [12, 3])
     assert bound.propose(view(ints(0, 2))).offsets.tolist() == [0, 0, 1]
     assert len(instance.asked) == 3, "a request without a budget is not asked"
+
+
+GUESSES = [None, 3, [1.5], np.array([1.0, 2.0]), "12", [[1], [2, 3]], [[1, 2]], [True], {1, 2}, [None]]
+
+
+@pytest.mark.parametrize("budgets", [ints(3, 0), ints(3, 2)], ids=["one guess", "two guesses"])
+@pytest.mark.parametrize("guess", GUESSES, ids=repr)
+def test_a_guess_that_is_none_is_refused_by_name(drafter, guess, budgets):
+    class Guessing:
+        def propose_one(self, tokens, budget):
+            return guess
+
+    sentence = r"^drafter 'odd' \(strange 2\.0\): propose_one.* a guess is a flat sequence of token ids, got"
+    with pytest.raises(PluginError, match=sentence):
+        bind_drafter(drafter(Guessing())).propose(view(budgets))
+    with pytest.raises(TypeError, match="a guess is a flat sequence of token ids, got"):
+        Drafts.chains([guess])
+
+
+@pytest.mark.parametrize("guess", [[1, 2], (1, 2), np.array([1, 2], dtype=np.uint16), [np.int32(1), 2], range(1, 3)], ids=repr)
+def test_every_sequence_of_whole_numbers_is_a_guess(guess):
+    assert Drafts.chains([guess]).tokens.tolist() == [1, 2]
+    drafts = Drafts.chains([guess, ()])
+    assert (drafts.tokens.tolist(), drafts.tokens.dtype) == ([1, 2], np.int64)
+
+
+def test_what_propose_one_raises_itself_is_heard_unchanged(drafter):
+    class Failing:
+        def propose_one(self, tokens, budget):
+            raise TypeError("its own")
+
+    with pytest.raises(TypeError, match=r"^its own$"):
+        bind_drafter(drafter(Failing())).propose(view())
+
+
+@pytest.mark.parametrize("name", ["propose", "propose_one", "propose_on_device", "observe", "start", "finish"])
+def test_something_else_under_a_methods_name_is_refused(drafter, name):
+    instance = Declared(DrafterTraits())
+    setattr(instance, name, 5)
+    with pytest.raises(PluginError, match=rf"has a {name} that is a int; make it a method"):
+        bind_drafter(drafter(instance))
 
 
 def test_propose_wins_over_propose_one(drafter):

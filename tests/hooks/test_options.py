@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import keyword
 from dataclasses import dataclass
+from typing import Optional, Union
 
 import pytest
 from hypothesis import given
@@ -65,6 +67,32 @@ def test_a_mapping_needs_a_name(mapping):
         parse_spec(mapping)
 
 
+UNREADABLE = {
+    "two techniques": ("x(a=1), y(b=2)", r"'x\(a=1\), y\(b=2\)' is more than one technique; write one"),
+    "a sum": ("x()+f()", "is more than one technique"),
+    "options twice": ("x(a=1)(b=2)", "is more than one technique"),
+    "an option twice": ("x(n=1, m=2, n=3)", r"option 'n' is given twice in 'x\(n=1, m=2, n=3\)'"),
+    "a key that cannot be one": ("x(a={[]: 1})", r"cannot read the options in 'x\(a=\{\[\]: 1\}\)'"),
+    "bytes": (b"x", "is written as text or a mapping, got b'x'"),
+    "nothing": (None, "is written as text or a mapping, got None"),
+    "a key that is no text": ({"name": "x", 3: 4}, r"named by text, got 3 in \{'name': 'x', 3: 4\}"),
+    "options in two places": ({"name": "x(a=1)", "b": 2}, r"the name 'x\(a=1\)' carries options; in a mapping they stand beside"),
+}
+
+
+@pytest.mark.parametrize(("given", "reason"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_what_cannot_mean_one_technique_is_refused(given, reason):
+    with pytest.raises(OptionError, match=reason):
+        parse_spec(given)
+
+
+@pytest.mark.parametrize("text", ["x(a=" + "(" * 300 + ")" * 300 + ")", "x(a=" + "-" * 100_000 + "1)", "x y" * 1000, "x(" + "a" * 5000 + ")"])
+def test_a_long_text_is_refused_in_a_short_sentence(text):
+    with pytest.raises(OptionError) as caught:
+        parse_spec(text)
+    assert len(str(caught.value)) < 300
+
+
 def test_a_misspelt_option_is_refused_with_the_nearest_and_all():
     with pytest.raises(OptionError) as caught:
         check_options(WHO, Made, {"sise": 3})
@@ -108,6 +136,41 @@ def test_a_whole_number_is_a_float():
     check_value(WHO, "rate", 1, float, {"ge": 0.0})
 
 
+SIZE = {"ge": 1, "le": 8}
+
+
+@pytest.mark.parametrize("annotation", [int | None, Optional[int], Union[int, None], "int | None", "None|int", "Optional[int]", "typing.Optional[int]"])  # noqa: UP007, UP045
+def test_an_optional_scalar_is_checked_like_a_scalar(annotation):
+    for value in (None, 1, 8):
+        check_value(WHO, "size", value, annotation, SIZE)
+    for value in ("x", [1], True, 2.0):
+        with pytest.raises(OptionError, match=r"is a (str|list|bool|float), it takes (int or None|None or int)$"):
+            check_value(WHO, "size", value, annotation, SIZE)
+    for value in (0, 9):
+        with pytest.raises(OptionError, match="is out of range, it takes between 1 and 8"):
+            check_value(WHO, "size", value, annotation, SIZE)
+
+
+@pytest.mark.parametrize("annotation", [object, "object", "int | Path", list[int], "Anything"])
+def test_a_bound_holds_numbers_to_it_whatever_the_annotation(annotation):
+    check_value(WHO, "size", 2.5, annotation, SIZE)
+    for value in ("x", [1], True):
+        with pytest.raises(OptionError, match="it takes a number"):
+            check_value(WHO, "size", value, annotation, SIZE)
+
+
+def test_a_union_with_another_type_admits_anything():
+    check_value(WHO, "size", [1], "int | list[int]", {})
+    check_value(WHO, "size", [1], int | list[int], {})
+
+
+def test_a_partial_keeps_the_bounds_of_what_it_calls():
+    made = functools.partial(functools.partial(Made, rate=1.0), flag=True)
+    with pytest.raises(OptionError, match="size=0 is out of range"):
+        check_options(WHO, made, {"size": 0})
+    assert list(per_request_options(made)) == ["size"]
+
+
 def test_a_missing_option_is_named():
     def factory(path: str, size: int = 1):
         return path, size
@@ -121,6 +184,17 @@ def test_a_factory_of_any_keywords_takes_any():
         return options
 
     check_options(WHO, factory, {"whatever": object()})
+
+
+def test_a_factory_of_any_keywords_checks_those_it_names():
+    def factory(context, path: str, size: int = 1, *rest, **options):
+        return context, path, size, rest, options
+
+    assert list(fields_of(factory)) == ["path", "size"]
+    check_options(WHO, factory, {"path": "here", "whatever": 3})
+    for options, reason in [({"path": 3}, "path=3 is a int"), ({"size": 2}, "needs path"), ({"path": "", "context": 1}, "no option 'context'")]:
+        with pytest.raises(OptionError, match=reason):
+            check_options(WHO, factory, options)
 
 
 def test_context_is_no_option():

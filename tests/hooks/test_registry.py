@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import re
+from dataclasses import dataclass
+from types import ModuleType
 
 import installed
 import pytest
 
 import accelplug
-from accelplug.hooks import API_VERSION, load_registry, specs
+from accelplug.hooks import API_VERSION, load_registry, option, specs
 from accelplug.hooks.registry import HOOKS, options_of
 
 GOOD = installed.ECHO
@@ -66,7 +70,8 @@ def test_one_plugin_may_offer_several_kinds_under_one_name(install):
     assert registry.find("verifier", "echo")[0].kind == "verifier"
 
 
-@pytest.mark.parametrize("listed", ["echo", "accelplug-echo", " echo , other "])
+@pytest.mark.parametrize("listed", ["echo", "accelplug-echo", " echo , more-or-less ", "Accelplug_Echo", "ECHO"])
+@pytest.mark.filterwarnings("ignore:ACCELPLUG_PLUGINS names 'more-or-less'")
 def test_the_allow_list_names_plugins_or_distributions(install, monkeypatch, listed):
     install("accelplug-echo", GOOD, plugin="echo")
     install("accelplug-more", GOOD.replace('"echo"', '"more"'), plugin="more")
@@ -88,9 +93,39 @@ def test_an_empty_allow_list_leaves_the_built_ins(install, monkeypatch):
 def test_a_plugin_left_out_is_not_imported(install, monkeypatch):
     install("loud", "raise RuntimeError('imported')")
     monkeypatch.setenv("ACCELPLUG_PLUGINS", "other")
-    registry = load_registry()
+    with pytest.warns(UserWarning, match="ACCELPLUG_PLUGINS names 'other', and no installed plugin .* is called that; installed: loud"):
+        registry = load_registry()
     assert not registry.broken
     assert [str(owner) for owner in registry.ignored] == ["loud 1.0"]
+
+
+def test_a_technique_left_out_is_missed_with_the_reason(install, monkeypatch):
+    install("accelplug-echo", GOOD, plugin="echo")
+    monkeypatch.setenv("ACCELPLUG_PLUGINS", "accelplug")
+    with pytest.raises(accelplug.UnknownTechniqueError, match=r"; plugin 'echo' \(accelplug-echo 1\.0\) is left out by ACCELPLUG_PLUGINS"):
+        load_registry().find("drafter", "echo")
+
+
+@pytest.mark.parametrize("written", ["accelplug-echo", "Accelplug_Echo", "accelplug.echo"])
+def test_a_distribution_is_found_however_its_name_is_written(install, written):
+    install("Accelplug.Echo", GOOD, plugin="echo", module="their_echo")
+    assert load_registry().find("drafter", f"{written}:echo")[0].owner.distribution == "Accelplug.Echo"
+
+
+def test_entry_points_are_ordered_by_plugin_then_distribution(install):
+    for distribution, plugin in [("zz", "bb"), ("mm", "aa"), ("cc", "bb")]:
+        install(distribution, GOOD, plugin=plugin)
+    entries = load_registry().entries["drafter", "echo"]
+    assert [(entry.owner.plugin, entry.owner.distribution) for entry in entries] == [("aa", "mm"), ("bb", "cc"), ("bb", "zz")]
+
+
+def test_two_plugins_of_one_distribution_are_told_apart_by_plugin(install, tmp_path):
+    install("both", GOOD, plugin="first", module="echoes")
+    (tmp_path / "both-1.0.dist-info" / "entry_points.txt").write_text("[accelplug]\nfirst = echoes\nsecond = echoes\n")
+    registry = load_registry()
+    with pytest.raises(accelplug.PluginError, match=r"offered by both 1\.0 and both 1\.0; write 'second:echo' to choose"):
+        registry.find("drafter", "echo")
+    assert registry.find("drafter", "second:echo")[0].owner.plugin == "second"
 
 
 def test_two_owners_of_one_name_are_both_named_and_either_can_be_chosen(install):
@@ -126,6 +161,20 @@ BROKEN = {
     "misspells a hook": (GOOD.replace("register_drafters", "register_drafter"), "register_drafter"),
     "offers a name that is none": (GOOD.replace('"echo"', '"my-echo"'), "my-echo"),
     "takes an argument hooks do not have": (GOOD.replace("(register)", "(registry)"), "registry"),
+    "forgets to mark its hook": (
+        GOOD.replace("@accelplug.hookimpl", ""),
+        "its register_drafters is not marked and would never be called; put @accelplug.hookimpl above it",
+    ),
+    "marks one of two hooks": (GOOD + VERIFIER.replace("@accelplug.hookimpl", ""), "its register_verifiers is not marked"),
+    "has no hook": ("x = 1", "it implements no hook; define one of register_drafters, "),
+    "has only a misspelt hook, unmarked": (
+        GOOD.replace("register_drafters", "register_drafter").replace("@accelplug.hookimpl", ""),
+        "it implements no hook",
+    ),
+    "offers a name twice": (GOOD + '        register("echo", Echo)\n', "drafter 'echo' is registered twice; give the second another name"),
+    "offers a name that is no text": (GOOD.replace('"echo"', "3"), "drafter 3 is no technique name"),
+    "offers a word of Python's": (GOOD.replace('"echo"', '"class"'), "drafter 'class' is no technique name"),
+    "writes the contract version as text": (GOOD.replace("Echo)", 'Echo, api="1")'), "is registered with api='1'; it takes a whole number"),
 }
 
 
@@ -133,11 +182,47 @@ BROKEN = {
 def test_a_broken_plugin_is_listed_and_stops_nobody_else(install, source, reason):
     install("aa-broken", source)
     install("zz-good", GOOD)
-    with pytest.warns(UserWarning, match=rf"(?s)'aa-broken' \(aa-broken 1\.0\) failed to load: .*{reason}"):
+    with pytest.warns(UserWarning, match=rf"^accelplug plugin 'aa-broken' \(aa-broken 1\.0\) failed to load: .*{re.escape(reason)}.*$") as warned:
         registry = load_registry()
-    assert [(str(owner), reason in str(exc)) for owner, exc in registry.broken.items()] == [("aa-broken 1.0", True)]
+    assert [(str(owner), reason in str(exc), "\n" in str(exc)) for owner, exc in registry.broken.items()] == [("aa-broken 1.0", True, False)]
+    assert len(warned) == 1
     assert registry.find("drafter", "echo")[0].owner.distribution == "zz-good"
     assert ("drafter", "half") not in registry.entries
+
+
+class Unmarked:
+    def register_drafters(self, register):
+        register("echo", Silent)
+
+
+GIVEN = {
+    "a class": (Offering, "Offering", "Offering is a class; give an object, Offering\\(\\), or a module"),
+    "an unmarked hook": (Unmarked(), "Unmarked", "its register_drafters is not marked"),
+    "no plugin at all": (object(), "object", "it implements no hook"),
+    "an empty module": (ModuleType("empty"), "empty", "it implements no hook"),
+    "nothing": (None, "NoneType", "it implements no hook"),
+}
+
+
+@pytest.mark.parametrize(("plugin", "name", "reason"), GIVEN.values(), ids=GIVEN.keys())
+def test_a_broken_plugin_that_was_passed_is_listed_and_stops_nobody_else(plugin, name, reason):
+    with pytest.warns(UserWarning, match=rf"^accelplug plugin '{name}' \({name}\) failed to load: {reason}"):
+        registry = load_registry([plugin, Offering(Silent)], entry_points=False)
+    assert [owner.plugin for owner in registry.broken] == [name]
+    assert registry.find("drafter", "echo")[0].owner.plugin == "Offering"
+
+
+def test_two_plugins_of_one_name_cannot_offer_one_technique():
+    with pytest.warns(UserWarning, match="drafter 'echo' was registered by another plugin called 'Offering'; rename one"):
+        registry = load_registry([Offering(Silent), Offering(object)], entry_points=False)
+    assert registry.find("drafter", "echo")[0].factory is Silent
+
+
+def test_an_unknown_kind_names_the_kinds(context):
+    registry = load_registry(entry_points=False)
+    for ask in (lambda: registry.find("drafters", "prompt_lookup"), lambda: registry.build("drafters", Silent(), context)):
+        with pytest.raises(accelplug.UnknownTechniqueError, match="no kind of technique named 'drafters'; the kinds are drafter, verifier, "):
+            ask()
 
 
 def test_an_unknown_name_lists_what_there_is_and_what_broke(install):
@@ -160,6 +245,50 @@ def test_a_path_that_cannot_be_imported_names_path_and_owner(context):
     registry = load_registry([Offering("accelplug_nowhere:Echo")], entry_points=False)
     with pytest.raises(accelplug.PluginError, match=r"drafter 'echo' \(Offering\) cannot be imported from 'accelplug_nowhere:Echo'"):
         registry.build("drafter", "echo", context)
+
+
+class Forgetful:
+    size: int = option(3, ge=1)
+
+    def propose_one(self, tokens, budget):
+        return ()
+
+
+@dataclass
+class Sized:
+    size: int = option(3, ge=1)
+
+
+class ForgetfulHeir(Sized):
+    depth: int = option(2)
+
+
+NO_FACTORIES = {
+    "not callable": (3, "is registered with 3, which cannot be called; register a class"),
+    "a module's constant": ("math:pi", "is registered with 3.14.*, which cannot be called"),
+    "a path without a colon": ("package.module.Echo", "the path 'package.module.Echo'; write it like 'package.module:Name'"),
+    "a path without a name": ("package.module:", "write it like 'package.module:Name'"),
+    "a name that is not there": ("math:nothing", "cannot be imported from 'math:nothing'"),
+    "a builtin without a signature": (int, "whose parameters Python does not tell; wrap it in a function"),
+    "a forgotten decorator": (Forgetful, r"declares size with option\(\) in a class that is no dataclass; add @dataclass"),
+    "a forgotten decorator below one": (ForgetfulHeir, r"declares depth with option\(\)"),
+    "a forgotten decorator behind a partial": (functools.partial(Forgetful), r"declares size with option\(\)"),
+    "a factory of nothing": (lambda: None, "built nothing from 'echo': its factory returned None; return the built object"),
+}
+
+
+@pytest.mark.parametrize(("factory", "reason"), NO_FACTORIES.values(), ids=NO_FACTORIES.keys())
+def test_what_is_no_factory_is_refused_by_name(context, factory, reason):
+    registry = load_registry([Offering(factory)], entry_points=False)
+    with pytest.raises(accelplug.PluginError, match=rf"^drafter 'echo' \(Offering\) .*{reason}"):
+        registry.build("drafter", "echo", context)
+
+
+def test_a_partial_is_a_factory_with_its_bounds(context):
+    registry = load_registry([Offering(functools.partial(Sized, size=5))], entry_points=False)
+    assert registry.build("drafter", "echo", context).instance.size == 5
+    with pytest.raises(accelplug.OptionError, match="size=0 is out of range"):
+        registry.build("drafter", "echo(size=0)", context)
 
 
 def test_a_later_contract_is_refused_an_earlier_one_runs(context):
@@ -202,6 +331,14 @@ def test_a_factory_that_refuses_is_heard_unchanged(context):
 def test_an_object_built_by_hand_is_attributed_to_its_module(context):
     built = load_registry(entry_points=False).build("drafter", Silent(), context)
     assert (built.name, built.owner.distribution) == ("Silent", __name__)
+
+
+@pytest.mark.parametrize("given", [5, 0.5, None, True, b"echo", ("echo",), ["echo"], {"echo"}], ids=repr)
+@pytest.mark.parametrize(("kind", "method"), [("drafter", "propose"), ("verifier", "accept"), ("grammar", "its methods")])
+def test_plain_data_in_place_of_a_technique_is_refused(context, kind, method, given):
+    sentence = rf"^{kind}: a technique is a name, a mapping or an object with {method}.*, got {re.escape(repr(given))}$"
+    with pytest.raises(accelplug.PluginError, match=sentence):
+        load_registry(entry_points=False).build(kind, given, context)
 
 
 def test_a_class_in_place_of_an_object_is_refused(context):

@@ -14,7 +14,7 @@ from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from accelplug._errors import HostError
-from accelplug.hooks.binding import BoundDrafter, check_drafts
+from accelplug.hooks.binding import BoundDrafter
 from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.compat import HOST
@@ -144,7 +144,7 @@ class Drafting:
         self._call(self.drafter.observe, self.commit_view)
         drafts = self._call(self.drafter.propose, self.draft_view)
         self.stats.propose_seconds += time.perf_counter() - began
-        check_drafts(self.drafter.technique, drafts, self.budgets, self.vocab_size)
+        self.drafter.check(drafts, self.budgets, self.vocab_size)
         bounds = drafts.offsets.tolist()
         for i, row in enumerate(self.rows.tolist()):
             trees[row] = Tree.of(drafts, bounds[i], bounds[i + 1])

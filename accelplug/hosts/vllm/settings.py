@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
 
 from accelplug._errors import OptionError
-from accelplug.hooks.options import Spec, check_options
+from accelplug.hooks.options import check_options
 from accelplug.hooks.registry import Entry, registry
+from accelplug.hooks.spelling import Spec
 
 Runner = Literal["auto", "v1", "v2"]
 

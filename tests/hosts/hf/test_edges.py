@@ -72,7 +72,13 @@ def falcon_alibi() -> Any:
 
 def gpt_neo() -> Any:
     config = GPTNeoConfig(
-        hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]], window_size=8, max_position_embeddings=128, **SMALL
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        max_position_embeddings=128,
+        **SMALL,
     )
     return GPTNeoForCausalLM(config)
 
@@ -93,7 +99,9 @@ def test_models_without_a_croppable_cache_say_so():
     mamba = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, **SMALL)).eval()
     with pytest.raises(HostError, match="MambaForCausalLM keeps recurrent state"):
         accelplug.generate(mamba, PROMPT, drafter="prompt_lookup", **GREEDY)
-    t5 = T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=VOCAB, decoder_start_token_id=0)).eval()
+    t5 = T5ForConditionalGeneration(
+        T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=VOCAB, decoder_start_token_id=0)
+    ).eval()
     with pytest.raises(HostError, match="an encoder-decoder model; use a decoder-only one"):
         accelplug.generate(t5, PROMPT, drafter="prompt_lookup", **GREEDY)
 
@@ -198,9 +206,15 @@ class LateEos(EosTokenCriteria):
 def test_stopping_criteria_of_users_are_asked_as_in_plain_generate(model):
     free = model.generate(PROMPT, **GREEDY)
     drafter = Oracle(free.tolist(), [(4, 1)], VOCAB)
+    eos = int(free[0, 20]) if free[0, 20] not in free[0, 5:20] else None
     for make in (lambda: [Seen()], lambda: [MaxLengthCriteria(14)], lambda: [LateEos(free[0, 8:].tolist())]):
         asked, plain_asked = make(), make()
-        wanted = {**GREEDY, "return_dict_in_generate": True, "output_scores": True, "eos_token_id": int(free[0, 20]) if free[0, 20] not in free[0, 5:20] else None}
+        wanted = {
+            **GREEDY,
+            "return_dict_in_generate": True,
+            "output_scores": True,
+            "eos_token_id": int(free[0, 20]) if free[0, 20] not in free[0, 5:20] else None,
+        }
         plain = model.generate(PROMPT, stopping_criteria=plain_asked, **wanted).sequences
         fast = accelplug.generate(model, PROMPT, drafter=drafter, stopping_criteria=asked, **wanted).sequences
         assert fast.tolist() == plain.tolist()

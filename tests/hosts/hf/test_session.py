@@ -137,6 +137,7 @@ class Misbehaves:
 
     how: str
     steps: int = 0
+    traits: ClassVar[DrafterTraits] = DrafterTraits(kinds=frozenset({NodeKind.DELTA, NodeKind.SAMPLED}))
 
     def propose(self, view: DraftView) -> Any:
         self.steps += 1
@@ -151,6 +152,7 @@ class Misbehaves:
             "parent after child": lambda: Drafts(np.array([0, 2]), np.array([1, 2]), np.array([1, ROOT])),
             "row missing": lambda: Drafts(np.array([0, 1]), np.array([1]), kinds=np.array([int(NodeKind.SAMPLED)])),
             "not drafts": lambda: [1, 2],
+            "undeclared tree": lambda: Drafts(np.array([0, 2]), np.array([1, 2]), np.array([ROOT, ROOT])),
         }[self.how]()
 
 
@@ -164,6 +166,7 @@ class Misbehaves:
         ("parent after child", "a parent comes before its children"),
         ("row missing", "without their probability rows"),
         ("not drafts", "return accelplug.hooks.Drafts"),
+        ("undeclared tree", "its traits say chain"),
     ],
 )
 def test_impossible_drafts_name_their_drafter(model, how, sentence):
