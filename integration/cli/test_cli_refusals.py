@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -180,7 +181,9 @@ def test_an_interrupt_is_quiet(site, install):
     install("slow", drafter("Slow", body))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))}
     asked = [sys.executable, "-m", "accelplug", "run", "--drafter", "Slow", *SHORT]
-    process = subprocess.Popen(asked, env=env, cwd=site, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs ignore interrupts, and hand that down.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(asked, env=env, cwd=site, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)  # noqa: PLW1509  one thread here
     deadline = time.monotonic() + 120
     while not (site / "begun").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
