@@ -66,7 +66,8 @@ def test_on_transformers(stranger):
     assert found["tokens"] == found["plain"]
     assert found["stats"]["drafted"] > 0
     assert found["stats"]["techniques"][0]["distribution"] == "accelplug-echo"
-    assert len(stranger.calls.read_text()) >= found["stats"]["forwards"] - 1
+    # Asked before every forward but the prompt's, unless there is room for the target model's own token alone.
+    assert len(stranger.calls.read_text()) >= found["stats"]["forwards"] - 2
 
 
 def test_from_the_command_line(stranger):
