@@ -35,11 +35,19 @@ class _Index:
         first = len(self.tokens)
         self.tokens += history[first:].tolist()
         tokens, end = self.tokens, len(self.tokens)
+        if end - first > 32:
+            self._extend_bulk(first)
+            return
+        for size, table in zip(self.sizes, self.tables, strict=True):
+            for follower in range(max(first, size), end):
+                table[tuple(tokens[follower - size : follower])] = follower
+
+    def _extend_bulk(self, first: int) -> None:
+        """Do the same for a prompt, ten times faster a token."""
         for size, table in zip(self.sizes, self.tables, strict=True):
             begin = max(first - size, 0)
-            window = tokens[begin:]
-            shifted = (window[i:] for i in range(size))
-            table.update(zip(zip(*shifted, strict=False), range(begin + size, end), strict=False))
+            shifted = (self.tokens[begin + i :] for i in range(size))
+            table.update(zip(zip(*shifted, strict=False), range(begin + size, len(self.tokens)), strict=False))
 
     def find(self) -> int:
         """Return where the longest n-gram at the end was last followed by something, or -1."""

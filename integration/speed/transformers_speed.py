@@ -61,7 +61,7 @@ def forward(model: Any, cache: DynamicCache, width: int, repeat: int = 20) -> No
 
 
 def limit(model: Any, tokenizer: Any, rounds: int) -> None:
-    prompt, new, vocab = tokenizer(FREE[0], return_tensors="pt").input_ids, 240, model.config.vocab_size
+    prompt, new, vocab = tokenizer(FREE[0], return_tensors="pt").input_ids, 720, model.config.vocab_size
     model.generation_config.eos_token_id = None
     sequence = plain(model, [prompt], new)[0]
     cache = DynamicCache(config=model.config)

@@ -152,11 +152,12 @@ class Drafting:
 
     def _drop_finished(self) -> None:
         """Finish the rows that only go on as padding."""
+        if len(self.rows) == self.requests.count - self.requests.num_over:
+            return
         over = np.array([self.requests.is_over(row) for row in self.rows.tolist()])
-        if over.any():
-            assert self.drafter is not None
-            self._call(self.drafter.finish, self.rows[over])
-            self._watch(self.rows[~over])
+        assert self.drafter is not None
+        self._call(self.drafter.finish, self.rows[over])
+        self._watch(self.rows[~over])
 
     def _with_padding(self, trees: list[Tree]) -> list[Tree]:
         """Draft padding for the rows that are over, as long as the longest draft."""

@@ -26,6 +26,7 @@ class Requests:
         self.eos = {token for c in criteria if type(c) is EosTokenCriteria for token in c.eos_token_id.flatten().tolist()}
         self.is_padded = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         self.finished = [False] * self.count
+        self.num_finished = 0
         self.generated = 0  # tokens committed, without padding
         self.tokens = np.zeros((self.count, max(max_length, self.length) + 1), dtype=np.int64)
         self.tokens[:, : self.length] = input_ids.cpu().numpy()
@@ -48,21 +49,29 @@ class Requests:
         """Whether the row only goes on as padding."""
         return self.is_padded and self.finished[row]
 
+    @property
+    def num_over(self) -> int:
+        """How many rows only go on as padding."""
+        return self.num_finished if self.is_padded else 0
+
     def append(self, tokens: Sequence[int], scores: Any) -> bool:
         """Commit one token per row, padding for finished ones; return whether every row is finished."""
         self.tokens[:, self.length] = tokens
-        self.generated += self.count - sum(self.finished) if self.is_padded else self.count
-        if self.is_padded and any(self.finished):
+        self.generated += self.count - self.num_over
+        if self.num_over:
             self.tokens[self.finished, self.length] = self.pad_token_id
         if self.buffer is not None and not self.is_shared:
             self.buffer[:, self.length] = torch.from_numpy(self.tokens[:, self.length]).to(self.device)
         self.length += 1
         if not self.eos.isdisjoint(tokens):
-            self.finished = [over or token in self.eos for over, token in zip(self.finished, tokens, strict=True)]
+            self._finish([token in self.eos for token in tokens])
         if self.others:
-            stopped = self.others(self.ids(), None if scores is None else tuple(scores)).tolist()
-            self.finished = [over or stop for over, stop in zip(self.finished, stopped, strict=True)]
-        return self.length >= self.max_length or all(self.finished)
+            self._finish(self.others(self.ids(), None if scores is None else tuple(scores)).tolist())
+        return self.length >= self.max_length or self.num_finished == self.count
+
+    def _finish(self, stopped: Sequence[bool]) -> None:
+        self.finished = [over or stop for over, stop in zip(self.finished, stopped, strict=True)]
+        self.num_finished = sum(self.finished)
 
     def sequences(self) -> Tensor:
         """Return prompts and outputs as ``generate()`` returns them, [count, length]."""

@@ -94,7 +94,7 @@ class Walk:
                 children = [tree.follow(node, token) for tree, node, token in zip(trees, nodes, tokens, strict=True)]
             else:
                 tokens, children = self._decide(self._process(logits, nodes, requests), trees, nodes, verdict)
-            if any(requests.finished):
+            if requests.num_over:
                 children = [self._keep_pace(row, nodes, trees, requests, child) for row, child in enumerate(children)]
             if verdict.add(children, done=requests.append(tokens, self.scores)):
                 return verdict
