@@ -31,6 +31,11 @@ class BoundDrafter:
     finish: Callable[[IntArray], None]
     propose_on_device: Callable[[DeviceView], DeviceDrafts] | None
 
+    @property
+    def is_device_only(self) -> bool:
+        """Whether it cannot be asked in host memory."""
+        return not any(hasattr(self.technique.instance, method) for method in ("propose", "propose_one"))
+
     def check(self, drafts: Drafts, budgets: IntArray, vocab_size: int) -> None:
         """Refuse drafts that no host could verify, or that the drafter's traits did not announce.
 

@@ -32,9 +32,8 @@ class Forward:
         self.device = input_ids.device
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
         self.cached = int(self.cache.get_seq_length())
-        self.has_positions = model_kwargs.get("position_ids") is not None
-        last = model_kwargs["position_ids"][..., -1:] if self.has_positions else None
-        self.position_offset = None if last is None else last + 1 - self.cached  # [..., 1 or count, 1]
+        positions = model_kwargs.get("position_ids")
+        self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
         self.extra = {k: v for k, v in model_kwargs.items() if k not in _PER_STEP and not isinstance(v, Tensor)}
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0

@@ -15,7 +15,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from accelplug._errors import HostError, OptionError
 from accelplug.hooks.binding import bind_drafter
-from accelplug.hooks.capabilities import Selection, admit, drafter_traits
+from accelplug.hooks.capabilities import Selection, admit
 from accelplug.hooks.context import BuildContext
 from accelplug.hooks.options import check_value, fields_of, per_request_options
 from accelplug.hooks.registry import Registry, Technique, registry
@@ -58,8 +58,8 @@ class Session:
         self.allow_lossy = allow_lossy
         admit(self.selection, HOST, sampling=False, allow_lossy=allow_lossy)
         self.drafter = None if built is None else bind_drafter(built)
-        self.drafts_trees = built is not None and drafter_traits(built).shape == "tree"
-        if built is not None and not any(hasattr(built.instance, method) for method in ("propose", "propose_one")):
+        self.drafts_trees = self.drafter is not None and self.drafter.traits.shape == "tree"
+        if self.drafter is not None and self.drafter.is_device_only:
             raise HostError(f"{built} drafts on the device only, and this host asks in host memory; give it propose(view)")
         self.parameters = request_parameters(built, parameters or {})
         self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in self.selection])

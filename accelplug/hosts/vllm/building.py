@@ -32,15 +32,11 @@ def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session:
     admit(selection, host, sampling=not standard, allow_lossy=settings.allow_lossy)
     assert selection.drafter is not None
     bound = bind_drafter(selection.drafter)
-    if name == "V1" and not _drafts_in_host_memory(selection.drafter.instance):
+    if name == "V1" and bound.is_device_only:
         raise HostError(f"{selection.drafter} drafts on the device only, which vLLM's V1 runner cannot use; give it propose(view) or use runner 'v2'")
     session = Session(bound, selection, context.vocab_size)
     _log(session, runner, name)
     return session
-
-
-def _drafts_in_host_memory(drafter: object) -> bool:
-    return hasattr(drafter, "propose") or hasattr(drafter, "propose_one")
 
 
 def _log(session: Session, runner: Any, name: RunnerName) -> None:
