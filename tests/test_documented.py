@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
 CONTRACT = (ROOT / "docs/contract.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-VIEWS = ("BuildContext", "DrafterTraits", "DraftView", "CommitView", "Drafts", "DeviceView", "DeviceDrafts", "VerifierTraits", "VerifyView")
+VIEWS = ("BuildContext", "DrafterTraits", "DraftView", "CommitView", "Drafts", "DeviceView", "DeviceDrafts", "VerifierTraits", "VerifyView", "Verified", "PathView", "Choice")
 
 
 def section(name):

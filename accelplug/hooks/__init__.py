@@ -15,18 +15,20 @@ from accelplug.hooks.drafting import (
     IntArray,
     NodeKind,
     RequestDrafter,
+    Verified,
 )
 from accelplug.hooks.later import GrammarEngine, KVCompressor, Matcher, VisionReducer
 from accelplug.hooks.options import option
 from accelplug.hooks.registry import Entry, Owner, Registry, Technique, registry
 from accelplug.hooks.specs import Register, hookimpl, hookspec
 from accelplug.hooks.spelling import Spec, parse_spec
-from accelplug.hooks.verifying import Verifier, VerifierTraits, VerifyView, residual
+from accelplug.hooks.verifying import Choice, PathVerifier, PathView, Verifier, VerifierTraits, VerifyView, residual
 
 __all__ = [
     "API_VERSION",
     "ROOT",
     "BuildContext",
+    "Choice",
     "CommitView",
     "DeviceDrafter",
     "DeviceDrafts",
@@ -42,11 +44,14 @@ __all__ = [
     "Matcher",
     "NodeKind",
     "Owner",
+    "PathVerifier",
+    "PathView",
     "Register",
     "Registry",
     "RequestDrafter",
     "Spec",
     "Technique",
+    "Verified",
     "Verifier",
     "VerifierTraits",
     "VerifyView",

@@ -19,6 +19,7 @@ WORDS: Final[Mapping[str, str]] = {
     "draft.rows": "a sampled draft node's probability row reaches the verifier",
     "mask.tree": "the forward pass can verify a tree of drafts",
     "verify.rule": "verification rules of plugins run; without it only the engine's own token-wise rule does",
+    "verify.path": "rules that judge a request's drafts as a whole run",
     "sampling": "requests may be sampled at a temperature",
     "tokens.device": "committed tokens are read on the device without synchronising",
     "logits.full": "whole logit rows of verified positions",
@@ -62,14 +63,19 @@ def drafter_traits(technique: Technique) -> DrafterTraits:
 def verifier_traits(technique: Technique) -> VerifierTraits:
     """Return what a verification rule says about itself, which it must.
 
-    :raises HostError: it has no traits, or no ``accept`` for them to be true of.
+    :raises HostError: it has no traits, or neither ``accept`` nor ``choose`` for them to be true of.
     """
     traits = getattr(technique.instance, "traits", None)
     if not isinstance(traits, VerifierTraits):
         raise HostError(f"{technique}: it has no traits; give it 'traits = accelplug.hooks.VerifierTraits(lossless=...)'")
-    if not callable(getattr(technique.instance, "accept", None)):
+    if not callable(getattr(technique.instance, "accept", None)) and not judges_paths(technique):
         raise HostError(f"{technique} has no accept(view); give it one that returns each candidate's acceptance probability")
     return traits
+
+
+def judges_paths(technique: Technique) -> bool:
+    """Whether a verifier judges a request's drafts as a whole."""
+    return callable(getattr(technique.instance, "choose", None))
 
 
 def admit(selection: Selection, host: Host, *, sampling: bool, allow_lossy: bool = False) -> None:
@@ -93,6 +99,8 @@ def _drafter_problems(selection: Selection, host: Host) -> Iterable[str]:
         needs.add("mask.tree")
     if traits.kinds - {NodeKind.DELTA}:
         needs.add("draft.rows")
+    if traits.top_k:
+        needs.add("logits.topk")
     yield from _missing(who, needs, host)
     if unjudged := traits.kinds - verifier_traits(selection.verifier).kinds:
         names = ", ".join(sorted(kind.name.lower() for kind in unjudged))
@@ -103,7 +111,7 @@ def _drafter_problems(selection: Selection, host: Host) -> Iterable[str]:
 
 def _verifier_problems(who: Technique, host: Host, sampling: bool, allow_lossy: bool) -> Iterable[str]:
     traits = verifier_traits(who)
-    needs = set(traits.needs) if traits.standard else {*traits.needs, "verify.rule"}
+    needs = set(traits.needs) if traits.standard else {*traits.needs, "verify.path" if judges_paths(who) else "verify.rule"}
     yield from _missing(who, needs, host)
     if traits.lossless is None and not allow_lossy:
         yield f"{who} may change the output; pass allow_lossy=True to accept that, or use verifier 'token_wise'"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from accelplug._errors import PluginError
 from accelplug.hooks.declared import check_word, set_of
 
 if TYPE_CHECKING:
@@ -55,12 +56,15 @@ class DrafterTraits:
     :param scope: what its state may remember: one ``"request"``, the requests of one ``"salt"`` (tenant), or the
         whole ``"process"``; the wider two are refused unless the user asks for them, since acceptance leaks what
         others wrote.
+    :param top_k: how many of the target's likeliest tokens it wants to see after every verified node
+        (`CommitView.verified`); needs ``"logits.topk"``.
     """
 
     shape: Literal["chain", "tree"] = "chain"
     kinds: frozenset[NodeKind] = frozenset({NodeKind.DELTA})
     needs: frozenset[str] = frozenset()
     scope: Literal["request", "salt", "process"] = "request"
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         """Refuse misspelt words, and take any collection for `kinds` and `needs`.
@@ -71,6 +75,9 @@ class DrafterTraits:
         check_word("DrafterTraits.scope", self.scope, ("request", "salt", "process"))
         object.__setattr__(self, "kinds", node_kinds("DrafterTraits.kinds", self.kinds))
         object.__setattr__(self, "needs", set_of("DrafterTraits.needs", self.needs, str, "{'hidden.last'}"))
+        count: object = self.top_k
+        if not isinstance(count, int) or count < 0:
+            raise PluginError(f"DrafterTraits.top_k is {self.top_k!r}; make it a whole number, 0 for none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +97,20 @@ class DraftView:
 
 
 @dataclass(frozen=True, slots=True)
+class Verified:
+    """What the target model thought likely after every token of the last forward pass, accepted or not.
+
+    Request i owns rows ``offsets[i]:offsets[i + 1]``: the token that its drafts followed, then its drafts in their order.
+    """
+
+    offsets: IntArray  # [num_reqs + 1]
+    tokens: IntArray  # [num_rows] the tokens that the candidates follow
+    top: IntArray  # [num_rows, top_k] likeliest first, by the model's own logits, before any processor
+
+
+@dataclass(frozen=True, slots=True)
 class CommitView:
-    """What was committed since the last call. Rejected drafts never appear here."""
+    """What was committed since the last call. Rejected drafts never appear here, except in `verified`."""
 
     slots: IntArray  # [num_reqs]
     rows: IntArray  # [num_reqs]
@@ -99,6 +118,7 @@ class CommitView:
     lengths: IntArray  # [num_reqs] committed tokens, the fresh ones included
     fresh: IntArray  # [num_reqs] how many of the last tokens are new; the whole prompt at a request's first call
     accepted: IntArray  # [num_reqs] how many of the fresh tokens were drafts
+    verified: Verified | None = None  # for drafters whose traits ask for it by top_k
 
     def history(self, i: int) -> IntArray:
         """Return the committed tokens of the i-th request, [length], without copying."""

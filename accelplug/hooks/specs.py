@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from accelplug.hooks.drafting import DeviceDrafter, Drafter, RequestDrafter
     from accelplug.hooks.later import GrammarEngine, KVCompressor, VisionReducer
-    from accelplug.hooks.verifying import Verifier
+    from accelplug.hooks.verifying import PathVerifier, Verifier
 
 T_contra = TypeVar("T_contra", contravariant=True)
 
@@ -49,7 +49,7 @@ def register_drafters(register: Register[Drafter | RequestDrafter | DeviceDrafte
 
 
 @hookspec
-def register_verifiers(register: Register[Verifier]) -> None:
+def register_verifiers(register: Register[Verifier | PathVerifier]) -> None:
     """Offer verifiers: the rules that decide which drafted tokens stay.
 
     :param register: as for :func:`register_drafters`.

@@ -1,12 +1,13 @@
 """Verifying: the rule that decides which draft nodes stay.
 
-A rule is two small functions on tensors. The host draws random numbers, steps processors, walks the tree, and applies
-the answer; that is what lets one rule run in a lazy walk, over a whole batch, or in an engine's sampler.
+A rule for one candidate at a time is two small functions on tensors; a rule that must see a request's drafts together
+is one. The host draws random numbers, steps processors, walks the tree, and applies the answer; that is what lets one
+rule run in a lazy walk, over a whole batch, or in an engine's sampler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -100,3 +101,58 @@ class Verifier(Protocol):
 
     def accept(self, view: VerifyView) -> Tensor:
         """Return each candidate's acceptance probability, [n], between 0 and 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathView:
+    """One request's drafts with all that the target model said about them, for rules that judge them together.
+
+    Row 0 of `target` and `logits` follows the last committed token, row ``i + 1`` follows node i.
+    """
+
+    tokens: Sequence[int]  # [num_nodes]
+    parents: Sequence[int]  # [num_nodes], ROOT (-1) for the first level
+    kinds: Sequence[int]  # [num_nodes] of NodeKind
+    target: Tensor  # [1 + num_nodes, vocab_size] probabilities; one-hot for greedy requests
+    logits: Tensor  # [1 + num_nodes, vocab_size] processed scores, before greedy requests became one-hot
+    below: Callable[[float], bool]  # draws a uniform number: whether it lies below the given probability
+    rows: Tensor | None = None  # [num_rows, vocab_size] the drafter's probabilities
+    row_ids: Sequence[int] | None = None  # [num_nodes] into `rows`, -1 for DELTA nodes
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def children(self, node: int) -> Sequence[int]:
+        """Return the nodes drafted after `node` (ROOT: after the last committed token), in drawing order."""
+        return [child for child, parent in enumerate(self.parents) if parent == node]
+
+    def drawn_from(self, node: int) -> Tensor:
+        """Return the distribution the node was drawn from, [vocab_size], before siblings were removed; a DELTA node's is its point mass."""
+        if self.kinds[node] != NodeKind.DELTA and self.rows is not None and self.row_ids is not None:
+            return self.rows[self.row_ids[node]].to(self.target)
+        return self.target.new_zeros(self.target.shape[1]).index_fill_(0, self.target.new_tensor([self.tokens[node]]).long(), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a rule for whole drafts decided.
+
+    :param path: the accepted nodes from the first level down, each the parent of the next.
+    :param rest: the distribution of the one token that follows them, [vocab_size].
+    """
+
+    path: Sequence[int]
+    rest: Tensor
+
+
+class PathVerifier(Protocol):
+    """A verification rule that looks at a request's drafts as a whole; needs ``"verify.path"``.
+
+    The host applies processors to every node's scores before it asks, each along its own path; that is right for
+    processors that depend on the tokens alone, and a host refuses others. A path through a masked token is cut there.
+    """
+
+    @property
+    def traits(self) -> VerifierTraits:
+        """What the rule preserves and needs."""
+
+    def choose(self, view: PathView) -> Choice:
+        """Return the accepted path, and what the token after it is drawn from."""

@@ -7,6 +7,7 @@ Files whose path hashes to the held-out tenth are never trained on: evaluation e
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import json
 import random
@@ -110,28 +111,24 @@ def rewrite_line(line: str, rng: random.Random) -> str:
 
 
 def change_lines(source: str, rng: random.Random, rate: float) -> tuple[str, str]:
-    """Replace, delete or add lines; the change is written like a small diff."""
-    lines = source.split("\n")
-    count = max(1, round(rate * len(lines)))
-    numbers = sorted(rng.sample(range(1, len(lines)), min(count, len(lines) - 1)))
-    change = []
-    for number in numbers:
+    """Replace, delete or add lines; the change is a unified diff with one line of context, its hunks marked `@@`."""
+    lines: list[str] = source.split("\n")
+    edited: list[str | None] = list(lines)
+    for number in rng.sample(range(1, len(lines)), min(max(1, round(rate * len(lines))), len(lines) - 1)):
         line = lines[number]
         if not line.strip() or lines.count(line) > 1:
             continue
         kind = rng.random()
         if kind < 0.7:
-            lines[number] = rewrite_line(line, rng)
-            change += [f"-{line}", f"+{lines[number]}"]
+            edited[number] = rewrite_line(line, rng)
         elif kind < 0.85:
             indent = line[: len(line) - len(line.lstrip())]
-            added = f"{indent}{rng.choice(WORDS)} = {rng.choice(WORDS)}({rng.randrange(100)})"
-            lines[number] = f"{line}\n{added}"
-            change += [f" {line}", f"+{added}"]
+            edited[number] = f"{line}\n{indent}{rng.choice(WORDS)} = {rng.choice(WORDS)}({rng.randrange(100)})"
         else:
-            lines[number] = None
-            change += [f"-{line}"]
-    return "\n".join(change), "\n".join(line for line in lines if line is not None)
+            edited[number] = None
+    after = "\n".join(line for line in edited if line is not None)
+    diff = list(difflib.unified_diff(lines, after.split("\n"), lineterm="", n=1))[2:]
+    return "\n".join("@@" if line.startswith("@@ ") else line for line in diff), after
 
 
 def make_edit(source: str, rng: random.Random, rate: float | None = None) -> Edit | None:

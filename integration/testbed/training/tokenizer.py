@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 import data
 
 VOCAB = 4096
-# Indentation is one piece, words keep their leading space, digits stand alone: copied lines then cut the same way twice.
-PIECES = r" ?[A-Za-z_]+| ?[^\sA-Za-z_0-9]+|\d|\n| +(?=\n)| +|\s"
+# A line's end and the next one's indentation are one piece, words keep their leading space, digits stand alone: copied
+# lines then cut the same way twice, and what follows an indentation is known from the line before it.
+PIECES = r"\n *| ?[A-Za-z_]+| ?[^\sA-Za-z_0-9]+|\d| +|\s"
 
 
 def corpus() -> Iterator[str]:

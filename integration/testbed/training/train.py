@@ -21,43 +21,40 @@ import data
 import tokenizer as tokenizer_script
 
 SEED = 20
+# With a small base half of a head's dimensions turn with distance and cannot match content; 1e7 leaves 40 of 64 still.
 SHAPE = {
-    "hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 5, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 2048, "tie_word_embeddings": True,
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "head_dim": 64, "max_position_embeddings": 2048, "tie_word_embeddings": True, "attention_bias": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e7},
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps at one context length; `mix` gives the shares of edits, code, records and repeated random tokens.
-
-    In a `sharp` phase repeated sequences use few distinct tokens, so that copying must look further back than one
-    token, and the loss leans on what can be known: an edit's result counts in full, its prompt a fifth, random tokens
-    not at all until they repeat.
-    """
+    """Steps at one context length; `mix` gives the shares of edits, code, records and repeated tokens."""
 
     context: int
     rows: int
     steps: int
     mix: tuple[float, float, float, float]
-    sharp: bool = False
 
 
 PHASES = (
-    Phase(256, 24, 800, (0.50, 0.25, 0.10, 0.15)),
-    Phase(512, 12, 500, (0.55, 0.27, 0.13, 0.05)),
-    Phase(512, 12, 400, (0.55, 0.15, 0.08, 0.22), sharp=True),
-    Phase(1024, 6, 300, (0.60, 0.20, 0.10, 0.10), sharp=True),
-    Phase(512, 12, 600, (0.75, 0.08, 0.05, 0.12), sharp=True),
-    Phase(1024, 6, 200, (0.75, 0.10, 0.08, 0.07), sharp=True),
-    Phase(2048, 3, 100, (0.70, 0.15, 0.10, 0.05), sharp=True),
+    Phase(256, 24, 200, (0.50, 0.15, 0.08, 0.27)),
+    Phase(512, 12, 600, (0.65, 0.15, 0.08, 0.12)),
+    Phase(1024, 6, 800, (0.72, 0.15, 0.08, 0.05)),
+    Phase(2048, 3, 200, (0.72, 0.15, 0.10, 0.03)),
 )
 
 Document = tuple[list[int], list[float]]
 
 
 class Batches:
-    """Documents packed into rows, with a weight for every token's loss; every row begins with a document."""
+    """Documents packed into rows; every row begins with a document.
+
+    The loss leans on what can be known: an edit's result counts in full and its prompt a fifth, repeated tokens count
+    from their second time on, and they are few distinct ones, so that one token of context does not tell the next.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -71,14 +68,14 @@ class Batches:
         ids = self.tokenizer(edit.text).input_ids if edit else []
         if len(ids) > phase.context:
             return [], []
-        prompt = len(self.tokenizer(edit.prompt).input_ids) if edit and phase.sharp else 0
+        prompt = len(self.tokenizer(edit.prompt).input_ids) if edit else 0
         return ids, [0.2] * prompt + [1.0] * (len(ids) - prompt)
 
     def repeat(self, rng: random.Random, phase: Phase) -> Document:
         size = rng.randint(8, phase.context // 4)
         known = [rng.randrange(5, tokenizer_script.VOCAB) for _ in range(rng.randint(6, 60))]
-        piece = [rng.choice(known) if phase.sharp else rng.randrange(5, tokenizer_script.VOCAB) for _ in range(size)]
-        return [*(piece * 2), 0], [0.0 if phase.sharp else 1.0] * size + [1.0] * (size + 1)
+        piece = rng.choices(known, k=size)
+        return [*(piece * 2), 0], [0.0] * size + [1.0] * (size + 1)
 
     def document(self, rng: random.Random, phase: Phase) -> Document:
         kind = rng.choices(("edit", "code", "json", "repeat"), phase.mix)[0]
@@ -122,18 +119,52 @@ def phase_of(step: int) -> Phase:
 def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    muon = torch.optim.Muon(matrices, lr=0.005, momentum=0.95, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, lr=0.004, betas=(0.9, 0.95), weight_decay=0.0)]
+    muon = torch.optim.Muon(matrices, lr=0.003, momentum=0.95, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(others, lr=0.003, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
 def rate(step: int, total: int) -> float:
-    """Warm up, hold, and fall to zero over the last quarter of the steps: copying sharpens as the rate falls."""
-    return min(1.0, (step + 1) / 100, 0.65 if step >= 2000 else 1.0, 0.45 * (total - step) / (total / 4))
+    """Warm up over 50 steps, hold for a third, then fall to zero in a line: copying sharpens as the rate falls."""
+    return min(1.0, (step + 1) / 50, 1.5 * (total - step) / total)
 
 
 def new_model() -> LlamaForCausalLM:
     torch.manual_seed(SEED)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer_script.VOCAB, bos_token_id=None, eos_token_id=0, pad_token_id=0, **SHAPE))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer_script.VOCAB, bos_token_id=None, eos_token_id=0, pad_token_id=0, **SHAPE))
+    begin_with_induction(model)
+    return model
+
+
+@torch.no_grad()
+def begin_with_induction(model: LlamaForCausalLM) -> None:
+    """Set the first two layers' heads up to find where the last tokens stood before (Olsson et al. 2022, induction heads).
+
+    Layer 0: head h looks 1 + h % 4 tokens back, by biases on the dimensions that turn fast, and writes what it sees to a place of its own.
+    Layer 1: a head's query holds the current tokens, its key the ones before a place, on the dimensions that hardly turn.
+    A random start needs most of a short training to find this; what the heads then do with it is learned.
+    """
+    hidden, size = model.config.hidden_size, model.config.head_dim
+    half, first, second = size // 2, *(layer.self_attn for layer in model.model.layers[:2])
+    fast, slow = range(10), [i for i in range(size) if i % half >= 12]
+    angles = 1e7 ** (-torch.arange(half) / half)
+    see = nn.init.orthogonal_(torch.empty(size, hidden))
+    places = [nn.init.orthogonal_(torch.empty(hidden, size)) for _ in range(4)]
+    for group in range(model.config.num_key_value_heads):
+        first.k_proj.bias[[group * size + i for i in fast]] = 7.0
+        first.v_proj.weight[group * size : (group + 1) * size] = see * 0.14
+    for head in range(model.config.num_attention_heads):
+        for i in fast:
+            back = angles[i] * (1 + head % 4)
+            first.q_proj.bias[head * size + i] = 7.0 * torch.cos(back)
+            first.q_proj.bias[head * size + half + i] = -7.0 * torch.sin(back)
+        first.o_proj.weight[:, head * size : (head + 1) * size] = places[head % 4] * 0.14
+    parts = (slow[0::2], slow[1::2])
+    for group in range(model.config.num_key_value_heads):
+        for part, place in zip(parts, places[:2], strict=True):
+            second.k_proj.weight[[group * size + i for i in part]] = place.T[: len(part)] * 2.5
+    for head in range(model.config.num_attention_heads):
+        for part, source in zip(parts, (see, places[0].T), strict=True):
+            second.q_proj.weight[[head * size + i for i in part]] = source[: len(part)] * 2.5
 
 
 def main() -> None:
