@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from accelplug._config import load_config
 from accelplug._errors import (
     AccelplugError,
     ConstraintError,
@@ -33,6 +34,7 @@ __all__ = [
     "attach",
     "generate",
     "hookimpl",
+    "load_config",
     "load_registry",
     "option",
     "registry",

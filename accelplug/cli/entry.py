@@ -12,10 +12,13 @@ from typing import Final
 
 from accelplug._version import __version__
 from accelplug.cli import check, plugins, run
+from accelplug.cli.bench import command as bench
 from accelplug.cli.command import Command, Document
 from accelplug.cli.errors import debugging, sentence
+from accelplug.cli.new import command as new
+from accelplug.cli.tune import command as tune
 
-COMMANDS: Final = (plugins.COMMAND, check.COMMAND, run.COMMAND)
+COMMANDS: Final = (plugins.COMMAND, check.COMMAND, run.COMMAND, bench.COMMAND, tune.COMMAND, new.COMMAND)
 USAGE_ERROR: Final = 2
 INTERRUPTED: Final = 130
 READER_LEFT: Final = 141

@@ -20,7 +20,7 @@ def measure(job: Job) -> Measurement:
 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    model, tokenizer = load(job)
+    model, tokenizer = load(job.model, job.dtype)
     inputs = tokenizer(job.prompt, return_tensors="pt").to(model.device)
     prompt_length = inputs["input_ids"].shape[1]
     check_length(prompt_length, job.max_new_tokens, getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None))
@@ -40,7 +40,7 @@ def measure(job: Job) -> Measurement:
     )
 
 
-def load(job: Job) -> tuple[Any, Any]:
+def load(name: str, dtype: str) -> tuple[Any, Any]:
     """Return model and tokenizer, on the accelerator where there is one.
 
     :raises HostError: Transformers cannot load one of them.
@@ -49,10 +49,10 @@ def load(job: Job) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(job.model)
-        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=job.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError, ImportError) as exc:
-        raise missing_weights(job.model, exc) from exc
+        raise missing_weights(name, exc) from exc
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
@@ -82,7 +82,7 @@ class _Rounds:
         torch.manual_seed(self.job.seed)
         prompt_length = self.inputs["input_ids"].shape[1]
         began = time.perf_counter()
-        found = self.model.generate(**self.inputs, max_new_tokens=self.job.max_new_tokens, **_decoding(self.job))
+        found = self.model.generate(**self.inputs, max_new_tokens=self.job.max_new_tokens, **decoding(self.job.temperature))
         tokens: list[int] = found[0, prompt_length:].tolist()
         return tokens, time.perf_counter() - began
 
@@ -99,11 +99,11 @@ class _Rounds:
         return Output(tokens, self.tokenizer.decode(tokens, skip_special_tokens=True), [seconds for _, seconds in taken[1:]])
 
 
-def _decoding(job: Job) -> dict[str, Any]:
+def decoding(temperature: float) -> dict[str, Any]:
     """Return generate()'s arguments; the model's own sampling defaults are switched off, so that hosts agree."""
-    if job.temperature == 0:
+    if temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": job.temperature, "top_p": 1.0, "top_k": 0}
+    return {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
 
 
 def row_margins(model: Any, prompt: Any, tokens: list[int]) -> list[float]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from accelplug.cli import report
+from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.command import Command, Document
 from accelplug.cli.job import Job, Measurement
 from accelplug.cli.plugins import offered_here
@@ -17,17 +17,6 @@ from accelplug.cli.workload import job_of
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-def _at_least(low: float, kind: type[int] | type[float]) -> Any:
-    def read(text: str) -> float:
-        value = kind(text)
-        if not value >= low:
-            raise argparse.ArgumentTypeError(f"{text} is too small, it takes at least {low}")
-        return value
-
-    read.__name__ = kind.__name__
-    return read
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -38,19 +27,16 @@ def configure(parser: ArgumentParser) -> None:
     prompt.add_argument("--prompt", metavar="TEXT", help="default: a code edit that the small model was not trained on")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
     parser.add_argument(
-        "--drafter", metavar="SPEC", default="prompt_lookup", help="e.g. 'prompt_lookup(num_tokens=6)' (default: %(default)s)"
+        "--drafter", metavar="SPEC", help="e.g. 'prompt_lookup(num_tokens=6)' (default: the configuration's, else prompt_lookup)"
     )
-    parser.add_argument("--verifier", metavar="SPEC", default="token_wise", help="(default: %(default)s)")
-    parser.add_argument("--allow-lossy", action="store_true", help="accept a verifier that may change the output")
-    parser.add_argument("--max-new-tokens", type=_at_least(1, int), metavar="N", default=256, help="(default: %(default)s)")
-    parser.add_argument("--temperature", type=_at_least(0.0, float), metavar="T", default=0.0, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--seed", type=_at_least(0, int), metavar="S", default=0, help="of sampling (default: %(default)s)")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "auto"), help="auto: as stored (default: float32 for the small model, else auto)"
-    )
+    add_verifier(parser, default=None)
+    parser.add_argument("--config", metavar="FILE", help="a configuration that 'accelplug tune' wrote; what is given here overrules it")
+    parser.add_argument("--max-new-tokens", type=at_least(1, int), metavar="N", default=256, help="(default: %(default)s)")
+    parser.add_argument("--temperature", type=at_least(0.0, float), metavar="T", default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0, int), metavar="S", default=0, help="of sampling (default: %(default)s)")
     parser.add_argument("--compare", action="store_true", help="also generate without techniques, and compare")
-    parser.add_argument("--rounds", type=_at_least(1, int), metavar="N", default=3, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--threads", type=_at_least(1, int), metavar="N", help="CPU threads (default: 1 for the small model, else the engine's choice)")
+    parser.add_argument("--rounds", type=at_least(1, int), metavar="N", default=3, help="timed rounds (default: %(default)s)")
+    add_engine(parser)
 
 
 def collect(arguments: Namespace) -> Document:

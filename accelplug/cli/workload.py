@@ -6,11 +6,14 @@ from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from accelplug._config import load_config
 from accelplug._errors import AccelplugError, HostError, OptionError
 from accelplug.cli.job import Job
 from accelplug.cli.plugins import offered_here
 from accelplug.hooks.options import check_options
+from accelplug.hooks.spelling import parse_spec
 
 
 def job_of(arguments: Namespace) -> Job:
@@ -18,14 +21,37 @@ def job_of(arguments: Namespace) -> Job:
 
     :raises AccelplugError: an unknown technique, a wrong option, no such model, or no prompt.
     """
+    chosen = selection(arguments)
     for kind in ("drafter", "verifier"):
-        check_technique(kind, getattr(arguments, kind))
+        check_technique(kind, chosen[kind])
+    model, dtype, threads = engine_of_arguments(arguments)
+    named = ("host", "max_new_tokens", "temperature", "seed", "compare", "rounds")
+    given = {name: getattr(arguments, name) for name in named}
+    return Job(model=model, prompt=prompt_of(arguments), dtype=dtype, threads=threads, **given, **chosen)
+
+
+def selection(arguments: Namespace) -> dict[str, Any]:
+    """Return drafter, verifier and allow_lossy: the command line's, else the configuration's, else the defaults.
+
+    :raises OptionError: the configuration cannot be read.
+    """
+    found = {} if arguments.config is None else load_config(arguments.config)
+    return {
+        "drafter": arguments.drafter or str(parse_spec(found.get("drafter", "prompt_lookup"))),
+        "verifier": arguments.verifier or str(parse_spec(found.get("verifier", "token_wise"))),
+        "allow_lossy": arguments.allow_lossy or bool(found.get("allow_lossy", False)),
+    }
+
+
+def engine_of_arguments(arguments: Namespace) -> tuple[str, str, int | None]:
+    """Return the model, as engines take it, the dtype to load it in, and how many CPU threads it gets.
+
+    :raises HostError: no such model.
+    """
     model = str(testbed("--model DIRECTORY_OR_HUB_ID").path()) if arguments.model is None else model_of(arguments.model)
     dtype = arguments.dtype or ("float32" if arguments.model is None else "auto")
     # For a model as small as ours, waking other threads costs more than they save.
-    threads = arguments.threads or (1 if arguments.model is None else None)
-    named = ("host", "drafter", "verifier", "max_new_tokens", "temperature", "seed", "compare", "rounds", "allow_lossy")
-    return Job(model=model, prompt=prompt_of(arguments), dtype=dtype, threads=threads, **{name: getattr(arguments, name) for name in named})
+    return model, dtype, arguments.threads or (1 if arguments.model is None else None)
 
 
 def check_technique(kind: str, given: str) -> None:

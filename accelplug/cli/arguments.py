@@ -1,0 +1,37 @@
+"""Arguments that several commands take, and the checks that argparse does for them."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser
+from typing import Any
+
+
+def at_least(low: float, kind: type[int] | type[float]) -> Any:
+    """Return a reader for argparse that refuses numbers below `low`."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"{text} is too small, it takes at least {low}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def add_verifier(parser: ArgumentParser, default: str | None = "token_wise") -> None:
+    """Declare which rule verifies drafts, and whether it may be a lossy one; without a default it is left to a configuration."""
+    said = default or "the configuration's, else token_wise"
+    parser.add_argument("--verifier", metavar="SPEC", default=default, help=f"(default: {said})")
+    parser.add_argument("--allow-lossy", action="store_true", help="accept a verifier that may change the output")
+
+
+def add_engine(parser: ArgumentParser) -> None:
+    """Declare how the model is loaded and how many CPU threads it gets."""
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "auto"), help="auto: as stored (default: float32 for the small model, else auto)"
+    )
+    parser.add_argument(
+        "--threads", type=at_least(1, int), metavar="N", help="CPU threads (default: 1 for the small model, else the engine's choice)"
+    )

@@ -1,0 +1,1 @@
+"""``accelplug bench``: what techniques are worth on this model, by task."""

@@ -1,0 +1,180 @@
+"""``accelplug bench``: techniques beside plain generation and Transformers' own, by task, on Transformers."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from accelplug._errors import OptionError
+from accelplug.cli.arguments import add_engine, add_verifier, at_least
+from accelplug.cli.bench import plot, results, tasks, ways
+from accelplug.cli.bench.measure import interleaved
+from accelplug.cli.bench.table import show
+from accelplug.cli.command import Command, Document
+from accelplug.cli.workload import check_technique, engine_of_arguments
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Declare the arguments of a benchmark."""
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the small model of accelplug[demo]")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="JSON lines with 'prompt' and maybe 'task', or Spec-Bench's (default: built-in tasks)"
+    )
+    parser.add_argument("--task", action="append", metavar="NAME", help="only this task; may be repeated")
+    parser.add_argument("--limit", type=at_least(1, int), metavar="N", default=4, help="prompts per task (default: %(default)s)")
+    parser.add_argument("--drafter", action="append", metavar="SPEC", help="may be repeated (default: every installed one that runs here)")
+    add_verifier(parser)
+    parser.add_argument("--skip-own", action="store_true", help="leave out Transformers' own prompt lookup")
+    parser.add_argument(
+        "--batch-size", action="append", type=at_least(1, int), metavar="N", help="prompts generated together; may be repeated (default: 1)"
+    )
+    parser.add_argument("--max-new-tokens", type=at_least(1, int), metavar="N", default=128, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=at_least(1, int), metavar="N", default=5, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--plot", metavar="FILE", help="draw the ratios into a .png, .svg or .pdf, with matplotlib")
+    add_engine(parser)
+
+
+def collect(arguments: Namespace) -> Document:
+    """Check everything that can be checked, load the model, measure, and describe."""
+    for drafter in arguments.drafter or ():
+        check_technique("drafter", drafter)
+    check_technique("verifier", arguments.verifier)
+    picture = None if arguments.plot is None else Path(arguments.plot).expanduser()
+    if picture is not None:
+        plot.check(picture)
+    name, dtype, threads = engine_of_arguments(arguments)
+    texts = tasks.texts_of(arguments.prompts)
+    tasks.chosen(texts, arguments.task)
+    bench = Bench(arguments, *loaded(name, dtype, threads), tasks.chosen(texts, arguments.task))
+    document = {"model": name, "threads": threads, **bench.measure()}
+    if picture is not None:
+        plot.draw(document, picture)
+    return document
+
+
+def loaded(name: str, dtype: str, threads: int | None) -> tuple[Any, Any]:
+    """Return model and tokenizer.
+
+    :raises HostError: Transformers is missing or untested, or cannot load one of them.
+    """
+    import torch
+
+    from accelplug.cli.on_transformers import load
+    from accelplug.hosts.hf.compat import ENGINE
+
+    ENGINE.require()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return load(name, dtype)
+
+
+class Bench:
+    """One benchmark: the ways, the prompts, and the rounds over all of them."""
+
+    def __init__(self, arguments: Namespace, model: Any, tokenizer: Any, texts: Sequence[tasks.Text]) -> None:
+        self.arguments, self.model, self.tokenizer = arguments, model, tokenizer
+        self.prompts, self.left_out = prompts_for(model, tokenizer, texts, arguments)
+        self.sizes: list[int] = sorted(set(arguments.batch_size or [1]))
+        chosen = {"verifier": arguments.verifier, "allow_lossy": arguments.allow_lossy}
+        if arguments.drafter:
+            self.ways = [ways.accelerated(model, tokenizer, drafter, **chosen) for drafter in dict.fromkeys(arguments.drafter)]
+        else:
+            self.ways, refused = ways.installed(model, tokenizer, **chosen)
+            self.left_out |= {f"drafter {spec}": why for spec, why in refused.items()}
+        if not self.ways:
+            raise OptionError(f"no installed drafter runs here ({self.left_out}); name one with --drafter")
+        if any(size > 1 for size in self.sizes) and not arguments.skip_own:
+            self.left_out["Transformers' own prompt lookup in batches"] = "it takes one prompt at a time"
+
+    def measure(self) -> Document:
+        """Run every task at every batch size; return what was found, with what is needed to repeat it."""
+        tie = results.near_tie(self.model)
+        rows: list[Document] = []
+        described: list[Document] = []
+        tasks_here = list(dict.fromkeys(prompt.task for prompt in self.prompts))
+        total = (self.arguments.rounds + 1) * len(tasks_here) * sum(len(self._ways(size)) for size in self.sizes)
+        with progress("measuring", total) as tick:
+            for task in tasks_here:
+                for size in self.sizes:
+                    found, about = self._task(task, size, tie, tick)
+                    rows += found
+                    described += about if size == self.sizes[0] else []
+        asked = {key: getattr(self.arguments, key) for key in ("verifier", "allow_lossy", "max_new_tokens", "rounds", "limit")}
+        return {
+            "rows": rows,
+            "prompts": described,
+            "left_out": self.left_out,
+            "techniques": self._techniques(),
+            "near_tie_below": tie,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "method": method(self.arguments.rounds),
+            **asked,
+            **results.circumstances({row["distribution"]: row["version"] for row in self._techniques()}),
+        }
+
+    def _ways(self, size: int) -> list[ways.Way]:
+        own = ways.own() if size == 1 and not self.arguments.skip_own else []
+        return [ways.plain(), *self.ways, *own]
+
+    def _task(self, task: str, size: int, tie: float, tick: Callable[[], None]) -> tuple[list[Document], list[Document]]:
+        here = [prompt for prompt in self.prompts if prompt.task == task]
+        batches = ways.batches_of(here, size, self.model, self.arguments.max_new_tokens, ways.pad_id(self.tokenizer, self.model))
+        prompts = [prompt for batch in batches for prompt in batch.prompts]
+        compared = self._ways(size)
+        taken = interleaved(self.model, compared, batches, self.arguments.rounds, tick)
+        margins = results.margins_of(self.model, prompts, taken[0])
+        rows = results.task_rows(compared, taken, prompts, margins, tie)
+        return [{"batch_size": size, **row} for row in rows], results.prompt_rows(prompts, taken[0], margins, tie)
+
+    def _techniques(self) -> list[Document]:
+        sessions = [way.session for way in self.ways if way.session is not None]
+        built = {str(technique): technique for session in sessions for technique in session.selection}
+        return [{"kind": t.kind, "name": t.name, "distribution": t.owner.distribution, "version": t.owner.version} for t in built.values()]
+
+
+def prompts_for(model: Any, tokenizer: Any, texts: Sequence[tasks.Text], arguments: Namespace) -> tuple[list[tasks.Prompt], dict[str, str]]:
+    """Return the prompts that fit the model, by task, and what was left out: task -> why.
+
+    :raises OptionError: none fits.
+    """
+    room = room_of(model)
+    new, limit = arguments.max_new_tokens, arguments.limit
+    found, left_out = tasks.encoded(texts, tokenizer, room - new, limit)
+    wanted = [task for task in tasks.SCRIPTED if not arguments.task or task in arguments.task]
+    ordinary = tasks.ordinary_tokens(tokenizer, model.config.get_text_config(decoder=True).vocab_size, ways.eos_ids(model))
+    scripted, missing = tasks.scripted(wanted, ordinary, new, room, limit)
+    if not found and not scripted:
+        raise OptionError(f"no prompt fits the model, which takes {room} tokens with --max-new-tokens {new} among them; ask for fewer")
+    return found + scripted, left_out | missing
+
+
+def room_of(model: Any) -> int:
+    """Return the most tokens, prompt and output, that the model takes."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 30
+
+
+def method(rounds: int) -> str:
+    """Say how the figures were taken."""
+    return (
+        f"medians of {rounds} rounds after one warm-up, all ways in turns; x plain is the median of the rounds' own ratios with a bootstrap "
+        "interval; tokens and time per forward pass of a row and of a batch; Transformers' own is the best of its settings on each task"
+    )
+
+
+@contextmanager
+def progress(text: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on stderr, endless for a total of 0; yields what advances it by one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr, highlight=False)) as bar:
+        task = bar.add_task(text, total=total or None)
+        yield lambda: bar.advance(task)
+
+
+COMMAND: Final = Command("bench", "measure techniques beside plain generation, by task", configure, collect, show, results.status)

@@ -1,0 +1,158 @@
+"""What was measured, as plain JSON values: one row per task, batch size and way."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import accelplug
+from accelplug.cli.bench.figures import copy_ratio, paired_ratio
+from accelplug.cli.bench.measure import Taken
+from accelplug.cli.bench.tasks import Prompt
+from accelplug.cli.bench.ways import Way
+from accelplug.cli.command import Document
+from accelplug.cli.on_transformers import row_margins
+from accelplug.cli.report import first_difference, near_tie_below
+
+PACKAGES: Final = ("accelplug", "transformers", "torch", "numpy")
+
+
+def task_rows(
+    ways: Sequence[Way], taken: Sequence[Taken], prompts: Sequence[Prompt], margins: Sequence[list[float] | None], tie: float
+) -> list[Document]:
+    """Describe what every way did on one task; the first way is plain generation, which all others are compared with.
+
+    :param prompts: of all batches, [num_prompts].
+    :param margins: for every prompt the margin of each of plain's rows, or None where the output is scripted.
+    :param tie: the margin below which two logits count as tied.
+    """
+    plain = taken[0]
+    rows = []
+    for way, own in zip(ways, taken, strict=True):
+        seconds = median(own.seconds)
+        row = {
+            "technique": way.name,
+            "family": way.family,
+            "ratio": paired_ratio(plain.seconds, own.seconds).as_dict(),
+            "tokens_per_s": own.tokens / seconds,
+            "tokens_per_forward": own.tokens / own.row_forwards,
+            "ms_per_forward": 1000 * seconds / own.forwards,
+            "forwards": own.forwards,
+            "drafted": own.drafted,
+            "accepted": own.accepted,
+            "acceptance": own.accepted / own.drafted if own.drafted else None,
+            "output": agreement(plain, own, margins, tie),
+            "seconds": own.seconds,
+        }
+        rows.append({**row, "best_of_own": False})
+    mark_best(rows)
+    ratio = sum(copy_ratio(p.tokens, o[0]) for p, o in zip(prompts, plain.outputs, strict=True)) / len(prompts)
+    return [{"task": prompts[0].task, "prompts": len(prompts), "copy_ratio": ratio, **row} for row in rows]
+
+
+def agreement(plain: Taken, own: Taken, margins: Sequence[list[float] | None], tie: float) -> dict[str, int]:
+    """Count the prompts whose output is plain's in every round, parts from it at a near-tie, or is another."""
+    counts = {"identical": 0, "near_tie": 0, "different": 0}
+    for expected, found, margin in zip(plain.outputs, own.outputs, margins, strict=True):
+        partings = [parting for output in found if (parting := first_difference(expected[0], output, margin)) is not None]
+        excused = all(parting["margin"] is not None and parting["margin"] < tie for parting in partings)
+        counts["identical" if not partings else "near_tie" if excused else "different"] += 1
+    return counts
+
+
+def mark_best(rows: list[Document]) -> None:
+    """Mark the fastest of Transformers' own settings on this task: the one that counts."""
+    theirs = [row for row in rows if row["family"] == "transformers"]
+    if theirs:
+        max(theirs, key=lambda row: float(row["ratio"]["median"]))["best_of_own"] = True
+
+
+def margins_of(model: Any, prompts: Sequence[Prompt], plain: Taken) -> list[list[float] | None]:
+    """Return the margins of each of plain's rows, by one forward pass a prompt; None where the output is scripted."""
+    import torch
+
+    found: list[list[float] | None] = []
+    for prompt, outputs in zip(prompts, plain.outputs, strict=True):
+        if prompt.script is not None:
+            found.append(None)
+            continue
+        found.append(row_margins(model, torch.tensor([prompt.tokens], device=model.device), outputs[0]))
+    return found
+
+
+def prompt_rows(prompts: Sequence[Prompt], plain: Taken, margins: Sequence[list[float] | None], tie: float) -> list[Document]:
+    """Describe every prompt: its length, plain's output, how much of that is copied, and how many of its rows are near-ties."""
+    return [
+        {
+            "task": prompt.task,
+            "prompt_tokens": len(prompt.tokens),
+            "new_tokens": len(outputs[0]),
+            "copy_ratio": copy_ratio(prompt.tokens, outputs[0]),
+            "near_ties": None if margin is None else sum(value < tie for value in margin),
+            "scripted": prompt.script is not None,
+        }
+        for prompt, outputs, margin in zip(prompts, plain.outputs, margins, strict=True)
+    ]
+
+
+def near_tie(model: Any) -> float:
+    """Return the margin below which two logits count as tied in the model's dtype."""
+    return near_tie_below(str(model.dtype).removeprefix("torch."))
+
+
+def circumstances(owners: Mapping[str, str]) -> Document:
+    """Return what is needed to repeat a measurement: the command, versions, commit, and machine.
+
+    :param owners: distribution -> version of the techniques that ran.
+    """
+    return {
+        "argv": sys.argv,
+        "versions": {**{name: _version(name) for name in PACKAGES}, **owners},
+        "commit": commit(Path(accelplug.__file__).parent),
+        "python": platform.python_version(),
+        "machine": _processor(),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def commit(folder: Path) -> str | None:
+    """Return the commit that the folder is checked out from; None where it is no part of a checkout, or git is not there."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    return git("rev-parse", "--short", "HEAD") if git("ls-files", "--error-unmatch", "__init__.py") else None
+
+
+def _processor() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def status(document: Document) -> int:
+    """Return 1 where a technique that must be exact was not."""
+    parted = any(row["family"] == "accelplug" and row["output"]["different"] for row in document["rows"])
+    return int(parted and not document["allow_lossy"])

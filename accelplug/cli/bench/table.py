@@ -1,0 +1,65 @@
+"""The benchmark for people: one table, and what stands below it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from accelplug.cli.command import Document
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show(document: Document, console: Console) -> None:
+    """Print a row for plain generation, every drafter, and the best of Transformers' own settings."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    names = ("task", "copied", "batch", "technique", "x plain (95 %)", "tokens/forward", "ms/forward", "tokens/s", "accepted", "output")
+    table = Table(*(Column(name, no_wrap=True) for name in names), header_style="bold")
+    before = None
+    for row in shown(document):
+        task = (row["task"], row["batch_size"])
+        if before is not None and task != before:
+            table.add_section()
+        first = (row["task"], f"{row['copy_ratio']:.0%}", str(row["batch_size"])) if task != before else ("", "", "")
+        table.add_row(*map(escape, (*first, row["technique"], *figures(row))))
+        before = task
+    console.print(table)
+    for line in lines(document):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def shown(document: Document) -> list[Document]:
+    """Return the rows that people see."""
+    return [row for row in document["rows"] if row["family"] != "transformers" or row["best_of_own"]]
+
+
+def figures(row: Document) -> tuple[str, ...]:
+    """Write one row's figures."""
+    ratio = row["ratio"]
+    speed = "1" if row["family"] == "plain" else f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+    accepted = "-" if row["acceptance"] is None else f"{row['acceptance']:.0%} of {row['drafted']}"
+    return speed, f"{row['tokens_per_forward']:.2f}", f"{row['ms_per_forward']:.2f}", f"{row['tokens_per_s']:.1f}", accepted, verdict(row)
+
+
+def verdict(row: Document) -> str:
+    """Say whether the outputs are plain generation's."""
+    counts = row["output"]
+    if counts["different"]:
+        return f"{counts['different']} of {row['prompts']} DIFFERENT"
+    if row["family"] == "plain":
+        return "-"
+    return f"identical, {counts['near_tie']} up to a near-tie" if counts["near_tie"] else "identical"
+
+
+def lines(document: Document) -> list[str]:
+    """Write what belongs below the table."""
+    near = sum(prompt["near_ties"] or 0 for prompt in document["prompts"])
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    return [
+        *(f"left out: {what}: {why}" for what, why in document["left_out"].items()),
+        f"plain outputs: {near} near-ties (margin under {document['near_tie_below']:.2g})",
+        f"on: {document['model']}, {document['dtype']}, {document['machine']}; {versions}",
+        f"method: {document['method']}",
+    ]

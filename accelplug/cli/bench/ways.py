@@ -1,0 +1,142 @@
+"""The ways of generating that a benchmark compares: plain, through techniques, and Transformers' own prompt lookup."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from accelplug._errors import AccelplugError
+from accelplug.cli.bench.scripts import Scripted
+from accelplug.cli.bench.tasks import Prompt
+from accelplug.cli.on_transformers import decoding
+from accelplug.cli.plugins import offered_here
+from accelplug.hooks import Entry
+from accelplug.hooks.options import fields_of
+
+if TYPE_CHECKING:
+    from accelplug.hosts.hf import Session
+
+OWN_GRID: Final = [(tokens, ngram) for tokens in (4, 8, 12) for ngram in (2, 3)]
+"""Transformers' options that are tried: prompt_lookup_num_tokens and max_matching_ngram_size."""
+PLAIN: Final = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Prompts that are generated together, as ``generate()`` takes them; the rows are padded on the left.
+
+    :param arguments: input_ids and attention_mask, [rows, length], and the rest.
+    """
+
+    prompts: list[Prompt]
+    length: int
+    arguments: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Way:
+    """One way of generating. `session` is attached while it runs, `arguments` go to ``generate()``."""
+
+    name: str
+    family: Literal["plain", "accelplug", "transformers"]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    session: Session | None = None
+
+    def run(self, model: Any, batches: Iterable[Batch]) -> tuple[list[list[list[int]]], float]:
+        """Generate every batch; return each batch's rows, prompts and padding included, and the seconds it took."""
+        with self.session or nullcontext():
+            began = time.perf_counter()
+            rows = [model.generate(**batch.arguments, **self.arguments).tolist() for batch in batches]
+            return rows, time.perf_counter() - began
+
+    def counted(self) -> tuple[int, int]:
+        """Return how many tokens were drafted and accepted so far."""
+        return (0, 0) if self.session is None else (self.session.stats.drafted, self.session.stats.accepted)
+
+
+def batches_of(prompts: Sequence[Prompt], size: int, model: Any, new_tokens: int, pad: int) -> list[Batch]:
+    """Group a task's prompts; where the last batch is not full, they come again from the first one."""
+    rows = islice(cycle(prompts), -(-len(prompts) // size) * size)
+    return [_batch(list(group), model, new_tokens, pad) for group in zip(*[rows] * size, strict=True)]
+
+
+def _batch(prompts: list[Prompt], model: Any, new_tokens: int, pad: int) -> Batch:
+    import torch
+
+    length = max(len(prompt.tokens) for prompt in prompts)
+    ids = torch.full((len(prompts), length), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
+        mask[row, length - len(prompt.tokens) :] = 1
+    arguments: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device), "pad_token_id": pad}
+    scripts = [prompt.script for prompt in prompts if prompt.script is not None]
+    if scripts:
+        arguments["logits_processor"] = [Scripted(length, torch.tensor(scripts, device=model.device))]
+    return Batch(prompts, length, {**arguments, "max_new_tokens": new_tokens, **decoding(0.0)})
+
+
+def plain() -> Way:
+    """Return plain generation."""
+    return Way(PLAIN, "plain")
+
+
+def own() -> list[Way]:
+    """Return Transformers' own prompt lookup, over the small grid of its options; it takes one prompt at a time."""
+    return [
+        Way(f"transformers {tokens}/{ngram}", "transformers", {"prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram})
+        for tokens, ngram in OWN_GRID
+    ]
+
+
+def accelerated(model: Any, tokenizer: Any, drafter: str, verifier: str, *, allow_lossy: bool) -> Way:
+    """Return a way through techniques that has generated once, so that what cannot run is refused here.
+
+    :raises AccelplugError: the selection is unknown, misconfigured, or cannot run on this model.
+    """
+    import torch
+
+    from accelplug.hosts.hf import attach
+
+    session = attach(model, drafter=drafter, verifier=verifier, tokenizer=tokenizer, allow_lossy=allow_lossy)
+    ids = torch.full((1, 4), next(token for token in range(9) if token not in eos_ids(model)), device=model.device)
+    with session:
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, pad_token_id=0, **decoding(0.0))
+    return Way(drafter, "accelplug", session=session)
+
+
+def eos_ids(model: Any) -> list[int]:
+    """Return the ids that end an output."""
+    eos = model.generation_config.eos_token_id
+    return [] if eos is None else list(eos) if isinstance(eos, list) else [int(eos)]
+
+
+def pad_id(tokenizer: Any, model: Any) -> int:
+    """Return the id that shorter rows are padded with; it is masked, so any will do."""
+    known = [tokenizer.pad_token_id, *eos_ids(model)]
+    return next((int(token) for token in known if token is not None), 0)
+
+
+def installed(model: Any, tokenizer: Any, verifier: str, *, allow_lossy: bool) -> tuple[list[Way], dict[str, str]]:
+    """Return a way for every installed drafter that runs here without further arguments, and why others do not: spec -> reason."""
+    ways, left_out = [], {}
+    for spec, entry in sorted(((_spelled(entry), entry) for entry in offered_here() if entry.kind == "drafter"), key=lambda pair: pair[0]):
+        try:
+            fields = fields_of(entry.resolve())
+            if missing := [name for name, field in fields.items() if field.default is field.empty]:
+                left_out[spec] = f"needs {', '.join(missing)}"
+                continue
+            ways.append(accelerated(model, tokenizer, spec, verifier, allow_lossy=allow_lossy))
+        except (AccelplugError, TypeError, ValueError) as exc:
+            left_out[spec] = " ".join(str(exc).split())
+    return ways, left_out
+
+
+def _spelled(entry: Entry) -> str:
+    """Return the name, with its distribution where another one offers it too."""
+    is_alone = len(offered_here().entries[entry.kind, entry.name]) == 1
+    return entry.name if is_alone else f"{entry.owner.distribution}:{entry.name}"

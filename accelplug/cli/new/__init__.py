@@ -1,0 +1,1 @@
+"""``accelplug new``: a whole plugin package that works, for an author to change."""

@@ -1,0 +1,170 @@
+"""What a new plugin package consists of: path -> text, with $name, $module, $technique and $title to fill in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+PYPROJECT: Final = """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "$name"
+version = "0.1.0"
+description = "The $kind $technique for accelplug."
+readme = "README.md"
+requires-python = ">=3.11"
+dependencies = ["accelplug>=$low,<$below"]
+
+[project.optional-dependencies]
+dev = ["accelplug[transformers]", "mypy>=1.15", "pytest>=8", "ruff>=0.9"]
+
+[project.entry-points.accelplug]
+$technique = "$module"
+
+[tool.setuptools.packages.find]
+where = ["src"]
+
+[tool.setuptools.package-data]
+$module = ["py.typed"]
+
+[tool.pytest.ini_options]
+testpaths = ["tests"]
+pythonpath = ["src"]
+
+[tool.ruff]
+line-length = 120
+
+[tool.ruff.lint]
+select = ["B", "D", "E", "F", "I", "UP", "W"]
+ignore = ["D203", "D213"]
+
+[tool.ruff.lint.per-file-ignores]
+"tests/**" = ["D"]
+
+[tool.mypy]
+strict = true
+files = ["src"]
+mypy_path = "src"
+"""
+
+DRAFTER: Final = '''\
+"""The drafter $technique: guess that what followed the last token once follows it again.
+
+Output     unchanged (the verifier decides)
+Hosts      transformers, vllm
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import accelplug
+from accelplug.hooks import IntArray, Register, RequestDrafter
+
+
+@dataclass
+class $title:
+    """Copy what stood behind the latest earlier occurrence of the last token."""
+
+    num_tokens: int = accelplug.option(4, ge=1, le=64, help="tokens to draft")
+
+    def propose_one(self, tokens: IntArray, budget: int) -> Sequence[int]:
+        """Guess at most `budget` tokens that follow `tokens`, [length]."""
+        (found,) = (tokens[:-1] == tokens[-1]).nonzero()
+        return [] if len(found) == 0 else list(tokens[found[-1] + 1 :][: min(self.num_tokens, budget)])
+
+
+@accelplug.hookimpl
+def register_drafters(register: Register[RequestDrafter]) -> None:
+    """Offer it."""
+    register("$technique", $title)
+'''
+
+VERIFIER: Final = '''\
+"""The verifier $technique: keep a drafted token with probability min(1, target / draft).
+
+Output     unchanged under greedy decoding; unchanged in distribution under sampling
+Hosts      transformers
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import accelplug
+from accelplug.hooks import Register, Verifier, VerifierTraits, VerifyView
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class $title:
+    """Speculative sampling's rule. Another `accept` may need a `residual(view)` to stay lossless."""
+
+    traits: ClassVar[VerifierTraits] = VerifierTraits(lossless="sampling")
+
+    def accept(self, view: VerifyView) -> "Tensor":
+        """Return each candidate's acceptance probability, [n]."""
+        return (view.target_at_tokens() / view.draft_at_tokens()).clamp(max=1.0)
+
+
+@accelplug.hookimpl
+def register_verifiers(register: Register[Verifier]) -> None:
+    """Offer it."""
+    register("$technique", $title)
+'''
+
+TEST: Final = '''\
+"""Everything that the contract asks of a $kind, checked by accelplug's own kit."""
+
+import accelplug
+from accelplug.testing import ${kit}
+
+import $module
+
+
+class Test$title(${kit}):
+    technique = "$technique"
+
+    def registry(self) -> accelplug.hooks.Registry:
+        return accelplug.load_registry([$module], entry_points=False)
+'''
+
+README: Final = """\
+# $name
+
+The $kind `$technique` for [accelplug](https://pypi.org/project/accelplug/): one object, inside Transformers and vLLM.
+
+```sh
+pip install -e '.[dev]'
+accelplug plugins                       # $technique is listed, with this distribution
+accelplug run --$kind $technique --compare --model DIR_OR_HUB_ID --prompt TEXT
+pytest && ruff check . && mypy
+```
+
+`src/$module/__init__.py` is the technique and the hook that registers it; `tests/` holds it to accelplug's contract. What the views
+carry and what a technique may rely on is in accelplug's `docs/contract.md` and `docs/hooks.md`.
+"""
+
+IGNORE: Final = """\
+__pycache__/
+*.egg-info/
+build/
+dist/
+.venv/
+"""
+
+SOURCES: Final[Mapping[str, str]] = {"drafter": DRAFTER, "verifier": VERIFIER}
+KITS: Final[Mapping[str, str]] = {"drafter": "DrafterConformance", "verifier": "VerifierConformance"}
+
+
+def files(kind: str) -> Mapping[str, str]:
+    """Return the package's files for a kind, path -> text; paths have the same fillings."""
+    return {
+        ".gitignore": IGNORE,
+        "README.md": README,
+        "pyproject.toml": PYPROJECT,
+        "src/$module/__init__.py": SOURCES[kind],
+        "src/$module/py.typed": "",
+        "tests/test_$module.py": TEST,
+    }

@@ -1,0 +1,190 @@
+"""``accelplug bench`` from end to end on a tiny random model: what is counted is right, whatever was fast."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from accelplug.cli.entry import main
+
+REPEATING = "".join(f"line {i % 3} of the same three lines\n" for i in range(6))
+ROW = {
+    "accepted", "acceptance", "batch_size", "best_of_own", "copy_ratio", "drafted", "family", "forwards", "ms_per_forward", "output", "prompts",
+    "ratio", "seconds", "task", "technique", "tokens_per_forward", "tokens_per_s",
+}  # fmt: skip
+NEW = 24
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = [{"prompt": REPEATING, "task": "lines"}, {"prompt": "def f(", "task": "lines"}, {"category": "asked", "turns": ["Which one?", "Why?"]}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
+def bench(tiny_model, prompts, capfd):
+    """Run a benchmark in this process; return its status and document."""
+
+    def run(*arguments):
+        asked = ("--model", tiny_model, "--prompts", prompts, "--dtype", "float32", "--threads", "1", "--limit", "2")
+        status = main(["bench", *asked, "--rounds", "2", "--max-new-tokens", str(NEW), "--json", *arguments])
+        return status, json.loads(capfd.readouterr().out)
+
+    return run
+
+
+def rows_of(document, **wanted):
+    return [row for row in document["rows"] if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_every_task_is_measured_every_way(bench, tmp_path):
+    picture = tmp_path / "picture.png"
+    pytest.importorskip("matplotlib")
+    status, found = bench("--drafter", "prompt_lookup", "--drafter", "prompt_lookup(num_tokens=2)", "--plot", str(picture))
+    assert status == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    tasks = ["lines", "asked", "adversarial"]
+    assert list(dict.fromkeys(row["task"] for row in found["rows"])) == [*tasks, "regimes"]
+    assert all(set(row) == ROW for row in found["rows"])
+    for task in tasks:
+        names = [row["technique"] for row in rows_of(found, task=task)]
+        assert names[:3] == ["plain", "prompt_lookup", "prompt_lookup(num_tokens=2)"]
+        assert len(names) == 9
+        assert sum(row["best_of_own"] for row in rows_of(found, task=task)) == 1
+    assert all(len(row["seconds"]) == 2 and row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in found["rows"])
+    assert all(row["output"]["different"] == 0 for row in found["rows"])
+    assert all(row["tokens_per_forward"] == 1 for row in rows_of(found, family="plain")), "one forward per token is what plain means"
+    assert any(row["tokens_per_forward"] > 2 for row in rows_of(found, technique="prompt_lookup")), "a random model repeats itself"
+    assert [row["name"] for row in found["techniques"]] == ["prompt_lookup", "token_wise"]
+    assert {"accelplug", "torch", "transformers"} <= set(found["versions"])
+    assert {"argv", "commit", "machine", "python", "dtype", "model", "method"} <= set(found)
+    assert [prompt["new_tokens"] for prompt in found["prompts"] if prompt["scripted"]] == [NEW] * 4
+
+
+def test_on_the_adversarial_task_everybody_drafts_and_nobody_gains(bench):
+    _, found = bench("--drafter", "prompt_lookup", "--task", "adversarial")
+    assert {row["task"] for row in found["rows"]} == {"adversarial"}
+    (ours,) = rows_of(found, family="accelplug")
+    assert ours["drafted"] >= 8 * (NEW - 9) * 2, "a full draft at every step but the last, of both prompts"
+    assert ours["accepted"] == 0
+    assert len(rows_of(found, family="transformers")) == 6
+    assert all(row["tokens_per_forward"] == 1 for row in found["rows"])
+    assert all(row["copy_ratio"] == 0 for row in found["rows"])
+
+
+def test_in_the_regimes_task_drafts_are_right_until_it_switches(bench):
+    _, found = bench("--drafter", "prompt_lookup", "--task", "regimes", "--max-new-tokens", "100", "--limit", "1")
+    (ours,) = rows_of(found, family="accelplug")
+    assert ours["accepted"] > 40, "most of the 64 copied tokens"
+    assert 0.5 < ours["copy_ratio"] < 0.7
+
+
+def test_batches_run_through_techniques_alone(bench):
+    _, found = bench("--drafter", "prompt_lookup", "--task", "lines", "--batch-size", "3", "--batch-size", "1")
+    assert [(row["batch_size"], row["technique"]) for row in rows_of(found, family="transformers")] == [
+        (1, f"transformers {tokens}/{ngram}") for tokens in (4, 8, 12) for ngram in (2, 3)
+    ]
+    (ours,) = rows_of(found, batch_size=3, family="accelplug")
+    assert ours["prompts"] == 3, "two prompts fill three rows"
+    assert ours["output"]["different"] == 0
+    assert ours["accepted"] > 0
+    assert "one prompt at a time" in found["left_out"]["Transformers' own prompt lookup in batches"]
+
+
+def test_by_default_every_installed_drafter_that_runs_here_is_measured(command, install, tiny_model, prompts):
+    needy = """
+        import accelplug
+
+        class Needy:
+            def __init__(self, file: str): ...
+            def propose_one(self, tokens, budget): return ()
+
+        class Elsewhere(Needy):
+            def __init__(self): raise accelplug.HostError("only on Tuesdays")
+
+        class Copy:
+            def propose_one(self, tokens, budget): return tokens[-1:]
+
+        @accelplug.hookimpl
+        def register_drafters(register):
+            register("needy", Needy)
+            register("elsewhere", Elsewhere)
+            register("copy", Copy)
+    """
+    install("some-drafters", needy)
+    asked = ("--model", tiny_model, "--prompts", prompts, "--task", "lines", "--limit", "1", "--rounds", "1", "--max-new-tokens", "8", "--skip-own")
+    done = command("bench", *asked, "--json", ACCELPLUG_PLUGINS="some-drafters")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "copy" in {row["technique"] for row in found["rows"]}
+    assert not {"needy", "elsewhere"} & {row["technique"] for row in found["rows"]}
+    assert found["left_out"]["drafter needy"] == "needs file"
+    assert found["left_out"]["drafter elsewhere"] == "only on Tuesdays"
+
+
+def test_an_output_that_differs_is_bad_news(command, install, tiny_model, prompts):
+    meddler = """
+        import torch
+        import accelplug
+
+        class Meddler:  # a verifier keeps drafts honest, so only a plugin that reaches into the model changes the output
+            def __init__(self, context):
+                self.head = context.output_head()
+
+            def start(self, slots):
+                with torch.no_grad():
+                    self.head.copy_(self.head.roll(1, 0))
+
+            def finish(self, slots):
+                with torch.no_grad():
+                    self.head.copy_(self.head.roll(-1, 0))
+
+            def propose_one(self, tokens, budget):
+                return ()
+
+        @accelplug.hookimpl
+        def register_drafters(register):
+            register("meddler", Meddler)
+    """
+    install("meddlers", meddler)
+    asked = ("--model", tiny_model, "--prompts", prompts, "--task", "lines", "--limit", "1", "--rounds", "1", "--max-new-tokens", "8", "--skip-own")
+    done = command("bench", *asked, "--drafter", "meddler")
+    assert done.returncode == 1, done.stderr
+    assert "1 of 1 DIFFERENT" in done.stdout
+
+
+@pytest.fixture
+def refused(tiny_model, capfd):
+    def run(*arguments):
+        assert main(["bench", "--model", tiny_model, *arguments]) == 2
+        taken = capfd.readouterr()
+        assert taken.out == ""
+        (said,) = [line for line in taken.err.splitlines() if line.startswith("accelplug: error: ")]
+        return said
+
+    return run
+
+
+def test_what_cannot_run_is_refused_in_one_sentence(refused, prompts, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "fine"}\n{"prompt": }\n')
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "no drafter named 'promt_lookup' is installed" in refused("--drafter", "promt_lookup")
+    assert "num_tokens=0 is out of range" in refused("--drafter", "prompt_lookup(num_tokens=0)")
+    assert "(FileNotFoundError)" in refused("--prompts", str(tmp_path / "nowhere.jsonl"))
+    assert "bad.jsonl, line 2: not JSON" in refused("--prompts", str(tmp_path / "bad.jsonl"))
+    assert "holds no prompts" in refused("--prompts", str(tmp_path / "empty.jsonl"))
+    assert "no task 'walk'; there are lines, asked, adversarial, regimes" in refused("--prompts", prompts, "--task", "walk")
+    assert "cannot write" in refused("--prompts", prompts, "--plot", str(tmp_path / "nowhere" / "a.png"))
+    assert "no prompt fits the model, which takes 320 tokens" in refused("--prompts", prompts, "--max-new-tokens", "320", "--drafter", "prompt_lookup")
+    assert "min_ngram=5 exceeds max_ngram=4" in refused("--prompts", prompts, "--drafter", "prompt_lookup(min_ngram=5)")
+
+
+def test_people_get_a_table(tiny_model, prompts, capfd):
+    asked = ("--model", tiny_model, "--prompts", prompts, "--task", "lines", "--limit", "1", "--rounds", "1", "--max-new-tokens", "8")
+    assert main(["bench", *asked, "--drafter", "prompt_lookup"]) == 0
+    printed = capfd.readouterr().out
+    for part in ("x plain", "tokens/forward", "ms/forward", "identical", "prompt_lookup", "transformers ", "method: medians of 1 rounds"):
+        assert part in printed

@@ -1,0 +1,126 @@
+"""``accelplug new``: the package it writes is small, clean and right, and what cannot be made is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import accelplug
+from accelplug import OptionError
+from accelplug.cli.entry import main
+from accelplug.cli.new.command import check_kind, check_names, names_of
+from accelplug.hooks.registry import HOOKS
+
+KINDS = ("drafter", "verifier")
+REPOSITORY = Path(accelplug.__file__).parents[1]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def package(request, tmp_path_factory):
+    """A new package of each kind: its folder and module."""
+    folder = tmp_path_factory.mktemp("new")
+    name = f"accelplug-own-{request.param}"
+    assert main(["new", name, "--kind", request.param, "--directory", str(folder), "--json"]) == 0
+    return folder / name, name.replace("-", "_")
+
+
+def clean(folder, *command):
+    """Run a tool of the author in the package's folder; its complaints are the failure."""
+    env = {**os.environ, "MYPYPATH": f"src{os.pathsep}{REPOSITORY}", "PYTHONPATH": f"src{os.pathsep}{REPOSITORY}"}
+    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_module_is_at_most_30_lines(package):
+    folder, module = package
+    assert len((folder / "src" / module / "__init__.py").read_text().splitlines()) <= 30
+
+
+@pytest.mark.parametrize("command", [("check", "."), ("format", "--check", ".")], ids=" ".join)
+def test_it_is_clean_at_once(package, command):
+    pytest.importorskip("ruff")
+    clean(package[0], "ruff", *command)
+
+
+def test_its_types_are_right_at_once(package, tmp_path):
+    pytest.importorskip("mypy")
+    own = (package[0] / "pyproject.toml").read_text()
+    # Reading the engines takes mypy a minute, and neither kind has more of them than one name.
+    skipped = '\n[[tool.mypy.overrides]]\nmodule = ["torch.*", "transformers.*", "accelplug.hosts.*"]\nfollow_imports = "skip"\n'
+    (tmp_path / "pyproject.toml").write_text(own + skipped)
+    clean(package[0], "mypy", "--config-file", str(tmp_path / "pyproject.toml"), "--cache-dir", str(tmp_path / "cache"))
+
+
+def test_its_own_test_passes(package):
+    pytest.importorskip("transformers")
+    clean(package[0], "pytest", "-q")
+
+
+def test_it_is_listed_with_what_it_says_of_itself(package, monkeypatch):
+    from accelplug.cli import plugins
+
+    folder, module = package
+    monkeypatch.syspath_prepend(folder / "src")
+    registry = accelplug.load_registry([__import__(module)], entry_points=False)
+    monkeypatch.setattr(plugins, "registry", lambda: registry)
+    (found,) = [row for row in plugins.collect(None)["plugins"] if row["name"] == module.removeprefix("accelplug_")]
+    assert found["problem"] is None
+    assert "unknown" not in (found["exactness"], found["output"], found["hosts"])
+
+
+def refused(capfd, *arguments):
+    assert main(["new", *arguments]) == 2
+    return capfd.readouterr().err.removeprefix("accelplug: error: ").strip()
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path, capfd):
+    (tmp_path / "accelplug-mine").mkdir()
+    asked = ("accelplug-mine", "--kind", "drafter", "--directory", str(tmp_path))
+    assert main(["new", *asked]) == 0, "an empty one may be filled"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capfd.readouterr()
+    assert "is there already; remove it, or choose another name or --directory" in refused(capfd, *asked)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    said = refused(capfd, "accelplug-mine", "--kind", "drafter", "--directory", str(tmp_path / "file"))
+    assert said.startswith(f"cannot write {tmp_path / 'file' / 'accelplug-mine'} (")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HOOKS if kind not in KINDS])
+def test_a_kind_that_no_host_runs_is_refused(kind):
+    with pytest.raises(OptionError, match=f"the kind '{kind}' is provisional, no host runs it yet; make a drafter or a verifier"):
+        check_kind(kind)
+
+
+def test_a_kind_that_does_not_exist_is_refused(tmp_path, capfd):
+    assert "there is no kind 'drafters'; make a drafter or a verifier" in refused(capfd, "accelplug-x", "--kind", "drafters", "--directory", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "technique"),
+    [("accelplug-bigram", "accelplug_bigram", "bigram"), ("My.Drafter", "my_drafter", "my_drafter"), ("a_b--c", "a_b_c", "a_b_c")],
+)
+def test_the_distribution_gives_module_and_technique(name, module, technique):
+    assert names_of(name) == (module, technique)
+    check_names("drafter", name, module, technique)
+
+
+@pytest.mark.parametrize("name", ["", "1st", "accelplug-", "accelplug-2", "accelplug-class", "class", "a b", "../up", "a/b", "ä", "-x"])
+def test_a_name_that_is_none_is_refused(name):
+    with pytest.raises(OptionError, match="gives no name for a package and a technique"):
+        check_names("drafter", name, *names_of(name))
+
+
+def test_names_that_are_taken_are_refused():
+    with pytest.raises(OptionError, match="a module 'numpy' is installed already, from "):
+        check_names("drafter", "numpy", *names_of("numpy"))
+    with pytest.raises(OptionError, match=r"drafter 'prompt_lookup' \(accelplug .*\) is installed already; choose another name"):
+        check_names("drafter", "accelplug-prompt-lookup", *names_of("accelplug-prompt-lookup"))
