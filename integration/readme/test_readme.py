@@ -1,4 +1,4 @@
-"""The README's examples run as they are written."""
+"""The examples of the README and of docs/testing.md run as they are written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from blocks import README, Block, blocks, named
+from blocks import PAGES, Block, blocks, named
 
 from accelplug.testing.vllm_processes import vllm_environment
 
@@ -15,18 +15,17 @@ EXAMPLES = [block for block in blocks() if block.mark == "run"]
 
 
 def test_every_python_block_is_an_example_that_runs():
-    assert len(EXAMPLES) == README.read_text(encoding="utf-8").count("```python") == 3
+    assert len(EXAMPLES) == sum(page.read_text(encoding="utf-8").count("```python") for page in PAGES) == 4
 
 
-@pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: f"line {block.line}")
+@pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: f"{block.page} line {block.line}")
 def test_an_example_runs(block: Block, tmp_path: Path):
     script = tmp_path / "example.py"
     script.write_text(block.code)
     environment = vllm_environment(runner="v1")
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    command = [sys.executable, *(["-m", "pytest"] if block.label == "pytest" else []), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     if block.label == "vllm":
         assert "'prompt_lookup'" in done.stdout
 

@@ -59,6 +59,13 @@ def test_the_plugin_is_listed(stranger):
     assert (document["broken"], document["conflicts"]) == ([], [])
 
 
+def test_the_plugins_own_tests_pass(stranger):
+    """The conformance kit comes out of the wheel, and the plugin under its installed name."""
+    printed = stranger.must("-m", "pytest", "-q", "--import-mode=importlib", stranger.folder / "echo" / "test_echo.py")
+    assert " passed" in printed
+    assert "failed" not in printed
+
+
 def test_on_transformers(stranger):
     stranger.forget_calls()
     found = stranger.drive("transformers")

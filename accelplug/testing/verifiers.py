@@ -1,0 +1,152 @@
+"""What every verification rule must hold, as a class of tests: subclass it and name the rule."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from accelplug._errors import HostError
+from accelplug.hooks.capabilities import Selection, admit, judges_paths, verifier_traits
+from accelplug.hooks.registry import Technique
+from accelplug.hooks.verifying import VerifierTraits
+from accelplug.testing.building import Conformance, require, skip
+
+if TYPE_CHECKING:
+    from accelplug.testing.enumeration import Table
+    from accelplug.testing.plans import Grow
+
+EXACT = 1e-12
+TARGETS = ((1, False), (3, True))
+"""Seeds of the targets, and whether each masks a token of every row."""
+
+
+class VerifierConformance(Conformance):
+    """Subclass it in a test module as ``class TestMine(VerifierConformance): technique = "mine(alpha=2)"``.
+
+    The rule runs in the Transformers host's own walk, on a vocabulary of three tokens, through every outcome there is.
+    """
+
+    kind: ClassVar[str] = "verifier"
+
+    def test_sampled_output_has_the_targets_distribution(self) -> None:
+        """``lossless="sampling"``: the joint distribution of three tokens, for every mixture of node kinds it can judge."""
+        rule, traits = self._rule()
+        if traits.lossless != "sampling":
+            skip(f"{rule} does not promise the target's distribution")
+        events = Counter[str]()
+        for name, target, grow in _cases(traits):
+            off = _distance(target, grow, rule, events)
+            require(off < EXACT, f"{rule} is not exact on {name}: total variation {off:.3g} from the target, {EXACT:g} is rounding")
+        _require_both(rule, events)
+
+    def test_greedy_output_is_the_targets_best(self) -> None:
+        """``lossless="sampling"`` and ``"greedy"``: the likeliest token every time, whatever was drafted."""
+        from accelplug.testing.enumeration import decoded_joint
+
+        rule, traits = self._rule()
+        if traits.lossless is None:
+            skip(f"{rule} promises nothing about the output")
+        events = Counter[str]()
+        for name, target, grow in _cases(traits):
+            outputs = decoded_joint(target, grow, rule, do_sample=False, events=events)
+            best = _best(target)
+            require(set(outputs) == {best}, f"{rule} is not exact on {name} under greedy decoding: {sorted(outputs)}, where {best} is the likeliest")
+        _require_both(rule, events)
+
+    def test_masked_tokens_never_come_out(self) -> None:
+        """Lossy rules too: a processor's or a grammar's mask holds after acceptances and rejections."""
+        from accelplug.testing.enumeration import decoded_joint
+
+        rule, traits = self._rule()
+        for name, target, grow in _cases(traits, targets=TARGETS[1:]):
+            joint = decoded_joint(target, grow, rule)
+            total = sum(joint.values())
+            require(abs(total - 1) < EXACT, f"{rule} loses probability on {name}: the outcomes sum to {total:.6g}")
+            wrong = [tokens for tokens, p in joint.items() if p > EXACT and not _possible(target, tokens)]
+            require(not wrong, f"{rule} lets masked tokens out on {name}: {wrong[:3]}; its residual must be 0 where view.target is 0")
+
+    def test_answers_are_probabilities(self) -> None:
+        """`accept` lies between 0 and 1, the residual and ``Choice.rest`` are distributions, paths lead down."""
+        rule, traits = self._rule()
+        from accelplug.testing import views
+
+        if judges_paths(rule):
+            views.check_choices(rule, traits)
+        else:
+            views.check_answers(rule, traits)
+
+    def test_rows_are_judged_alone(self) -> None:
+        """A batch of candidates gets the answers that each would get by itself."""
+        rule, traits = self._rule()
+        from accelplug.testing import views
+
+        if judges_paths(rule):
+            skip(f"{rule} is asked for one request at a time")
+        views.check_rows_alone(rule, traits)
+
+    def test_views_are_left_as_they_were(self) -> None:
+        """The host goes on with the tensors that it showed."""
+        rule, traits = self._rule()
+        from accelplug.testing import views
+
+        views.check_unchanged(rule, traits)
+
+    def test_it_is_admitted_for_what_it_promises_only(self) -> None:
+        """A lossy rule has to be asked for, one for greedy decoding is refused under sampling."""
+        from accelplug.hosts.hf.compat import HOST
+
+        rule, traits = self._rule()
+        selection = Selection(None, rule)
+        admit(selection, HOST, sampling=True, allow_lossy=True)
+        for sampling in (False, True):
+            promised = traits.lossless == "sampling" or (traits.lossless == "greedy" and not sampling)
+            try:
+                admit(selection, HOST, sampling=sampling)
+            except HostError:
+                require(not promised, f"{rule} is refused though it promises {traits.lossless!r}")
+            else:
+                require(promised, f"{rule} runs without allow_lossy though it promises {traits.lossless!r}")
+
+    def _rule(self) -> tuple[Technique, VerifierTraits]:
+        rule = self.build()
+        return rule, verifier_traits(rule)
+
+
+def _cases(traits: VerifierTraits, targets: Sequence[tuple[int, bool]] = TARGETS) -> Iterator[tuple[str, Table, Grow]]:
+    """Yield the trees that the rule can judge, each with its name and a target; in every second one, counts depend on what was drawn."""
+    from accelplug.testing.enumeration import VOCAB, table
+    from accelplug.testing.plans import PLANS, Grow
+
+    width = 1 if traits.shape == "chain" else VOCAB
+    judged = [plan for plan in PLANS.items() if all(set(level) <= traits.kinds and len(level) <= width for level in plan[1])]
+    for i, (name, plan) in enumerate(judged):
+        for seed, masked in targets:
+            data_dependent = (i + masked) % 2 == 1
+            told = f"{name!r}, {'masked' if masked else 'open'} target{', counts by data' if data_dependent else ''}"
+            yield told, table(seed, masked=masked), Grow(plan, data_dependent)
+
+
+def _distance(target: Table, grow: Grow, rule: Technique, events: Counter[str]) -> float:
+    from accelplug.testing.enumeration import decoded_joint, target_joint, total_variation
+
+    return total_variation(decoded_joint(target, grow, rule, events=events), target_joint(target))
+
+
+def _best(target: Table) -> tuple[int, ...]:
+    from accelplug.testing.enumeration import TOKENS
+
+    tokens: tuple[int, ...] = ()
+    for _ in range(TOKENS):
+        tokens += (int(target(tokens).argmax()),)
+    return tokens
+
+
+def _possible(target: Table, tokens: tuple[int, ...]) -> bool:
+    return all(target(tokens[:i])[token] > 0 for i, token in enumerate(tokens))
+
+
+def _require_both(rule: Technique, events: Counter[str]) -> None:
+    """A rule that accepts everything or nothing was not put to the test."""
+    for event in ("accepted", "rejected"):
+        require(events[event], f"{rule}: of {sum(events.values())} drafted nodes none was {event}, which proves nothing")

@@ -1,0 +1,120 @@
+"""Do the tests notice? Put small mistakes into a copy of the source, one at a time, and run the fast tests on it.
+
+``python integration/mutation/run.py --count 200 --seed 1 --json found.json``; run by hand, it takes seconds per mutant.
+Nothing in the working tree is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mutants import Mutant, mutants
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = {
+    "accelplug/hooks": ("tests/hooks", "tests/conformance/test_builtins.py"),
+    "accelplug/spec": ("tests/spec", "tests/conformance/test_builtins.py"),
+    "accelplug/hosts/hf/verify.py": ("tests/hosts/hf/test_sampling_exact.py", "tests/conformance/test_builtins.py"),
+    "accelplug/hosts/hf/paths.py": ("tests/hosts/hf/test_paths.py", "tests/hosts/hf/test_paths_exact.py"),
+}
+"""What is mutated -> the tests that should notice."""
+LOADED_ONCE = ("numpy", "pluggy", "pytest", "hypothesis", "scipy.stats", "torch", "transformers", "transformers.models.llama.modeling_llama")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", choices=sorted(TESTS), help="mutate only this; repeatable")
+    parser.add_argument("--count", type=int, default=100, help="how many mutants, drawn at random")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=300, help="seconds per mutant; one that takes longer is killed")
+    parser.add_argument("--json", type=Path, help="where to write every mutant with its fate")
+    given = parser.parse_args()
+    targets = given.only or sorted(TESTS)
+    for module in LOADED_ONCE:
+        importlib.import_module(module)
+    with tempfile.TemporaryDirectory() as folder:
+        found = examine(copy_of_the_source(Path(folder) / "copy"), targets, given.count, given.seed, given.timeout)
+    report = {"argv": sys.argv[1:], "killed": sum(m["fate"] != "survived" for m in found), "of": len(found), "mutants": found}
+    if given.json:
+        given.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{report['killed']} of {report['of']} killed")
+
+
+def copy_of_the_source(into: Path) -> Path:
+    for name in ("accelplug", "tests", "docs"):
+        shutil.copytree(ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, into)
+    return into
+
+
+def examine(copy: Path, targets: list[str], count: int, seed: int, timeout: float) -> list[dict[str, object]]:
+    """Run the tests on the source as it is, then on each mutant."""
+    everything = [(target, file, mutant) for target in targets for file in files_of(copy, target) for mutant in mutants(file.read_text())]
+    chosen = random.Random(seed).sample(everything, min(count, len(everything)))
+    print(f"{len(everything)} mutants there are, {len(chosen)} are run")
+    for target in sorted({target for target, _, _ in chosen}):
+        if fate(copy, TESTS[target], timeout) != "survived":
+            raise SystemExit(f"the tests of {target} fail or take over {timeout:g} s on the source as it is; nothing can be learnt from them")
+    return [examined(copy, target, file, mutant, timeout) for target, file, mutant in chosen]
+
+
+def files_of(copy: Path, target: str) -> list[Path]:
+    path = copy / target
+    return [path] if path.suffix else sorted(path.rglob("*.py"))
+
+
+def examined(copy: Path, target: str, file: Path, mutant: Mutant, timeout: float) -> dict[str, object]:
+    original, began = file.read_text(), time.perf_counter()
+    file.write_text(mutant.source)
+    try:
+        became = fate(copy, TESTS[target], timeout)
+    finally:
+        file.write_text(original)
+    where = f"{file.relative_to(copy)}:{mutant.line}"
+    print(f"{became:9} {time.perf_counter() - began:5.1f} s  {where}  {mutant.before}  ->  {mutant.after}", flush=True)
+    return {"fate": became, "where": where, "before": mutant.before, "after": mutant.after}
+
+
+def fate(copy: Path, tests: tuple[str, ...], timeout: float) -> str:
+    """Run the tests in a fork, which has the engines loaded already and accelplug not yet."""
+    child = multiprocessing.get_context("fork").Process(target=run_tests, args=(copy, tests))
+    child.start()
+    child.join(timeout)
+    if child.is_alive():
+        child.kill()
+        child.join()
+        return "timed out"
+    return "survived" if child.exitcode == 0 else "killed"
+
+
+def run_tests(copy: Path, tests: tuple[str, ...]) -> None:
+    import pytest
+
+    assert "accelplug" not in sys.modules
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.dont_write_bytecode = True
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        import accelplug
+
+        assert Path(accelplug.__file__).is_relative_to(copy)
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+    os._exit(int(status))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+from accelplug.testing import DrafterConformance
+
+
+class TestEcho(DrafterConformance):
+    technique = "echo(times=2)"

@@ -1,0 +1,3 @@
+"""The packages here bring tests of their own, which run where they are installed: see integration/stranger."""
+
+collect_ignore_glob = ["*/test_*.py"]

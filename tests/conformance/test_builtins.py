@@ -1,0 +1,29 @@
+"""Every built-in technique passes the classes that third parties use; a new one is covered as soon as it is registered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelplug.hooks import load_registry
+from accelplug.testing import DrafterConformance, VerifierConformance
+from accelplug.testing.models import looping_llama
+
+CLASSES = {"drafter": DrafterConformance, "verifier": VerifierConformance}
+BUILT_IN = [entry for entry in load_registry(entry_points=False) if entry.kind in CLASSES]
+GIVEN: dict[str, dict[str, Any]] = {"draft_model": {"technique": {"name": "draft_model", "model": looping_llama(2)}}}
+"""What a class says beside the name."""
+
+
+def _class_of(entry: Any) -> type:
+    """Return the contract class for one technique, as its author would write it."""
+    return type(f"Test{entry.name.title().replace('_', '')}", (CLASSES[entry.kind],), {"technique": entry.name, **GIVEN.get(entry.name, {})})
+
+
+for _entry in BUILT_IN:
+    _class = _class_of(_entry)
+    globals()[_class.__name__] = _class
+
+
+def test_every_built_in_is_covered():
+    assert {f"Test{entry.name.title().replace('_', '')}" for entry in BUILT_IN} <= set(globals())
+    assert len(BUILT_IN) >= 3
