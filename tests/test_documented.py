@@ -76,7 +76,7 @@ def test_the_allow_list_is_documented():
     assert ALLOW_LIST in CONTRACT
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/contract.md", "docs/hooks.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/contract.md", "docs/hooks.md", "docs/testing.md"])
 def test_links_between_pages_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)#:]+)\)", text)

@@ -18,6 +18,7 @@ from accelplug.hooks.drafting import (
     Verified,
 )
 from accelplug.hooks.later import GrammarEngine, KVCompressor, Matcher, VisionReducer
+from accelplug.hooks.models import SecondModel
 from accelplug.hooks.options import option
 from accelplug.hooks.registry import Entry, Owner, Registry, Technique, registry
 from accelplug.hooks.specs import Register, hookimpl, hookspec
@@ -49,6 +50,7 @@ __all__ = [
     "Register",
     "Registry",
     "RequestDrafter",
+    "SecondModel",
     "Spec",
     "Technique",
     "Verified",

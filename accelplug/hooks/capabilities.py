@@ -105,6 +105,8 @@ def _drafter_problems(selection: Selection, host: Host) -> Iterable[str]:
     if unjudged := traits.kinds - verifier_traits(selection.verifier).kinds:
         names = ", ".join(sorted(kind.name.lower() for kind in unjudged))
         yield f"{who} drafts {names} nodes, which {selection.verifier} cannot judge; use verifier 'token_wise'"
+    if traits.shape == "tree" and verifier_traits(selection.verifier).shape == "chain":
+        yield f"{who} drafts trees and {selection.verifier} judges chains only; use verifier 'token_wise'"
     if traits.scope != "request":
         yield f"{who} remembers across requests (scope {traits.scope!r}), which no host grants yet; use one whose scope is 'request'"
 

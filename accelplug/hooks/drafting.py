@@ -90,6 +90,8 @@ class DraftView:
     lengths: IntArray  # [num_reqs] committed tokens, prompt included
     budgets: IntArray  # [num_reqs] the most nodes the host will verify
     parameters: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)  # name -> [num_reqs]
+    inputs: Sequence[IntArray] | None = None  # [num_reqs] of [length] the encoder's tokens; None for decoder-only models
+    temperatures: npt.NDArray[np.floating] | None = None  # [num_reqs] 0 for greedy requests; None where the host does not tell
 
     def history(self, i: int) -> IntArray:
         """Return the committed tokens of the i-th request, [length], without copying."""
@@ -116,7 +118,7 @@ class CommitView:
     rows: IntArray  # [num_reqs]
     tokens: IntArray  # [num_rows, max_length]
     lengths: IntArray  # [num_reqs] committed tokens, the fresh ones included
-    fresh: IntArray  # [num_reqs] how many of the last tokens are new; the whole prompt at a request's first call
+    fresh: IntArray  # [num_reqs] how many of the last tokens are new; at a request's first call its prompt and one more
     accepted: IntArray  # [num_reqs] how many of the fresh tokens were drafts
     verified: Verified | None = None  # for drafters whose traits ask for it by top_k
 
@@ -153,6 +155,14 @@ class Drafts:
         offsets = np.zeros(len(flat) + 1, dtype=np.int64)
         np.cumsum([len(guess) for guess in flat], out=offsets[1:])
         return cls(offsets, np.concatenate(flat) if flat else np.empty(0, dtype=np.int64))
+
+    @classmethod
+    def trees(cls, guesses: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Drafts:
+        """Make deterministic trees, one ``(tokens, parents)`` per request; an empty guess drafts nothing."""
+        offsets = np.zeros(len(guesses) + 1, dtype=np.int64)
+        np.cumsum([len(tokens) for tokens, _ in guesses], out=offsets[1:])
+        tokens, parents = (np.array([node for guess in guesses for node in guess[part]], dtype=np.int64) for part in (0, 1))
+        return cls(offsets, tokens, parents)
 
 
 def _token_ids(guess: object) -> npt.NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import functools
@@ -10,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from numbers import Real
 from types import NoneType, UnionType
-from typing import Any, Final, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from accelplug._errors import OptionError
 
@@ -89,9 +90,12 @@ def check_options(who: str, factory: Callable[..., object], options: Mapping[str
 def check_value(who: str, name: str, value: Any, annotation: object, metadata: Mapping[str, Any]) -> None:
     """Refuse a value of the wrong scalar type or outside the declared bounds.
 
-    :param annotation: the option's type, as an object or as text; other types than scalars and unions of them admit anything.
+    :param annotation: the option's type, as an object or as text; other types than scalars, unions of them, and
+        ``Literal`` admit anything.
     :raises OptionError: naming the option, the value and what is allowed.
     """
+    if (words := _words(annotation)) and value not in words:
+        raise OptionError(f"{who}: {name}={value!r} is none of its values, it takes {' or '.join(map(repr, words))}")
     admitted = _admitted(annotation)
     if admitted and type(value) not in admitted and not (type(value) is int and float in admitted):
         wanted = " or ".join("None" if scalar is NoneType else scalar.__name__ for scalar in admitted)
@@ -104,6 +108,14 @@ def check_value(who: str, name: str, value: Any, annotation: object, metadata: M
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
         raise OptionError(f"{who}: {name}={value!r} is out of range, it takes {bounds}")
+
+
+def _words(annotation: object) -> tuple[object, ...]:
+    """Return the values that a ``Literal`` lists; none for other annotations."""
+    if isinstance(annotation, str):
+        listed = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", annotation.strip(), re.DOTALL)
+        return tuple(ast.literal_eval(f"({listed[1]},)")) if listed else ()
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _admitted(annotation: object) -> tuple[type, ...]:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import keyword
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -133,7 +133,7 @@ class Registry:
         entry, spec = self.find(kind, given)
         factory = entry.resolve()
         check_options(str(entry), factory, spec.options)
-        wanted = {"context": context} if "context" in inspect.signature(factory).parameters else {}
+        wanted = {"context": self._lent(context)} if "context" in inspect.signature(factory).parameters else {}
         try:
             instance = factory(**spec.options, **wanted)
         except AccelplugError:
@@ -145,6 +145,10 @@ class Registry:
         if instance is None:
             raise PluginError(f"{entry} built nothing from {str(spec)!r}: its factory returned None; return the built object")
         return Technique(kind, entry.name, entry.owner, instance, factory, str(spec))
+
+    def _lent(self, context: BuildContext) -> BuildContext:
+        """Let the factory build others from this registry, for drafters that are made of drafters."""
+        return replace(context, build=lambda kind, given: self.build(kind, given, context))
 
     def _unknown(self, kind: str, spec: Spec) -> str:
         names = sorted(name for k, name in self.entries if k == kind)

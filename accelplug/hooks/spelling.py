@@ -22,7 +22,7 @@ class Spec:
 
     def __str__(self) -> str:
         prefix = f"{self.distribution}:" if self.distribution else ""
-        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        options = ", ".join(f"{key}={_short(value)}" for key, value in self.options.items())
         return f"{prefix}{self.name}({options})" if options else f"{prefix}{self.name}"
 
 

@@ -7,7 +7,7 @@ rule run in a lazy walk, over a whole batch, or in an engine's sampler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -27,12 +27,14 @@ class VerifierTraits:
     :param kinds: the node kinds it can judge.
     :param needs: capability words that the host must provide.
     :param standard: it is token-wise speculative sampling, so an engine may run its own kernel of that rule.
+    :param shape: the drafts it can judge: trees, and so chains too, or chains only.
     """
 
     lossless: Literal["sampling", "greedy"] | None
     kinds: frozenset[NodeKind] = frozenset(NodeKind)
     needs: frozenset[str] = frozenset()
     standard: bool = False
+    shape: Literal["chain", "tree"] = "tree"
 
     def __post_init__(self) -> None:
         """Refuse misspelt words, and take any collection for `kinds` and `needs`.
@@ -41,6 +43,7 @@ class VerifierTraits:
         """
         check_word("VerifierTraits.lossless", self.lossless, ("sampling", "greedy", None))
         check_word("VerifierTraits.standard", self.standard, (True, False))
+        check_word("VerifierTraits.shape", self.shape, ("chain", "tree"))
         object.__setattr__(self, "kinds", node_kinds("VerifierTraits.kinds", self.kinds))
         object.__setattr__(self, "needs", set_of("VerifierTraits.needs", self.needs, str, "{'logits.full'}"))
 
@@ -137,17 +140,20 @@ class Choice:
 
     :param path: the accepted nodes from the first level down, each the parent of the next.
     :param rest: the distribution of the one token that follows them, [vocab_size].
+    :param lossy: the nodes of the path that a lossless rule would have rejected, for the statistics.
     """
 
     path: Sequence[int]
     rest: Tensor
+    lossy: Collection[int] = ()
 
 
 class PathVerifier(Protocol):
     """A verification rule that looks at a request's drafts as a whole; needs ``"verify.path"``.
 
     The host applies processors to every node's scores before it asks, each along its own path; that is right for
-    processors that depend on the tokens alone, and a host refuses others. A path through a masked token is cut there.
+    processors that depend on a row's tokens and scores alone, and a host refuses others. A path through a masked token
+    is cut there. It is asked only where something was drafted.
     """
 
     @property

@@ -33,7 +33,8 @@ class Stats:
     `tokens` counts generated tokens, `forwards` the target model's forward passes, once for every request in
     them and the prefill included. `drafted` counts
     draft nodes that were verified, `accepted` those that became output. `lossy_accepts` counts accepted tokens that
-    the lossless rule would have rejected with the same random number.
+    the lossless rule would have rejected with the same random number. `batches` says how the rows of the last batch
+    advanced, "ragged" or "lockstep", where the host has both, and `lockstep_because` why not each at its own pace.
     """
 
     requests: int = 0
@@ -43,6 +44,8 @@ class Stats:
     accepted: int = 0
     lossy_accepts: int = 0
     propose_seconds: float = 0.0
+    batches: str | None = None
+    lockstep_because: str | None = None
     techniques: list[TechniqueStats] = field(default_factory=list)
 
     @property

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TokenWise:
-    """Speculative sampling's rule; the host's default residual makes it recursive over siblings."""
+    """Speculative sampling's rule.
+
+    Over siblings, the host's default residual makes it recursive rejection sampling (Yang et al. 2024, arXiv 2402.14160; SpecInfer,
+    arXiv 2305.09781): each is judged against what the rejected ones before it left of the target, which is exact for siblings chosen
+    deterministically, drawn independently or without replacement, and for any mix of them.
+    """
 
     traits: ClassVar[VerifierTraits] = VerifierTraits(lossless="sampling", standard=True)
 

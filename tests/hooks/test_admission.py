@@ -134,6 +134,7 @@ MISSPELT = [
     (VerifierTraits, {"lossless": "gready"}, "VerifierTraits.lossless is 'gready'; it takes 'sampling', 'greedy', None"),
     (VerifierTraits, {"lossless": True}, "VerifierTraits.lossless is True; it takes 'sampling', 'greedy', None"),
     (VerifierTraits, {"lossless": None, "standard": "no"}, "VerifierTraits.standard is 'no'; it takes True, False"),
+    (VerifierTraits, {"lossless": None, "shape": "list"}, "VerifierTraits.shape is 'list'; it takes 'chain', 'tree'"),
     (VerifierTraits, {"lossless": None, "kinds": "delta"}, "VerifierTraits.kinds is 'delta'; it takes a set such as"),
     (VerifierTraits, {"lossless": None, "needs": "embed"}, "VerifierTraits.needs is 'embed'; it takes a set such as"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import keyword
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Literal, Optional, Union
 
 import pytest
 from hypothesis import given
@@ -195,6 +195,20 @@ def test_a_factory_of_any_keywords_checks_those_it_names():
     for options, reason in [({"path": 3}, "path=3 is a int"), ({"size": 2}, "needs path"), ({"path": "", "context": 1}, "no option 'context'")]:
         with pytest.raises(OptionError, match=reason):
             check_options(WHO, factory, options)
+
+
+def test_a_literal_lists_its_values():
+    def written(shape: Literal["chain", "tree"] = "chain"):
+        return shape
+
+    def meant(shape: Literal["chain", "tree"] = "chain"):
+        return shape
+
+    meant.__annotations__["shape"] = Literal["chain", "tree"]  # as without the future import
+    for factory in (written, meant):
+        check_options(WHO, factory, {"shape": "tree"})
+        with pytest.raises(OptionError, match="shape='bush' is none of its values, it takes 'chain' or 'tree'"):
+            check_options(WHO, factory, {"shape": "bush"})
 
 
 def test_context_is_no_option():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import installed
@@ -305,9 +305,23 @@ def test_a_factory_is_given_the_context_only_if_it_asks(context):
 
     registry = load_registry([Offering(asks)], entry_points=False)
     built = registry.build("drafter", "echo(size=5)", context)
-    assert built.instance == (context, 5)
+    given, size = built.instance
+    assert (replace(given, build=context.build), size) == (context, 5)
     assert str(built.spec) == "echo(size=5)"
     assert options_of(registry.find("drafter", "echo")[0]) == ["size"]
+
+
+def test_a_factory_builds_others_from_the_registry_that_builds_it(context):
+    def outer(context, depth: int = 2):
+        return context.build("drafter", {"name": "echo", "depth": depth - 1}) if depth else Silent()
+
+    registry = load_registry([Offering(outer)], entry_points=False)
+    built = registry.build("drafter", "echo", context)
+    chain = [built, built.instance, built.instance.instance]
+    assert [technique.spec for technique in chain] == ["echo", "echo(depth=1)", "echo(depth=0)"]
+    assert len({technique.owner for technique in chain}) == 1
+    with pytest.raises(accelplug.PluginError, match="a context made by hand builds no drafter 'echo'"):
+        context.build("drafter", "echo")
 
 
 def test_a_factory_that_raises_is_named_with_its_exception(context):

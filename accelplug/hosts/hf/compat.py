@@ -5,7 +5,10 @@ from __future__ import annotations
 from accelplug.hooks.capabilities import Host
 from accelplug.hosts.seams import Engine, Seam
 
-HOST = Host("transformers", frozenset({"draft.rows", "mask.tree", "verify.rule", "sampling", "logits.full", "embed"}))
+HOST = Host(
+    "transformers",
+    frozenset({"draft.rows", "mask.tree", "verify.rule", "verify.path", "sampling", "logits.full", "logits.topk", "embed", "model.second"}),
+)
 
 GENERATE = "transformers.generation.utils:GenerationMixin"
 
@@ -20,6 +23,16 @@ ENGINE = Engine(
             f"{GENERATE}._sample", ("input_ids", "logits_processor", "stopping_criteria", "generation_config"), "the arguments of our loop"
         ),
         Seam(f"{GENERATE}._prefill", ("input_ids", "generation_config", "model_kwargs", "is_first_iteration"), "processing the prompt"),
+        Seam(
+            f"{GENERATE}._valid_auto_compile_criteria",
+            ("model_kwargs", "generation_config"),
+            "compiling the forward pass over static caches",
+        ),
+        Seam(
+            "transformers.modeling_utils:PreTrainedModel.get_compiled_call",
+            ("compile_config",),
+            "compiling the forward pass over static caches",
+        ),
         Seam("transformers.generation.configuration_utils:GenerationConfig.get_generation_mode", (), "refusing beams"),
         Seam("transformers.generation.stopping_criteria:StopStringCriteria", ("tokenizer", "stop_strings"), "stop strings"),
         Seam("transformers.generation.stopping_criteria:EosTokenCriteria", ("eos_token_id",), "stopping at EOS inside a draft"),

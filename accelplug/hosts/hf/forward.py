@@ -8,10 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    LinearAttentionCacheLayerMixin,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from accelplug._errors import HostError
-from accelplug.hosts.hf.masks import Masks
+from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
 from accelplug.hosts.hf.tree import Tree
 
 # What plain generate() hands to the prefill alone, or what is given anew at every step.
@@ -27,42 +35,54 @@ class Forward:
 
     def __init__(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
         self.model = model
-        self.cache: Cache = model_kwargs["past_key_values"]
+        self.past: Cache = model_kwargs["past_key_values"]
+        self.cache = growing(self.past)
+        self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
         self.device = input_ids.device
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
         self.cached = int(self.cache.get_seq_length())
-        positions = model_kwargs.get("position_ids")
+        positions = prompt_positions(model, input_ids, model_kwargs)
         self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
         self.extra = {k: v for k, v in model_kwargs.items() if k not in _PER_STEP and not isinstance(v, Tensor)}
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
+        if self.side:
+            self.extra["attention_mask"] = model_kwargs.get("attention_mask")
         check_layers(model, self.cache)
-        self.masks = Masks(model, self.cache, model_kwargs.get("attention_mask"), self.device)
+        self.is_compiled = is_compiled(model, generation_config, model_kwargs)
+        self.call = model.get_compiled_call(generation_config.compile_config) if self.is_compiled else model
+        self.masks = Masks(model, self.cache, model_kwargs.get(f"{self.side}attention_mask"), self.device)
         # After the prefill, so that a long prompt is not kept whole in layers that only need its window.
         self.cache.activate_past_recording()
 
     def step(self, last_tokens: Sequence[int], trees: Sequence[Tree]) -> Tensor:
         """Run the last committed tokens and the draft nodes; return logits [count, 1 + most nodes, vocab_size]."""
-        width = 1 + max(map(len, trees))
+        width = self._width(trees)
         rows = [[last, *tree.tokens, *[last] * (width - 1 - len(tree))] for last, tree in zip(last_tokens, trees, strict=True)]
-        depths = None if all(tree.parents is None for tree in trees) else self._depths(trees, width)
-        outputs = self.model(
-            input_ids=torch.tensor(rows, device=self.device),
-            attention_mask=self.masks.chain(width, self.cached) if depths is None else self.masks.tree(trees, depths, self.cached),
-            past_key_values=self.cache,
-            use_cache=True,
-            **self._positions(width, depths),
-            **self.extra,
+        is_chain = not self.is_compiled and all(tree.parents is None for tree in trees)  # a graph takes one kind of mask
+        depths = None if is_chain else self._depths(trees, width)
+        mask = self._mask(trees, width, depths)
+        own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
+        outputs = self.call(
+            **{f"{self.side}{name}": value for name, value in own.items()}, past_key_values=self.past, use_cache=True, **self.extra
         )
         logits: Tensor = outputs.logits.to(self.device)  # a sharded model may end on another device
         return logits
 
+    def _width(self, trees: Sequence[Tree]) -> int:
+        """Return how many slots a step has; a compiled model is given few widths, since each is a graph of its own."""
+        width = 1 + max(map(len, trees))
+        return 1 << (width - 1).bit_length() if self.is_compiled else width
+
+    def _mask(self, trees: Sequence[Tree], width: int, depths: Tensor | None) -> Any:
+        return self.masks.chain(width, self.cached) if depths is None else self.masks.tree(trees, depths, self.cached)
+
     def _positions(self, width: int, depths: Tensor | None) -> dict[str, Tensor]:
-        if self.position_offset is None:
+        if self.position_offset is None and (depths is None or not self.side):
             return {}
         ahead = torch.arange(self.cached, self.cached + width, device=self.device) if depths is None else depths + self.cached
-        return {"position_ids": self.position_offset + ahead}
+        return {"position_ids": ahead if self.position_offset is None else self.position_offset + ahead}
 
     def _depths(self, trees: Sequence[Tree], width: int) -> Tensor:
         """Return every slot's distance from the last committed token, [count, width]."""
@@ -70,7 +90,7 @@ class Forward:
 
     def commit(self, trees: Sequence[Tree], paths: Sequence[Sequence[int]], kept: int) -> None:
         """Keep the last committed token and the first `kept` nodes of every row's accepted path; drop the rest."""
-        width = 1 + max(map(len, trees))
+        width = self._width(trees)
         if any(list(path[:kept]) != list(range(kept)) for path in paths):
             self._gather([[0, *(node + 1 for node in path[:kept])] for path in paths], width)
         self._crop(width - 1 - kept)
@@ -79,6 +99,9 @@ class Forward:
     def _crop(self, count: int) -> None:
         if self.masks.sliding:
             self.cache.crop(-count)
+        elif self.masks.capacity:
+            for layer in self.cache.layers:
+                layer.cumulative_length.sub_(count)  # in place, as compiled graphs know it by its address
         elif count:
             for layer in self.cache.layers:
                 layer.keys = layer.keys[..., :-count, :]
@@ -88,11 +111,34 @@ class Forward:
         """Move the accepted slots' keys and values to the front of the step's own, in place."""
         chosen = torch.tensor(slots, device=self.device)
         for layer in self.cache.layers:
-            first = layer.keys.shape[-2] - width
+            first = self.cached if isinstance(layer, StaticLayer) else layer.keys.shape[-2] - width
             for states in (layer.keys, layer.values):
                 _, heads, _, size = states.shape
                 index = (first + chosen)[:, None, :, None].expand(-1, heads, -1, size)
                 states[:, :, first : first + chosen.shape[1]] = states.gather(2, index)
+
+
+def growing(cache: Cache) -> Cache:
+    """Return the part of a cache that grows with the output: of an encoder-decoder model's, the decoder's self-attention."""
+    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+
+
+def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the positions that the model gives the prompt, [..., 1 or count, length]; None where it counts cache slots.
+
+    Some encoder-decoder models make them out of the decoder's mask on the way to each forward pass.
+    """
+    if model.config.is_encoder_decoder and model_kwargs.get("decoder_attention_mask") is not None:
+        model_kwargs = model.prepare_inputs_for_generation(input_ids, **model_kwargs)
+    positions: Tensor | None = model_kwargs.get("decoder_position_ids" if model.config.is_encoder_decoder else "position_ids")
+    return positions
+
+
+def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
+    """Whether plain ``generate()`` would compile the forward pass of this call, as it does for static caches on accelerators."""
+    is_static = any(isinstance(layer, StaticLayer) for layer in growing(model_kwargs["past_key_values"]).layers)
+    # A graph is given masks of its own, which attention by cache slot cannot take.
+    return is_static and not unfit_for_own_masks(model) and bool(model._valid_auto_compile_criteria(model_kwargs, generation_config))
 
 
 @contextmanager
@@ -101,7 +147,7 @@ def recording_past(cache: Cache) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer in cache.layers:
+        for layer in growing(cache).layers:
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.record_past = False
 
@@ -111,10 +157,15 @@ def check_cache(model: Any, cache: Any) -> None:
 
     :raises HostError: naming the layer type and what to use.
     """
-    if cache is None:
+    if cache is None or getattr(model, "_is_stateful", False):  # some keep their state in the model itself
         raise HostError(f"{_recurrent(model)}; use a model with attention layers only")
     if not isinstance(cache, Cache):
         raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave past_key_values out")
+    cache = growing(cache)
+    if any(type(layer) is StaticSlidingWindowLayer for layer in cache.layers):
+        raise HostError(
+            "a static cache of a layer with a window overwrites what rejected drafts push out of it; use cache_implementation='dynamic'"
+        )
     if not cache.layers and getattr(cache, "layer_class_to_replicate", None) is not DynamicLayer:
         raise HostError(f"drafts need a dynamic cache and generate() was given an empty {type(cache).__name__}; leave past_key_values out")
     check_layers(model, cache)
@@ -125,7 +176,7 @@ def check_layers(model: Any, cache: Cache) -> None:
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             raise HostError(f"{_recurrent(model)}; use a model with attention layers only")
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
             raise HostError(
                 f"rejected drafts cannot be taken out of a {type(layer).__name__}; use the dynamic cache (cache_implementation='dynamic')"
             )

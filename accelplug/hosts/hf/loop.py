@@ -5,23 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import MaxLengthCriteria
-from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
-from accelplug._errors import HostError
 from accelplug.hooks.binding import BoundDrafter
 from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
+from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.compat import HOST
-from accelplug.hosts.hf.forward import Forward, check_cache, recording_past
-from accelplug.hosts.hf.masks import check_trees
-from accelplug.hosts.hf.request import Requests
+from accelplug.hosts.hf.forward import Forward, growing, is_compiled, recording_past
+from accelplug.hosts.hf.masks import capacity
+from accelplug.hosts.hf.ragged import Ragged, Rows, choose_batches, has_windows_to_keep, obstacle_to_ragged
+from accelplug.hosts.hf.request import Requests, encoder_tokens
 from accelplug.hosts.hf.tree import EMPTY, Tree
+from accelplug.hosts.hf.verified import verified
 from accelplug.hosts.hf.verify import Walk
 
 if TYPE_CHECKING:
@@ -31,8 +34,9 @@ if TYPE_CHECKING:
 class Loop:
     """Passed to ``generate()`` as ``custom_generate``; called once with everything prepared."""
 
-    def __init__(self, session: Session, streamer: Any) -> None:
-        self.session, self.streamer = session, streamer
+    def __init__(self, session: Session, streamer: Any, *, keeps_cache: bool) -> None:
+        self.session, self.streamer, self.keeps_cache = session, streamer, keeps_cache
+        self.has_run = False
 
     def __call__(
         self,
@@ -41,10 +45,12 @@ class Loop:
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
+        inputs_tensor: Tensor | None = None,
         **model_kwargs: Any,
     ) -> Any:
         """Decode a batch of prompts; same contract as ``GenerationMixin._sample``."""
         session = self.session
+        self.has_run = True
         check_call(model, generation_config, model_kwargs, with_trees=session.drafts_trees)
         admit(session.selection, HOST, sampling=bool(generation_config.do_sample), allow_lossy=session.allow_lossy)
         wants = generation_config.return_dict_in_generate
@@ -64,38 +70,65 @@ class Loop:
             pad_token_id=0 if pad is None else int(pad),
             on_device=not walk.plain,
         )
+        if slots := capacity(growing(model_kwargs["past_key_values"])):
+            requests.room = min(requests.room, slots + 1)
+            requests.has_doubling_widths = is_compiled(model, generation_config, model_kwargs)
+        if model.config.is_encoder_decoder:
+            requests.inputs = encoder_tokens(inputs_tensor, model_kwargs.get("attention_mask"), requests.count)
+        obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
+        drawback = None if obstacle else self._drawback(generation_config, model_kwargs["past_key_values"])
+        batch = choose_batches(session, requests, obstacle, drawback)
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
-            forward = self._decode(model, input_ids, generation_config, model_kwargs, requests, walk)
+            forward = self._decode(model, input_ids, generation_config, model_kwargs, batch, walk)
         if self.streamer is not None:
             self.streamer.end()
         if not wants:
-            return requests.sequences()
+            return batch.sequences()
         scores = None if walk.scores is None else tuple(walk.scores)
         logits = None if walk.logits is None else tuple(walk.logits)
-        return GenerateDecoderOnlyOutput(sequences=requests.sequences(), scores=scores, logits=logits, past_key_values=forward.cache)
+        output = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
+        return output(sequences=batch.sequences(), scores=scores, logits=logits, past_key_values=forward.past)
 
-    def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests, walk: Walk) -> Forward:
+    def _kept(self, wants: bool) -> str | None:
+        """Return what the caller gets beside the tokens, in which finished rows go on."""
+        given = {"a streamer": self.streamer, "return_dict_in_generate": wants, "a cache of the caller's": self.keeps_cache}
+        return next((name for name, is_given in given.items() if is_given), None)
+
+    def _drawback(self, config: Any, cache: Any) -> str | None:
+        """Return why rows advance together unless the user wants otherwise."""
+        if config.do_sample:
+            return "sampling, to draw the random numbers of plain generate()"
+        if has_windows_to_keep(cache, config.max_length):
+            return "attention windows, behind which layers would keep everything"
+        return None if self.session.drafter else "no drafter"
+
+    def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests | Rows, walk: Walk) -> Forward:
         stats = self.session.stats
         stats.requests += requests.count
-        with Drafting(self.session, requests) as drafting, recording_past(model_kwargs["past_key_values"]):
-            forward = Forward(model, input_ids, config, model_kwargs)
+        with Drafting(self.session, requests, temperature_of(config)) as drafting, recording_past(model_kwargs["past_key_values"]):
+            prompt = (model, input_ids, config, model_kwargs)
+            forward = Ragged(*prompt, requests) if isinstance(requests, Rows) else Forward(*prompt)
             logits, trees = forward.logits, [EMPTY] * requests.count
+            has_stepped, began = False, 0.0
             while True:
-                active = [row for row in range(requests.count) if not requests.is_over(row)]
+                active = requests.active
                 stats.forwards += len(active)
                 before = requests.generated
-                verdict = walk(logits, trees, requests)
+                verdict = requests.verify(walk, logits, trees)
                 stats.tokens += requests.generated - before
                 stats.lossy_accepts += verdict.lossy
                 stats.count(sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active))
-                if requests.length - verdict.emitted > requests.prompt_length:
+                if has_stepped:
                     forward.commit(trees, verdict.paths, verdict.emitted - 1)
-                if self.streamer is not None:
+                    self.session.costs.add(1 + max(map(len, trees)), time.perf_counter() - began)
+                if self.streamer is not None and isinstance(requests, Requests):
                     self._stream(requests, verdict.emitted)
                 if verdict.done:
                     return forward
-                trees = drafting.propose(verdict.paths)
+                began = time.perf_counter()
+                trees = drafting.propose(verdict.paths, logits, trees)
                 logits = forward.step(requests.last(), trees)
+                has_stepped = True
 
     def _stream(self, requests: Requests, count: int) -> None:
         for tokens in requests.tokens[:, requests.length - count : requests.length].T.tolist():
@@ -105,20 +138,22 @@ class Loop:
 class Drafting:
     """The rows' life with the session's drafter: start, observe and propose each step, finish whatever happens."""
 
-    def __init__(self, session: Session, requests: Requests) -> None:
+    def __init__(self, session: Session, requests: Requests | Rows, temperature: float = 0.0) -> None:
         self.drafter: BoundDrafter | None = session.drafter
         self.stats, self.vocab_size, self.requests = session.stats, session.vocab_size, requests
-        self.given = session.parameters
-        self.seen = 0
-        self._watch(np.arange(requests.count))
+        self.given, self.temperature = session.parameters, temperature
+        self.roots = requests.last()  # what the next forward pass's drafts follow
+        self._watch(np.arange(requests.count), np.zeros(requests.count, dtype=np.int64))
 
-    def _watch(self, rows: IntArray) -> None:
+    def _watch(self, rows: IntArray, lengths: IntArray) -> None:
         """Make the views of these rows once: the arrays inside change from step to step."""
-        self.rows = rows
-        self.lengths, self.fresh, self.accepted, self.budgets = (np.zeros(len(rows), dtype=np.int64) for _ in range(4))
+        self.rows, self.lengths = rows, lengths
+        self.fresh, self.accepted, self.budgets = (np.zeros(len(rows), dtype=np.int64) for _ in range(3))
         parameters = {name: np.repeat(value, len(rows)) for name, value in self.given.items()}
         self.commit_view = CommitView(rows, rows, self.requests.tokens, self.lengths, self.fresh, self.accepted)
-        self.draft_view = DraftView(rows, rows, self.requests.tokens, self.lengths, self.budgets, parameters)
+        inputs = None if self.requests.inputs is None else [self.requests.inputs[row] for row in rows]
+        temperatures = np.full(len(rows), self.temperature)
+        self.draft_view = DraftView(rows, rows, self.requests.tokens, self.lengths, self.budgets, parameters, inputs, temperatures)
 
     def __enter__(self) -> Drafting:
         if self.drafter is not None:
@@ -129,26 +164,34 @@ class Drafting:
         if self.drafter is not None:
             self._call(self.drafter.finish, self.rows)
 
-    def propose(self, paths: Sequence[Sequence[int]]) -> list[Tree]:
-        """Tell the drafter what was committed and ask for the next drafts, one tree per row."""
+    def propose(self, paths: Sequence[Sequence[int]], logits: Tensor, verified_trees: Sequence[Tree]) -> list[Tree]:
+        """Tell the drafter what was committed, and of which forward pass, and ask for the next drafts, one tree per row."""
         trees = [EMPTY] * self.requests.count
         if self.drafter is None:
             return trees
         self._drop_finished()
-        length = self.requests.length
-        self.lengths[:], self.fresh[:], self.accepted[:] = length, length - self.seen, [len(paths[row]) for row in self.rows]
-        # One less than the room left, since the target model adds a token itself: no cache row that plain decoding lacks.
-        self.budgets[:] = self.requests.max_length - length - 1
-        self.seen = length
+        lengths = self.requests.lengths(self.rows)
+        self.fresh[:] = lengths - self.lengths
+        self.lengths[:], self.accepted[:] = lengths, [len(paths[row]) for row in self.rows]
+        self.budgets[:] = self.requests.budgets(lengths)
         began = time.perf_counter()
-        self._call(self.drafter.observe, self.commit_view)
+        self._call(self.drafter.observe, self._commit(logits, verified_trees))
         drafts = self._call(self.drafter.propose, self.draft_view)
         self.stats.propose_seconds += time.perf_counter() - began
         self.drafter.check(drafts, self.budgets, self.vocab_size)
         bounds = drafts.offsets.tolist()
         for i, row in enumerate(self.rows.tolist()):
             trees[row] = Tree.of(drafts, bounds[i], bounds[i + 1])
-        return self._with_padding(trees)
+        return self.requests.with_padding(trees)
+
+    def _commit(self, logits: Tensor, trees: Sequence[Tree]) -> CommitView:
+        """Return what was committed, with the runners-up where the drafter asks for them."""
+        assert self.drafter is not None
+        if not (top_k := self.drafter.traits.top_k):
+            return self.commit_view
+        seen = verified(logits, trees, self.roots, self.rows, self.requests.places(self.rows), top_k)
+        self.roots = self.requests.last()
+        return replace(self.commit_view, verified=seen)
 
     def _drop_finished(self) -> None:
         """Finish the rows that only go on as padding."""
@@ -157,15 +200,7 @@ class Drafting:
         over = np.array([self.requests.is_over(row) for row in self.rows.tolist()])
         assert self.drafter is not None
         self._call(self.drafter.finish, self.rows[over])
-        self._watch(self.rows[~over])
-
-    def _with_padding(self, trees: list[Tree]) -> list[Tree]:
-        """Draft padding for the rows that are over, as long as the longest draft."""
-        if len(self.rows) < len(trees):
-            longest = max(map(len, trees))
-            padding = Tree([self.requests.pad_token_id] * longest)
-            trees = [padding if self.requests.is_over(row) else tree for row, tree in enumerate(trees)]
-        return trees
+        self._watch(self.rows[~over], self.lengths[~over])
 
     def _call(self, method: Callable[[Any], Any], view: Any) -> Any:
         try:
@@ -176,25 +211,6 @@ class Drafting:
             raise
 
 
-def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_trees: bool) -> None:
-    """Refuse a ``generate()`` call that the loop would get wrong.
-
-    :raises HostError: naming the argument and what to use.
-    """
-    mode = config.get_generation_mode().value
-    refusals = {
-        f"{mode.replace('_', ' ')}; use greedy search or sampling, with num_beams=1": mode not in ("greedy_search", "sample"),
-        "use_cache=False, since drafts are verified against the cache; leave it on": not model_kwargs.get("use_cache"),
-        "an encoder-decoder model; use a decoder-only one": model.config.is_encoder_decoder,
-        "image, audio or video inputs; use text": any(
-            name.startswith(("pixel_values", "mm_encoder", "input_features")) for name in model_kwargs
-        ),
-        "output_attentions or output_hidden_states; leave them out": bool(config.output_attentions or config.output_hidden_states),
-    }
-    for reason, refused in refusals.items():
-        if refused:
-            raise HostError(f"accelplug does not run with {reason}")
-    cache = model_kwargs.get("past_key_values")
-    check_cache(model, cache)
-    if with_trees:
-        check_trees(model, cache)
+def temperature_of(config: Any) -> float:
+    """Return the temperature that a call samples at, 0 for greedy decoding."""
+    return float(config.temperature or 1.0) if config.do_sample else 0.0

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer
 
 from accelplug._errors import HostError
+from accelplug.hosts.hf.columns import Columns
 from accelplug.hosts.hf.tree import Tree
 
 # Their attention is biased or windowed by cache slot rather than by position, so branches would see wrong distances.
@@ -30,10 +32,12 @@ class Masks:
         self.cache, self.padding, self.device, self.dtype = cache, padding, device, model.dtype
         self.attention: str = text._attn_implementation or "eager"
         self.has_types = bool(getattr(text, "layer_types", None))
+        self.window: int | None = getattr(text, "sliding_window", None) if _windows(text) else None
         self.sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        self.capacity = capacity(cache)
         # A cache that the user made without the model's config has no window even where the model has one.
         self.is_plain_causal = (
-            self.attention == "sdpa" and padding is None and not _windows(text) and not self.sliding and not _by_slot(text)
+            self.attention == "sdpa" and padding is None and not _windows(text) and not self.sliding and not _by_slot(model)
         )
 
     def chain(self, width: int, cached: int) -> Tensor | None:
@@ -42,7 +46,7 @@ class Masks:
             return torch.cat([self.padding, self.padding.new_ones(len(self.padding), cached + width - self.padding.shape[1])], 1)
         if width > 1 and self.is_plain_causal:
             # Five times cheaper than letting the model build the same mask.
-            return torch.ones(1, 1, width, cached + width, dtype=torch.bool, device=self.device).tril_(cached)
+            return torch.ones(1, 1, width, self.capacity or cached + width, dtype=torch.bool, device=self.device).tril_(cached)
         return None
 
     def tree(self, trees: Sequence[Tree], depths: Tensor, cached: int) -> Any:
@@ -52,6 +56,8 @@ class Masks:
         seen[:, :, cached:] = torch.stack([tree.ancestors(width) for tree in trees]).to(self.device)
         if self.padding is not None:
             seen[:, :, : self.padding.shape[1]] &= self.padding.bool().unsqueeze(1)
+        if self.capacity:
+            seen = torch.nn.functional.pad(seen, (0, self.capacity - cached - width))
         if not self.sliding:
             return self._as_attended(seen)
         ahead = depths + cached
@@ -61,6 +67,22 @@ class Masks:
         windowed = self._as_attended(near[:, :, offset : offset + length])
         return {"sliding_attention": windowed, "full_attention": self._as_attended(seen)} if self.has_types else windowed
 
+    def holed(self, trees: Sequence[Tree], columns: Columns, ahead: Tensor) -> Any:
+        """Return the mask, or one per layer type, of trees at the positions `ahead` [count, width], behind a cache of which
+        each row has its own columns alone.
+        """
+        width = ahead.shape[1]
+        if all(tree.parents is None for tree in trees):
+            own = torch.ones(width, width, dtype=torch.bool, device=self.device).tril_().expand(len(trees), -1, -1)
+        else:
+            own = torch.stack([tree.ancestors(width) for tree in trees]).to(self.device)
+        seen = torch.cat([columns.valid.unsqueeze(1).expand(-1, width, -1), own], 2)
+        if self.window is None:
+            return self._as_attended(seen)
+        positions = torch.cat([columns.positions, ahead], 1)
+        near = self._as_attended(seen & (positions.unsqueeze(1) > ahead.unsqueeze(2) - self.window))
+        return {"sliding_attention": near, "full_attention": self._as_attended(seen)} if self.has_types else near
+
     def _as_attended(self, seen: Tensor) -> Tensor:
         """Give a bool mask the shape and type that the model's attention takes: [count, 1, width, length]."""
         if self.attention == "sdpa":
@@ -69,13 +91,35 @@ class Masks:
         return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, lowest).unsqueeze(1)
 
 
+def capacity(cache: Any) -> int:
+    """Return how many slots a static cache has, filled or not; 0 for one that grows."""
+    return min((layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)), default=0)
+
+
 def _windows(text: Any) -> bool:
     types = set(getattr(text, "layer_types", None) or ())
     return bool(getattr(text, "sliding_window", None)) or bool(types - {"full_attention"})
 
 
-def _by_slot(text: Any) -> bool:
+def _by_slot(model: Any) -> bool:
+    if model.config.is_encoder_decoder:
+        return "decoder_position_ids" not in signature(model.forward).parameters
+    text = model.config.get_text_config(decoder=True)
     return text.model_type in _BY_SLOT or bool(getattr(text, "alibi", False))
+
+
+def unfit_for_own_masks(model: Any) -> str | None:
+    """Return why the model's attention cannot be masked slot by slot by the host, or None where it can."""
+    text = model.config.get_text_config(decoder=True)
+    implementation = text._attn_implementation or "eager"
+    if model.config.is_encoder_decoder:
+        return "an encoder-decoder model"
+    if implementation not in _MASKABLE:
+        return f"attn_implementation {implementation!r}"
+    types = set(getattr(text, "layer_types", None) or ())
+    if not types <= _WINDOWS:
+        return f"{', '.join(sorted(types - _WINDOWS))} layers"
+    return f"{text.model_type}'s attention by cache slot" if _by_slot(model) else None
 
 
 def check_trees(model: Any, cache: Any) -> None:
@@ -88,7 +132,7 @@ def check_trees(model: Any, cache: Any) -> None:
     implementation = text._attn_implementation or "eager"
     if implementation not in _MASKABLE:
         raise HostError(f"attn_implementation {implementation!r} cannot verify a tree of drafts; load the model with 'sdpa' or 'eager'")
-    if _by_slot(text) or not types <= _WINDOWS:
+    if _by_slot(model) or not types <= _WINDOWS:
         what = ", ".join(sorted(types - _WINDOWS)) or f"{text.model_type}'s"
         raise HostError(f"a tree of drafts cannot be verified in {what} attention; use a drafter of chains, such as prompt_lookup")
     made_without_config = _windows(text) and not any(cache.is_sliding)

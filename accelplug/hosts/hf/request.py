@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+
+from accelplug.hooks.drafting import IntArray
+from accelplug.hosts.hf.tree import Tree
+
+if TYPE_CHECKING:
+    from accelplug.hosts.hf.verify import Verdict, Walk
 
 
 class Requests:
@@ -21,6 +28,8 @@ class Requests:
         self.count, self.prompt_length = input_ids.shape
         self.length = self.prompt_length
         self.max_length, self.pad_token_id = max_length, pad_token_id
+        self.room = max_length  # how many tokens a row and its drafts may come to, one more from the target included
+        self.has_doubling_widths = False  # whether steps are padded to powers of two
         fast = (EosTokenCriteria, MaxLengthCriteria)
         self.others = StoppingCriteriaList([criterion for criterion in criteria if type(criterion) not in fast])
         self.eos = {token for c in criteria if type(c) is EosTokenCriteria for token in c.eos_token_id.flatten().tolist()}
@@ -28,6 +37,7 @@ class Requests:
         self.finished = [False] * self.count
         self.num_finished = 0
         self.generated = 0  # tokens committed, without padding
+        self.inputs: list[IntArray] | None = None  # what an encoder was given, [count] of [length]
         self.tokens = np.zeros((self.count, max(max_length, self.length) + 1), dtype=np.int64)
         self.tokens[:, : self.length] = input_ids.cpu().numpy()
         shared = torch.from_numpy(self.tokens)
@@ -44,6 +54,46 @@ class Requests:
         """Return every row's last committed token."""
         tokens: list[int] = self.tokens[:, self.length - 1].tolist()
         return tokens
+
+    @property
+    def active(self) -> list[int]:
+        """The rows that are not over."""
+        return [row for row in range(self.count) if not self.is_over(row)]
+
+    def places(self, rows: IntArray) -> IntArray:
+        """Return which rows of the last forward pass's logits are these rows', [num_rows]."""
+        return rows
+
+    def with_padding(self, trees: list[Tree]) -> list[Tree]:
+        """Draft padding for the rows that are over, as long as the longest draft, so that they hold up nobody."""
+        if self.num_over:
+            padding = Tree([self.pad_token_id] * max(map(len, trees)))
+            trees = [padding if self.is_over(row) else tree for row, tree in enumerate(trees)]
+        return trees
+
+    def lengths(self, _rows: IntArray) -> IntArray | int:
+        """Return how many tokens these rows have, [num_rows], or one number where all have the same."""
+        return self.length
+
+    def budgets(self, _lengths: IntArray | int) -> IntArray | int:
+        """Return how many nodes fit behind rows of these lengths. One less than the room left, since the target model
+        adds a token itself: no cache row that plain decoding lacks.
+        """
+        budget = self.room - self.length - 1
+        # Padded to a power of two, the step must still fit.
+        return (1 << (budget + 1).bit_length() - 1) - 1 if self.has_doubling_widths and budget > 0 else budget
+
+    def verify(self, walk: Walk, logits: Tensor, trees: Sequence[Tree]) -> Verdict:
+        """Commit what the step's `logits` [count, 1 + num_nodes, vocab_size] allow, the same number of tokens in every row."""
+        return walk(logits, trees, self)
+
+    def apart(self) -> list[Requests]:
+        """Return every row as a batch of its own, in the same memory."""
+        rows = [copy.copy(self) for _ in range(self.count)]
+        for i, row in enumerate(rows):
+            row.count, row.finished, row.tokens = 1, [False], self.tokens[i : i + 1]
+            row.buffer = None if self.buffer is None else self.buffer[i : i + 1]
+        return rows
 
     def is_over(self, row: int) -> bool:
         """Whether the row only goes on as padding."""
@@ -76,3 +126,16 @@ class Requests:
     def sequences(self) -> Tensor:
         """Return prompts and outputs as ``generate()`` returns them, [count, length]."""
         return torch.from_numpy(self.tokens[:, : self.length].copy()).to(self.device)
+
+
+def encoder_tokens(inputs: Tensor | None, mask: Tensor | None, count: int) -> list[IntArray] | None:
+    """Return the tokens that an encoder was given for each of `count` rows, without padding; None where it reads no tokens.
+
+    :param inputs: [num_prompts, length]; each prompt has `count` / `num_prompts` rows, one after the other.
+    :param mask: [count, length], 0 where padded.
+    """
+    if inputs is None or inputs.ndim != 2 or inputs.is_floating_point() or (inputs < 0).any():
+        return None  # generate() stands in -100 for a prompt that was encoded before
+    ids = inputs.repeat_interleave(count // len(inputs), 0).cpu()
+    kept = torch.ones_like(ids) if mask is None else mask.cpu()
+    return [row[keep.bool()].numpy() for row, keep in zip(ids, kept, strict=True)]

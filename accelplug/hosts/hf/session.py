@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,11 @@ from accelplug.hooks.capabilities import Selection, admit
 from accelplug.hooks.context import BuildContext
 from accelplug.hooks.options import check_value, fields_of, per_request_options
 from accelplug.hooks.registry import Registry, Technique, registry
+from accelplug.hosts.costs import StepCosts
+from accelplug.hosts.hf import continuous
+from accelplug.hosts.hf.checking import check_weights
 from accelplug.hosts.hf.compat import ENGINE, HOST
+from accelplug.hosts.hf.loading import load_second
 from accelplug.hosts.hf.loop import Loop
 from accelplug.hosts.stats import Stats, TechniqueStats
 from accelplug.hosts.vocabulary import token_bytes
@@ -47,12 +51,19 @@ class Session:
         allow_lossy: bool = False,
         parameters: Mapping[str, Any] | None = None,
         plugins: Registry | None = None,
+        batches: Literal["auto", "ragged", "lockstep"] = "auto",
     ) -> None:
         ENGINE.require()
+        if batches not in ("auto", "ragged", "lockstep"):
+            raise OptionError(f"batches={batches!r} is no way to advance rows; it takes 'auto', 'ragged' or 'lockstep'")
+        self.batches = batches
         if not callable(getattr(model, "generate", None)) or not hasattr(model, "config"):
             raise HostError(f"accelplug takes a loaded model, such as AutoModelForCausalLM.from_pretrained(...), and got {model!r:.60}")
+        if not allow_lossy:
+            check_weights(model)
         offered = plugins or registry()
-        context = build_context(model, tokenizer)
+        self.costs = StepCosts()
+        context = build_context(model, tokenizer, self.costs)
         built = None if drafter is None else offered.build("drafter", drafter, context)
         self.selection = Selection(built, offered.build("verifier", verifier, context))
         self.allow_lossy = allow_lossy
@@ -74,15 +85,16 @@ class Session:
     def __enter__(self) -> Session:
         self.entered = True
         if isinstance(vars(self.model).get("generate"), Front):
-            raise HostError(
-                "accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()"
-            )
+            raise _attached_already()
         self._shadowed = vars(self.model).get("generate")
+        self._refused = continuous.refused(self.model)
+        self._refused.__enter__()
         self.model.generate = Front(self, self.model.generate)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         del self.model.generate
+        self._refused.__exit__(None, None, None)
         if self._shadowed is not None:
             self.model.generate = self._shadowed
 
@@ -96,6 +108,7 @@ def attach(
     allow_lossy: bool = False,
     parameters: Mapping[str, Any] | None = None,
     plugins: Registry | None = None,
+    batches: Literal["auto", "ragged", "lockstep"] = "auto",
 ) -> Session:
     """Run every ``model.generate()`` inside ``with attach(model, drafter=...) as session:`` through techniques.
 
@@ -106,10 +119,19 @@ def attach(
     :param allow_lossy: accept a verifier that may change the output.
     :param parameters: values for options that a request may set.
     :param plugins: where names are looked up; by default whatever is installed.
+    :param batches: whether the rows of a batch each keep all they accept (``"ragged"``) or advance together
+        (``"lockstep"``); by default the former where the output is then plain ``generate()``'s.
     :raises AccelplugError: the selection is unknown, misconfigured, or cannot run on this model.
     """
     return Session(
-        model, drafter=drafter, verifier=verifier, tokenizer=tokenizer, allow_lossy=allow_lossy, parameters=parameters, plugins=plugins
+        model,
+        drafter=drafter,
+        verifier=verifier,
+        tokenizer=tokenizer,
+        allow_lossy=allow_lossy,
+        parameters=parameters,
+        plugins=plugins,
+        batches=batches,
     )
 
 
@@ -122,13 +144,22 @@ def generate(
     tokenizer: Any = None,
     allow_lossy: bool = False,
     parameters: Mapping[str, Any] | None = None,
+    batches: Literal["auto", "ragged", "lockstep"] = "auto",
     **generate_arguments: Any,
 ) -> Any:
     """Call ``model.generate(inputs, **generate_arguments)`` with techniques; returns what it returns.
 
     The parameters are those of :func:`attach`; `tokenizer` is also the one for stop strings.
     """
-    session = Session(model, drafter=drafter, verifier=verifier, tokenizer=tokenizer, allow_lossy=allow_lossy, parameters=parameters)
+    session = attach(
+        model,
+        drafter=drafter,
+        verifier=verifier,
+        tokenizer=tokenizer,
+        allow_lossy=allow_lossy,
+        parameters=parameters,
+        batches=batches,
+    )
     with session:
         return model.generate(inputs, **generate_arguments)
 
@@ -156,6 +187,10 @@ class Front:
     ) -> Any:
         """Generate as the model would, through the session's techniques."""
         session = self.session
+        if isinstance(arguments.get("custom_generate"), Loop):  # of the model that wraps this one
+            raise _attached_already()
+        if arguments.get("cache_implementation") == "paged":
+            raise continuous.refusal()
         if taken := [name for name in _OWN_LOOP if arguments.get(name)]:
             raise HostError(
                 f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
@@ -168,19 +203,23 @@ class Front:
             generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
         if not session.busy.acquire(blocking=False):
             raise HostError("another thread is generating with this accelplug session; attach one model per thread")
+        loop = Loop(session, streamer, keeps_cache=arguments.get("past_key_values") is not None)
         try:
-            return self.plain(
-                inputs,
-                generation_config,
-                logits_processor,
-                criteria,
-                prefix_allowed_tokens_fn,
+            output = self.plain(
+                *(() if inputs is None else (inputs,)),  # the first argument is not called inputs everywhere
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                stopping_criteria=criteria,
+                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
                 streamer=streamer,
-                custom_generate=Loop(session, streamer),
+                custom_generate=loop,
                 **arguments,
             )
         finally:
             session.busy.release()
+        if not loop.has_run:
+            raise HostError(f"{type(session.model).__name__}.generate() has a decoding loop of its own, so accelplug had no part in it")
+        return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Give a copy of the model its own plain ``generate``: the session belongs to the original."""
@@ -189,6 +228,10 @@ class Front:
 
     def __reduce__(self) -> Any:
         raise HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
+
+
+def _attached_already() -> HostError:
+    return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
 
 
 def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:
@@ -207,8 +250,9 @@ def _without_stop_strings(model: Any, config: Any, arguments: dict[str, Any]) ->
     return config, arguments
 
 
-def build_context(model: Any, tokenizer: Any) -> BuildContext:
+def build_context(model: Any, tokenizer: Any, costs: StepCosts | None = None) -> BuildContext:
     """Describe a loaded model to factories."""
+    measured = costs or StepCosts()
     text = model.config.get_text_config(decoder=True)
     eos = model.generation_config.eos_token_id
     eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
@@ -226,10 +270,12 @@ def build_context(model: Any, tokenizer: Any) -> BuildContext:
         device=model.device,
         hidden_size=text.hidden_size,
         max_length=getattr(text, "max_position_embeddings", None) or 1 << 30,
-        num_slots=1,
+        num_slots=None,
         vocabulary=vocabulary,
         embeddings=lambda: model.get_input_embeddings().weight,
         output_head=lambda: model.get_output_embeddings().weight,
+        load_model=lambda given: load_second(given, model, tokenizer),
+        step_seconds=lambda: measured.seconds,
     )
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from accelplug._errors import PluginError
-from accelplug.hooks.capabilities import verifier_traits
+from accelplug.hooks.capabilities import judges_paths, verifier_traits
 from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifyView, residual
+from accelplug.hosts.hf.paths import Paths
 from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import Tree
 
@@ -81,15 +82,28 @@ class Walk:
         self.logits: list[Tensor] | None = [] if keep_logits else None
         self.lossless = self.traits.lossless is not None
         self.own_residual = getattr(rule.instance, "residual", residual)
-        self.plain = not processors and not do_sample and self.lossless and not keep_scores and not keep_logits
+        self.paths = Paths(self) if judges_paths(rule) else None
+        self.plain = not processors and not do_sample and self.lossless and not keep_scores and not keep_logits and self.paths is None
 
     def __call__(self, logits: Tensor, trees: Sequence[Tree], requests: Requests) -> Verdict:
         """Verify the rows' trees with `logits` [count, 1 + num_nodes, vocab_size] and commit what follows."""
+        return self._down(logits, logits.argmax(-1).tolist() if self.plain else None, trees, requests)
+
+    def apart(self, logits: Tensor, trees: Sequence[Tree], rows: Sequence[Requests]) -> list[Verdict]:
+        """Verify every row as a batch of its own, so that none waits for another."""
+        if not self.plain:
+            return [self(logits[i : i + 1], trees[i : i + 1], row) for i, row in enumerate(rows)]
+        best = logits.argmax(-1).tolist()  # the only wait for the device
+        return [self._down(logits[i : i + 1], best[i : i + 1], trees[i : i + 1], row) for i, row in enumerate(rows)]
+
+    def _down(self, logits: Tensor, best: list[list[int]] | None, trees: Sequence[Tree], requests: Requests) -> Verdict:
         verdict = Verdict([[] for _ in trees])
         nodes: list[int] = [ROOT] * len(trees)
-        best = logits.argmax(-1).tolist() if self.plain else None
+        decisions = None if self.paths is None else self.paths.decide(logits, trees, requests)
         while True:
-            if best is not None:
+            if self.paths is not None and decisions is not None:
+                tokens, children = self.paths.take(decisions, nodes, verdict, requests)
+            elif best is not None:
                 tokens = [row[node + 1] for row, node in zip(best, nodes, strict=True)]
                 children = [tree.follow(node, token) for tree, node, token in zip(trees, nodes, tokens, strict=True)]
             else:

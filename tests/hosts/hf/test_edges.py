@@ -18,16 +18,19 @@ from transformers import (
     FalconForCausalLM,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteria
 
 import accelplug
 from accelplug import HostError, PluginError
 from accelplug.hooks import VerifierTraits, VerifyView
+from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.session import build_context
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import MAKERS, VOCAB
@@ -95,15 +98,35 @@ def test_attention_by_slot_runs_chains_and_refuses_trees(make):
         accelplug.generate(model, PROMPT, drafter=Oracle(plain.tolist(), [(3, 1)], VOCAB, width=2), **GREEDY)
 
 
-def test_models_without_a_croppable_cache_say_so():
-    mamba = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, **SMALL)).eval()
-    with pytest.raises(HostError, match="MambaForCausalLM keeps recurrent state"):
-        accelplug.generate(mamba, PROMPT, drafter="prompt_lookup", **GREEDY)
-    t5 = T5ForConditionalGeneration(
-        T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=VOCAB, decoder_start_token_id=0)
-    ).eval()
-    with pytest.raises(HostError, match="an encoder-decoder model; use a decoder-only one"):
-        accelplug.generate(t5, PROMPT, drafter="prompt_lookup", **GREEDY)
+def mamba() -> Any:
+    return MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, **SMALL))
+
+
+def lfm2() -> Any:
+    """Convolutions with state beside attention."""
+    config = Lfm2Config(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=2, **SMALL)
+    config.layer_types = ["conv", "full_attention"]
+    return Lfm2ForCausalLM(config)
+
+
+def recurrent_gemma() -> Any:
+    """Its state is in the model, not in the cache."""
+    return RecurrentGemmaForCausalLM(RecurrentGemmaConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, **SMALL))
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("make", [mamba, lfm2, recurrent_gemma])
+def test_recurrent_models_are_refused(make, width):
+    with pytest.raises(
+        HostError, match="keeps recurrent state, from which rejected drafts cannot be taken; use a model with attention layers"
+    ):
+        accelplug.generate(make().eval(), PROMPT, drafter=Oracle([[1] * 50], [(3, 1)], VOCAB, width), **GREEDY)
+
+
+def test_image_inputs_are_refused(model):
+    config = model._prepare_generation_config(None, do_sample=False)[0]
+    with pytest.raises(HostError, match="image, audio or video inputs; use text"):
+        check_call(model, config, {"use_cache": True, "mm_encoder_outputs": {}}, with_trees=False)
 
 
 def test_flash_attention_refuses_trees_before_anything_runs(model, monkeypatch):

@@ -14,85 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList, Tem
 
 import accelplug
 from accelplug.hooks import DrafterTraits, Drafts, DraftView, NodeKind, VerifierTraits, VerifyView
-from accelplug.hosts.hf.tree import Tree
+from accelplug.testing.enumeration import decoded_joint, table, target_joint, total_variation
 from accelplug.testing.oracle import Oracle
+from accelplug.testing.plans import PLANS, D, Grow, S, W
 from tests.hosts.hf.conftest import VOCAB as MODEL_VOCAB
-from tests.hosts.hf.toy import Enumeration, decoded_joint, table, target_joint, total_variation
 
-TARGET, DRAFTER = table(1), table(2)
+TARGET = table(1)
 EXACT = 1e-12
-
-
-@dataclass
-class Grow:
-    """Drafts a tree level by level; `plan` lists the kinds of the siblings at each depth.
-
-    With `data_dependent`, a node whose token is even gets one sibling group fewer below it.
-    """
-
-    plan: list[list[NodeKind]]
-    data_dependent: bool = False
-    relabel: NodeKind | None = None
-    drop_below: float = 0.0
-
-    def __call__(self, chance: Enumeration, context: tuple[int, ...], budget: int) -> Tree:
-        tokens: list[int] = []
-        parents: list[int] = []
-        kinds: list[int] = []
-        rows: list[torch.Tensor] = []
-        row_ids: list[int] = []
-
-        def grow(parent: int, below: tuple[int, ...], depth: int) -> None:
-            if depth >= min(len(self.plan), budget):
-                return
-            siblings = self.plan[depth]
-            if self.data_dependent and below and below[-1] % 2 == 0:
-                siblings = siblings[:1]
-            row = DRAFTER(below)
-            rows.append(row)
-            row_id, left, used = len(rows) - 1, row.clone(), set()
-            made = []
-            for kind in siblings:
-                token = self._pick(chance, kind, row, left, used)
-                if row[token] < self.drop_below:
-                    continue
-                used.add(token)
-                if kind == NodeKind.WITHOUT_REPLACEMENT:
-                    left[token] = 0
-                    left = left / left.sum()
-                tokens.append(token)
-                parents.append(parent)
-                kinds.append(int(kind if self.relabel is None else self.relabel))
-                row_ids.append(row_id)
-                made.append(len(tokens) - 1)
-            for node in made:
-                grow(node, (*below, tokens[node]), depth + 1)
-
-        grow(-1, context, 0)
-        # Breadth does not matter to the walk, order of siblings does: nodes were appended in drawing order.
-        children: dict[int, list[int]] = {}
-        for node, parent in enumerate(parents):
-            children.setdefault(parent, []).append(node)
-        return Tree(tokens, parents, kinds, row_ids, torch.stack(rows) if rows else None, children)
-
-    def _pick(self, chance: Enumeration, kind: NodeKind, row: torch.Tensor, left: torch.Tensor, used: set[int]) -> int:
-        if kind == NodeKind.DELTA:
-            return next(token for token in row.argsort(descending=True).tolist() if token not in used)
-        return chance.choose((left if kind == NodeKind.WITHOUT_REPLACEMENT else row).tolist())
-
-
-D, S, W = NodeKind.DELTA, NodeKind.SAMPLED, NodeKind.WITHOUT_REPLACEMENT
-PLANS = {
-    "no drafts": [],
-    "delta chain": [[D], [D]],
-    "sampled chain": [[S], [S]],
-    "delta tree": [[D, D], [D, D]],
-    "independent siblings": [[S, S], [S, S]],
-    "siblings without replacement": [[W, W], [W, W]],
-    "all siblings without replacement": [[W, W, W], [W]],
-    "sampled then delta": [[W, D], [S]],
-    "delta after without replacement": [[W, W], [D, D]],
-}
 
 
 @pytest.mark.parametrize("data_dependent", [False, True])

@@ -1,0 +1,60 @@
+"""Refuse a ``generate()`` call, or a model, that the loop would get wrong, before the first token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelplug._errors import HostError
+from accelplug.hosts.hf.forward import check_cache
+from accelplug.hosts.hf.masks import check_trees
+
+# Their decoders build no causal mask for, or refuse, several tokens at once behind a cache.
+_ONE_AT_A_TIME = ("fsmt", "prophetnet")
+
+
+def check_weights(model: Any) -> None:
+    """Refuse layers whose output for one token depends on those read with it, so that drafts would change the output.
+
+    :raises HostError: naming the layer type and what to use.
+    """
+    for module in model.modules() if hasattr(model, "modules") else ():
+        if type(module).__module__.startswith("torch.ao.nn.quantized.dynamic"):
+            raise HostError(
+                f"a dynamically quantised {type(module).__name__} rounds all tokens of a forward pass together, so drafts change its output; "
+                "quantise weights only, or pass allow_lossy=True"
+            )
+
+
+def _has_virtual_tokens(model: Any) -> bool:
+    """Whether PEFT, which then prepares the model's inputs in its place, puts trained vectors before the prompt."""
+    wrapper = getattr(model.prepare_inputs_for_generation, "__self__", None)
+    return bool(getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_trees: bool) -> None:
+    """Refuse a ``generate()`` call that the loop would get wrong.
+
+    :raises HostError: naming the argument and what to use.
+    """
+    text = model.config.get_text_config(decoder=True)
+    mode = config.get_generation_mode().value
+    refusals = {
+        f"{mode.replace('_', ' ')}; use greedy search or sampling, with num_beams=1": mode not in ("greedy_search", "sample"),
+        "use_cache=False, since drafts are verified against the cache; leave it on": not model_kwargs.get("use_cache"),
+        f"{text.model_type} models, which read one token at a time; use another model": text.model_type in _ONE_AT_A_TIME,
+        "experts of limited capacity, where a token's output depends on those read with it; use a model without expert_capacity": bool(
+            getattr(text, "expert_capacity", None)
+        ),
+        "prompt tuning or prefix tuning, whose virtual tokens have no ids; use LoRA": _has_virtual_tokens(model),
+        "image, audio or video inputs; use text": any(
+            name.startswith(("pixel_values", "mm_encoder", "input_features")) for name in model_kwargs
+        ),
+        "output_attentions or output_hidden_states; leave them out": bool(config.output_attentions or config.output_hidden_states),
+    }
+    for reason, refused in refusals.items():
+        if refused:
+            raise HostError(f"accelplug does not run with {reason}")
+    cache = model_kwargs.get("past_key_values")
+    check_cache(model, cache)
+    if with_trees:
+        check_trees(model, cache)

@@ -1,0 +1,89 @@
+"""Load a second model, and refuse one whose tokens are not the target's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import DynamicCache
+
+from accelplug._errors import HostError
+from accelplug.hosts.hf.forward import check_cache
+from accelplug.hosts.hf.masks import check_trees
+from accelplug.hosts.hf.second import Second
+
+
+def load_second(given: Any, target: Any, tokenizer: Any) -> Second:
+    """Return a second model beside `target`.
+
+    :param given: a model of Transformers, loaded, or what ``from_pretrained`` takes: a folder or a name on the hub, which
+        is then loaded in the target's dtype and to its device.
+    :param tokenizer: the target's, or None.
+    :raises HostError: it cannot be loaded, does not have the target's tokens, or cannot be read as drafts are.
+    """
+    model, own_tokenizer = _from_pretrained(given, target) if isinstance(given, str) else (given, None)
+    if not callable(getattr(model, "forward", None)) or not hasattr(model, "config"):
+        raise HostError(f"a second model is a loaded model, a folder or a name on the hub, got {given!r:.60}")
+    if model.config.is_encoder_decoder:
+        raise HostError(f"the second model {_name(model)} is an encoder-decoder; use a decoder-only one")
+    check_readable(model)
+    check_tokens(model, target, own_tokenizer, tokenizer)
+    return Second(model, _width(target), target.device)
+
+
+def _from_pretrained(name: str, target: Any) -> tuple[Any, Any]:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
+    except (OSError, ValueError) as exc:
+        raise HostError(f"the second model {name!r} cannot be loaded: {exc}; give a folder, a name on the hub, or a loaded model") from exc
+    try:
+        return model, AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):  # weights without a tokenizer: then the sizes must do
+        return model, None
+
+
+def check_readable(model: Any) -> None:
+    """Refuse a model whose attention cannot be masked node by node.
+
+    :raises HostError: naming what stands in the way.
+    """
+    cache = DynamicCache(config=model.config)
+    try:
+        check_cache(model, cache)
+        check_trees(model, cache)
+    except HostError as exc:
+        raise HostError(f"the second model {_name(model)} cannot draft: {exc}") from exc
+
+
+def check_tokens(model: Any, target: Any, own: Any, tokenizer: Any) -> None:
+    """Refuse a model that does not have the target's tokens; models of one family may differ in padding.
+
+    :param own: the second model's tokenizer, or None where it is not at hand.
+    :param tokenizer: the target's, or None.
+    :raises HostError: naming both and what differs.
+    """
+    both = f"the second model {_name(model)} and the target {_name(target)}"
+    if own is not None and tokenizer is not None:
+        if different := _differences(own, tokenizer):
+            raise HostError(f"{both} differ in {different} tokens; use a second model with the target's tokenizer")
+    elif _width(model) != _width(target):
+        raise HostError(
+            f"{both} have {_width(model)} and {_width(target)} tokens; use a second model with the target's tokenizer, "
+            "and where only the padding differs give it by its path, and tokenizer=... to attach()"
+        )
+
+
+def _differences(own: Any, tokenizer: Any) -> int:
+    """Return how many ids spell something else, special tokens apart."""
+    special = {*own.all_special_tokens, *tokenizer.all_special_tokens}
+    ours, theirs = ({item for item in each.get_vocab().items() if item[0] not in special} for each in (own, tokenizer))
+    return len(ours ^ theirs)
+
+
+def _name(model: Any) -> str:
+    return getattr(model, "name_or_path", "") or type(model).__name__
+
+
+def _width(model: Any) -> int:
+    width: int = model.config.get_text_config(decoder=True).vocab_size
+    return width

@@ -1,0 +1,179 @@
+"""Rules that judge a request's drafts as a whole: what they are shown, and what becomes of their answer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from accelplug._errors import HostError, PluginError
+from accelplug.hooks.drafting import ROOT, NodeKind
+from accelplug.hooks.registry import Technique
+from accelplug.hooks.verifying import Choice, PathView
+from accelplug.hosts.hf.processors import is_prefix_pure
+from accelplug.hosts.hf.request import Requests
+from accelplug.hosts.hf.tree import Tree
+
+if TYPE_CHECKING:
+    from accelplug.hosts.hf.verify import Verdict, Walk
+
+_TOLERANCE = 1e-3  # how far a distribution's sum may lie from 1
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a rule decided for one row: an accepted path, and the token behind it."""
+
+    logits: Tensor  # [1 + num_nodes, vocab_size] of the model
+    scores: Tensor  # [1 + num_nodes, vocab_size] after processors
+    path: Sequence[int] = ()
+    tokens: Sequence[int] = ()  # one more than nodes in the path; none for a row that is over
+    lossy: Collection[int] = ()  # the nodes of the path that a lossless rule would have rejected
+
+    def at(self, step: int) -> tuple[int, int | None]:
+        """Return the token of a step of the walk, and the node that it came from."""
+        return (self.tokens[step] if step < len(self.tokens) else 0), (self.path[step] if step < len(self.path) else None)
+
+
+class Paths:
+    """Asks a walk's rule for one path per row, all at once, before the walk commits the first token.
+
+    A batch in lockstep commits as many tokens as its shortest path has, and what a row loses is drafted and judged anew.
+    A rule that is exact for one row stays exact: no row's tokens depend on where another row ends.
+    """
+
+    def __init__(self, walk: Walk) -> None:
+        check_processors(walk.rule, walk.processors)
+        self.walk = walk
+
+    def decide(self, logits: Tensor, trees: Sequence[Tree], requests: Requests) -> list[Decision]:
+        """Judge every row's tree with `logits` [count, 1 + num_nodes, vocab_size]; return one decision per row."""
+        return [self._decide(row, logits[row, : 1 + len(tree)], tree, requests) for row, tree in enumerate(trees)]
+
+    def take(
+        self, decisions: Sequence[Decision], nodes: Sequence[int], verdict: Verdict, requests: Requests
+    ) -> tuple[list[int], list[int | None]]:
+        """Return every row's next token and the node it came from; record scores and logits as a walk does."""
+        found = [decision.at(verdict.emitted) for decision in decisions]
+        verdict.lossy += sum(child in decisions[row].lossy for row, (_, child) in enumerate(found) if not requests.is_over(row))
+        if self.walk.logits is not None:
+            self.walk.logits.append(torch.stack([decision.logits[node + 1] for decision, node in zip(decisions, nodes, strict=True)]))
+        if self.walk.scores is not None:
+            self.walk.scores.append(torch.stack([decision.scores[node + 1] for decision, node in zip(decisions, nodes, strict=True)]))
+        return [token for token, _ in found], [child for _, child in found]
+
+    def _decide(self, row: int, logits: Tensor, tree: Tree, requests: Requests) -> Decision:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        scores = self._process(logits, tree, requests, row) if self.walk.processors else logits
+        if requests.is_over(row):
+            return Decision(logits, scores)
+        target = scores.softmax(-1)
+        if not self.walk.do_sample:
+            target = torch.zeros_like(target).scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
+        choice = self._ask(scores, target, tree) if len(tree) else Choice((), target[0])
+        path, rest = _unmasked(choice, scores, target, tree)
+        lossy = frozenset() if self.walk.lossless else frozenset(choice.lossy).union(_impossible(path, target, tree))
+        last = self.walk.chance.draw(rest[None])[0] if self.walk.do_sample else int(rest.argmax())
+        return Decision(logits, scores, path, [*(tree.tokens[node] for node in path), last], lossy)
+
+    def _process(self, logits: Tensor, tree: Tree, requests: Requests, row: int) -> Tensor:
+        """Run processors on every node's own prefix, all nodes of one depth in a call: their prefixes are equally long."""
+        ids = requests.ids()[row]
+        prefixes: list[list[int]] = [[]]
+        for token, parent in zip(tree.tokens, _parents(tree), strict=True):
+            prefixes.append([*prefixes[parent + 1], token])
+        scores = torch.empty_like(logits)
+        for depth in range(max(map(len, prefixes)) + 1):
+            slots = [slot for slot, prefix in enumerate(prefixes) if len(prefix) == depth]
+            drafted = torch.tensor([prefixes[slot] for slot in slots], dtype=ids.dtype, device=ids.device)
+            whole = torch.cat([ids.expand(len(slots), -1), drafted.view(len(slots), depth)], 1)
+            scores[slots] = self.walk.processors(whole, logits[slots])  # a copy of the rows: processors may write into it
+        return scores
+
+    def _ask(self, scores: Tensor, target: Tensor, tree: Tree) -> Choice:
+        rule, chance = self.walk.rule, self.walk.chance
+        view = PathView(
+            tokens=tree.tokens,
+            parents=_parents(tree),
+            kinds=tree.kinds or [NodeKind.DELTA] * len(tree),
+            target=target,
+            logits=scores,
+            below=lambda probability: chance.below(probability) is not None,
+            rows=tree.rows,
+            row_ids=tree.row_ids,
+        )
+        try:
+            choice: Choice = rule.instance.choose(view)
+        except Exception as exc:
+            rule.blame(exc)
+            raise
+        check_choice(rule, choice, view)
+        return choice
+
+
+def _parents(tree: Tree) -> Sequence[int]:
+    return range(ROOT, len(tree) - 1) if tree.parents is None else tree.parents
+
+
+def _unmasked(choice: Choice, scores: Tensor, target: Tensor, tree: Tree) -> tuple[list[int], Tensor]:
+    """Return the path up to its first masked token, and the next token's distribution without masked ones."""
+    path = list(choice.path)
+    masked = (_at(path, scores, tree) == -torch.inf).tolist()
+    if True in masked:
+        path = path[: masked.index(True)]
+    slot = path[-1] + 1 if path else 0
+    if True in masked:
+        return path, target[slot]
+    rest = choice.rest.masked_fill(scores[slot] == -torch.inf, 0.0)
+    return path, rest if rest.any() else target[slot]
+
+
+def _impossible(path: Sequence[int], target: Tensor, tree: Tree) -> list[int]:
+    """Return the nodes of the path that the target itself would never have followed."""
+    return [node for node, likely in zip(path, _at(path, target, tree).tolist(), strict=True) if likely <= 0.0]
+
+
+def _at(path: Sequence[int], rows: Tensor, tree: Tree) -> Tensor:
+    """Return the entry of each node of a path in the row before it, [length]."""
+    slots = [0, *(node + 1 for node in path)][: len(path)]
+    tokens = [tree.tokens[node] for node in path]
+    return rows[torch.tensor(slots, dtype=torch.long, device=rows.device), torch.tensor(tokens, dtype=torch.long, device=rows.device)]
+
+
+def check_choice(rule: Technique, choice: Any, view: PathView) -> None:
+    """Refuse an answer that no draft allows.
+
+    :raises PluginError: naming the rule: it is no Choice, its path leaves the tree, or its rest is no distribution.
+    """
+    if not isinstance(choice, Choice):
+        raise PluginError(f"{rule} returned a {type(choice).__name__}; return accelplug.hooks.Choice")
+    path, above = list(choice.path), ROOT
+    for node in path:
+        if node not in range(len(view.tokens)) or view.parents[node] != above:
+            raise PluginError(f"{rule} chose the path {path} where the parents are {list(view.parents)}; go from the root down")
+        above = node
+    if not set(choice.lossy) <= set(path):
+        raise PluginError(f"{rule} counts the nodes {sorted(choice.lossy)} as lossy, its path is {path}; name nodes of the path")
+    rest: Any = choice.rest
+    width = view.target.shape[1]
+    if not isinstance(rest, Tensor) or rest.shape != (width,):
+        raise PluginError(f"{rule} returned a rest that is no tensor [{width}]; return one probability per token of the vocabulary")
+    total, least = torch.stack([rest.sum(), rest.min()]).tolist()
+    if not (least >= 0 and abs(total - 1) < _TOLERANCE):
+        raise PluginError(f"{rule} returned a rest that sums to {total:.4g} with a least entry of {least:.4g}; return a distribution")
+
+
+def check_processors(rule: Technique, processors: Any) -> None:
+    """Refuse processors for which it matters that rejected drafts are shown to them.
+
+    :raises HostError: naming the first one.
+    """
+    for processor in processors or ():
+        if not is_prefix_pure(processor):
+            raise HostError(
+                f"{rule} has processors run on rejected drafts too, and {type(processor).__name__} may remember its calls or look at the "
+                "batch; use verifier 'token_wise', or say prefix_pure = True in its class if a row's tokens and scores are all it needs"
+            )

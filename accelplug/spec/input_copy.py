@@ -1,0 +1,117 @@
+"""Input copying: draft the rest of the input from where the output stands in it, and find the place again after each change.
+
+Paper      Ge et al. 2022, "Lossless Acceleration for Seq2seq Generation with Aggressive Decoding", arXiv 2205.10350, section 3.1
+Output     unchanged (the verifier decides)
+Needs      committed token ids only
+Hosts      transformers, vllm
+Devices    cpu, cuda
+Cost       host: a table of the span's n-grams once per request, then a few microseconds per step
+Good for   answers that rewrite a part of their prompt from its beginning to its end: code edits, corrections
+Poor for   answers that copy here and there, in another order: use prompt_lookup or suffix
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from accelplug.hooks.drafting import CommitView, Drafts, DraftView, IntArray
+from accelplug.hooks.options import option
+
+_SEVERAL = -1
+"""In place of a position: the n-gram stands in more than one."""
+
+
+class _Copying:
+    """One request's source, and the position in it that comes next; None where the output has left it.
+
+    :ivar seen: how many of the request's tokens were followed so far, its prompt included.
+    """
+
+    def __init__(self, source: list[int], max_ngram: int, seen: int) -> None:
+        self.source, self.max_ngram, self.seen = source, max_ngram, seen
+        self.behind: dict[tuple[int, ...], int] = {}  # n-gram -> the position behind its only occurrence
+        for size in range(1, max_ngram + 1):
+            shifted = (source[i:] for i in range(size))
+            for end, gram in enumerate(zip(*shifted, strict=False), size):
+                self.behind[gram] = _SEVERAL if gram in self.behind else end
+        self.output: list[int] = []
+        self.position: int | None = 0
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Follow the output: along the source while it agrees, and from the only place that fits where it does not."""
+        self.seen += len(tokens)
+        for token in tokens:
+            self.output.append(token)
+            at = self.position
+            if at is not None and at < len(self.source) and self.source[at] == token:
+                self.position = at + 1
+            else:
+                self.position = self._realigned()
+        del self.output[: -self.max_ngram]
+
+    def _realigned(self) -> int | None:
+        """Return the position behind the output's last tokens, by the fewest of them that stand in the source just once."""
+        for size in range(1, min(self.max_ngram, len(self.output)) + 1):
+            found = self.behind.get(tuple(self.output[-size:]))
+            if found is None:  # nor does any longer one
+                return None
+            if found != _SEVERAL:
+                return found
+        return None
+
+    def rest(self, budget: int) -> list[int]:
+        """Return what comes next in the source."""
+        return [] if self.position is None or budget <= 0 else self.source[self.position : self.position + budget]
+
+
+@dataclass(slots=True)
+class InputCopy:
+    """Copy on from the span of the prompt that the answer rewrites, by default the whole prompt.
+
+    The prompt of an encoder-decoder model is what its encoder reads.
+
+    Span positions count tokens of the prompt as the host passes it (in a batch, left padding included), negative ones
+    from its end, as in a slice.
+    """
+
+    num_tokens: int = option(32, ge=1, le=512, per_request=True, help="most tokens to draft; the whole rest of the span if it is shorter")
+    span_start: int = option(0, per_request=True, help="where the span begins in the prompt")
+    span_end: int | None = option(None, per_request=True, help="where it ends; None for the prompt's end")
+    max_ngram: int = option(3, ge=1, le=16, help="most tokens of the output by which it is found in the span again")
+    _prompts: dict[int, int] = field(init=False, repr=False, default_factory=dict)  # slot -> length of its prompt
+    _slots: dict[int, _Copying] = field(init=False, repr=False, default_factory=dict)
+
+    def start(self, slots: IntArray) -> None:
+        """Begin without a source in each slot: prompt and span come with the first step."""
+        self.finish(slots)
+
+    def finish(self, slots: IntArray) -> None:
+        """Free the source of each slot."""
+        for slot in slots.tolist():
+            self._prompts.pop(slot, None)
+            self._slots.pop(slot, None)
+
+    def observe(self, view: CommitView) -> None:
+        """Note where each prompt ends: the first commit is all of it and one token of the answer."""
+        for slot, length in zip(view.slots.tolist(), view.lengths.tolist(), strict=True):
+            self._prompts.setdefault(slot, length - 1)
+
+    def propose(self, view: DraftView) -> Drafts:
+        """Follow what was committed since, then copy on."""
+        wanted = view.parameters.get("num_tokens")
+        guesses = []
+        for i, slot in enumerate(view.slots.tolist()):
+            tokens = view.history(i)
+            if slot not in self._slots:
+                self._slots[slot] = self._begin(view, i, tokens[: self._prompts[slot]])
+            copying = self._slots[slot]
+            copying.advance(tokens[copying.seen :].tolist())
+            guesses.append(copying.rest(min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))))
+        return Drafts.chains(guesses)
+
+    def _begin(self, view: DraftView, i: int, prompt: IntArray) -> _Copying:
+        start, end = (view.parameters.get(name) for name in ("span_start", "span_end"))
+        span = slice(self.span_start if start is None else int(start[i]), self.span_end if end is None else int(end[i]))
+        given = prompt if view.inputs is None else view.inputs[i]
+        return _Copying(given[span].tolist(), self.max_ngram, len(prompt))

@@ -1,0 +1,49 @@
+"""A compiled forward pass over a static cache: drafts of any length share a few graphs, and no step waits for a new one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
+
+import accelplug
+from accelplug.testing.oracle import Oracle
+
+VOCAB = 96
+PATTERN = [(3, 1), (0, 2), (5, 0), (0, 0), (2, 4), (6, 1)]  # steps of 5, 3, 6, 1, 7 and 8 slots
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        initializer_range=0.15, eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def compiling() -> CompileConfig:
+    """On this device too, and without a backend: graphs are what counts here, not the code made of them."""
+    config = CompileConfig(fullgraph=True, dynamic=False, backend="eager", mode=None)
+    config._compile_all_devices = True
+    torch._dynamo.reset()
+    counters.clear()
+    return config
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_steps_share_a_graph_per_power_of_two(model, compiling, width):
+    prompt = torch.tensor([[5, 6, 7, 8, 9]])
+    known = model.generate(prompt, max_new_tokens=60, do_sample=False).tolist()
+    arguments = {"max_new_tokens": 60, "do_sample": False, "cache_implementation": "static", "compile_config": compiling}
+    with accelplug.attach(model, drafter=Oracle(known, PATTERN, VOCAB, width)) as session:
+        assert model.generate(prompt, **arguments).tolist() == known
+        graphs = counters["stats"]["unique_graphs"]
+        assert model.generate(prompt, **arguments).tolist() == known
+    assert session.stats.accepted > 20
+    assert 2 <= graphs <= 3 + width  # 1, 4 and 8 slots, 16 for trees, and 2 at the end of the cache
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]

@@ -1,0 +1,233 @@
+"""Every tree policy keeps the target's distribution: all outcomes of drawing and of verifying, enumerated on a toy."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from transformers import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList
+
+from accelplug.hooks import DraftView, NodeKind, load_registry
+from accelplug.hosts.hf.request import Requests
+from accelplug.hosts.hf.tree import Tree
+from accelplug.hosts.hf.verify import Walk
+from accelplug.spec.draft_model import DraftModel
+from accelplug.spec.trees.best_first import BestFirst
+from accelplug.spec.trees.chain import Chain
+from accelplug.spec.trees.gumbel_top_k import GumbelTopK
+from accelplug.spec.trees.nodes import Draws
+from accelplug.spec.trees.stochastic_beam import StochasticBeam
+from accelplug.testing.enumeration import TOKENS, VOCAB, Enumeration, table, total_variation
+
+TARGET, SMALL = table(1), table(2)
+EXACT = 1e-12
+RULE = load_registry(entry_points=False).build("verifier", "token_wise", None)
+
+
+class TableModel:
+    """A second model given by a table: the whole contract, without a network."""
+
+    def extend(self, slots, histories):
+        self.texts = [tuple(history[1:].tolist()) for history in histories]
+        self.drafted = []
+        return torch.stack([SMALL(text).log() for text in self.texts])
+
+    def expand(self, requests, tokens, parents):
+        for request, token, parent in zip(requests, tokens, parents, strict=True):
+            self.drafted.append((*(self.texts[request] if parent < 0 else self.drafted[parent]), token))
+        return torch.stack([SMALL(text).log() for text in self.drafted[-len(tokens) :]])
+
+
+@dataclass
+class Given:
+    """What the drafter reads of a build context."""
+
+    load_model: object = TableModel
+
+
+@dataclass
+class Listed(Draws):
+    """Takes every outcome of every draw."""
+
+    chance: object
+
+    def one(self, weights):
+        return self.chance.choose((weights / weights.sum()).tolist())
+
+    def several(self, row, count):
+        drawn, left = [], row.clone()
+        for _ in range(min(count, int((row > 0).sum()))):
+            drawn.append(self.one(left))
+            left[drawn[-1]] = 0
+        return drawn
+
+
+def drafting(temperature=1.0, **options):
+    """Return a function that drafts once, (chance, context) -> tree."""
+    drafter = DraftModel("toy", context=Given(lambda _: TableModel()), **options)
+
+    def draft(chance, context):
+        drafter.draws = Listed(chance) if chance is not None else Draws()
+        tokens = np.array([[VOCAB, *context]])
+        one = np.zeros(1, np.int64)
+        view = DraftView(one, one, tokens, one + len(context) + 1, one + drafter.num_tokens, temperatures=np.array([temperature]))
+        drafts = drafter.propose(view)
+        KINDS.update(drafts.kinds.tolist())
+        return Tree.of(drafts, 0, len(drafts.tokens))
+
+    return draft
+
+
+def step(chance, draft, context=()):
+    """Draft once after the context and let the host's walk verify it; return the tokens that came out."""
+    request = Requests(torch.tensor([[VOCAB, *context]]), StoppingCriteriaList(), max_length=9, pad_token_id=0, on_device=True)
+    tree = draft(chance, context)
+    texts = [context]
+    for node, token in enumerate(tree.tokens):
+        texts.append((*texts[1 + (node - 1 if tree.parents is None else tree.parents[node])], token))
+    walk = Walk(RULE, LogitsProcessorList(), do_sample=True, chance=chance)
+    walk(torch.stack([TARGET(text).log() for text in texts])[None], [tree], request)
+    return tuple(request.tokens[0, 1 : request.length].tolist())
+
+
+def joint_after_a_step(draft, context=()):
+    """Return the distribution of the next TOKENS tokens where the first of them come from one step over all its outcomes.
+
+    A later step begins at a context of its own, so what holds after one step from any context holds after all.
+    """
+    joint = {}
+    for emitted, weight in Enumeration().outcomes(lambda chance: step(chance, draft, context)).items():
+        for rest in itertools.product(range(VOCAB), repeat=max(0, len(context) + TOKENS - len(emitted))):
+            text = (*emitted, *rest)
+            chances = [float(TARGET(text[:i])[text[i]]) for i in range(len(emitted), len(text))]
+            key = text[len(context) : len(context) + TOKENS]
+            joint[key] = joint.get(key, 0.0) + weight * float(np.prod(chances))
+    return joint
+
+
+def exact_joint(context=()):
+    """Return the distribution of the next TOKENS tokens under the target alone."""
+    found = {}
+    for text in itertools.product(range(VOCAB), repeat=TOKENS):
+        found[text] = float(np.prod([TARGET((*context, *text[:i]))[token] for i, token in enumerate(text)]))
+    return found
+
+
+KINDS: set[int] = set()
+SETTINGS = {
+    "chain": {"num_tokens": 2},
+    "chain, unsure of a token": {"num_tokens": 2, "length": "confidence(threshold=0.5)"},
+    "chain, unsure of the path": {"num_tokens": 3, "length": "confidence(threshold=0.4, joint=True)"},
+    "top_k": {"num_tokens": 4, "tree": "top_k(width=2, depth=2)"},
+    "best_first": {"num_tokens": 3, "tree": "best_first(rounds=2)"},
+    "best_first, unsure": {"num_tokens": 3, "tree": "best_first(rounds=2)", "length": "confidence"},
+    "gumbel_top_k": {"num_tokens": 6, "tree": "gumbel_top_k(branching=[1, 2])"},
+    "gumbel_top_k, budget inside a level": {"num_tokens": 3, "tree": "gumbel_top_k(branching=[2, 2])"},
+    "gumbel_top_k, all siblings": {"num_tokens": 4, "tree": "gumbel_top_k(branching=[3, 1])"},
+    "sequoia": {"num_tokens": 3, "tree": "sequoia(acceptance=[0.5, 0.3], depth=2)"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_output_has_the_targets_distribution(name):
+    KINDS.clear()
+    for context in ((), (2,)):
+        joint = joint_after_a_step(drafting(**SETTINGS[name]), context)
+        assert total_variation(joint, exact_joint(context)) < EXACT
+    expected = {"chain": NodeKind.SAMPLED, "top_k": NodeKind.DELTA}.get(name.partition(",")[0], NodeKind.WITHOUT_REPLACEMENT)
+    assert {expected} == KINDS
+
+
+def test_at_another_temperature_than_the_targets_too():
+    joint = joint_after_a_step(drafting(0.5, num_tokens=2, tree="best_first(rounds=1)"))
+    assert total_variation(joint, exact_joint()) < EXACT
+
+
+class DropsUnlikely(Chain):
+    """Known wrong: a drawn node is dropped for its own probability."""
+
+    def grow(self, nodes, budget):
+        yield from super().grow(nodes, budget)
+        return list(range(next((i for i, p in enumerate(nodes.paths) if p < 0.3), len(nodes))))
+
+
+class Reversed(GumbelTopK):
+    """Known wrong: siblings stand in another order than they were drawn in."""
+
+    def grow(self, nodes, budget):
+        several = nodes.draws.several
+        nodes.draws.several = lambda row, count: several(row, count)[::-1]
+        yield from super().grow(nodes, budget)
+
+
+class Independent(BestFirst):
+    """Known wrong: siblings drawn without replacement pass for independent ones."""
+
+    kinds = frozenset({NodeKind.SAMPLED})
+
+    def grow(self, nodes, budget):
+        yield from super().grow(nodes, budget)
+        nodes.kinds[:] = [NodeKind.SAMPLED] * len(nodes)
+
+
+@pytest.mark.parametrize("wrong", [DropsUnlikely(), Reversed((2, 1)), Independent(rounds=2)], ids=lambda policy: type(policy).__name__)
+def test_the_enumeration_catches_a_wrong_policy(wrong):
+    joint = joint_after_a_step(drafting(num_tokens=3, tree=wrong))
+    assert total_variation(joint, exact_joint()) > 0.01
+
+
+# The noise of a stochastic beam is continuous, so its drafts are sampled, and so are the outcomes.
+SAMPLES, SIGNIFICANCE = 1500, 1e-3
+
+
+def p_value(policy, seed):
+    """Sample steps, and what follows them from the target itself; return how well the sequences fit the target."""
+    torch.manual_seed(seed)
+    generator, draft = np.random.default_rng(seed), drafting(num_tokens=4, tree=policy)
+    expected = exact_joint()
+    counts = dict.fromkeys(expected, 0)
+    for _ in range(SAMPLES):
+        text = step(None, lambda _, context: draft(None, context))
+        while len(text) < TOKENS:
+            text += (int(generator.choice(VOCAB, p=TARGET(text).numpy())),)
+        counts[text[:TOKENS]] += 1
+    likely = [key for key in expected if expected[key] * SAMPLES > 1]
+    observed = [*(counts[key] for key in likely), SAMPLES - sum(counts[key] for key in likely)]
+    frequencies = [*(expected[key] for key in likely), 1 - sum(expected[key] for key in likely)]
+    return stats.chisquare(observed, np.array(frequencies) * SAMPLES).pvalue
+
+
+class Unordered(StochasticBeam):
+    """Known wrong: the beams in the order of the vocabulary, not of their perturbed scores."""
+
+    def _keep(self, nodes, beams, rows, scores, count):
+        best = scores.flatten().topk(min(count, scores.numel()))
+        chosen = scores.flatten() >= best.values[-1]
+        return super()._keep(nodes, beams, rows, torch.where(chosen, -torch.arange(scores.numel()), -torch.inf).view_as(scores), count)
+
+
+def test_a_stochastic_beam_keeps_the_targets_distribution():
+    assert p_value(StochasticBeam(2, 2), 3) > SIGNIFICANCE
+
+
+def test_the_samples_suffice_to_catch_a_wrong_beam():
+    assert p_value(Unordered(2, 2), 3) < SIGNIFICANCE**2
+
+
+def test_several_draws_have_the_probabilities_of_drawing_one_after_the_other():
+    """The Gumbel-top-k trick against the product of the shrinking row's probabilities, in every order."""
+    torch.manual_seed(11)
+    row = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
+    pairs = list(itertools.permutations(range(4), 2))
+    counts = dict.fromkeys(pairs, 0)
+    draws, samples = Draws(), 5_000
+    for _ in range(samples):
+        counts[tuple(draws.several(row, 2))] += 1
+    expected = [samples * float(row[a] * row[b] / (1 - row[a])) for a, b in pairs]
+    assert stats.chisquare(list(counts.values()), np.array(expected) * samples / sum(expected)).pvalue > SIGNIFICANCE
+    assert len(draws.several(row, 9)) == 4, "a token without probability is never drawn"

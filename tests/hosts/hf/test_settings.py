@@ -1,0 +1,180 @@
+"""The settings that users have: adapters, pipelines, small types, streamers, threads. Each is right or refused."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM, TextIteratorStreamer, pipeline
+
+import accelplug
+from accelplug import HostError
+from accelplug.testing.oracle import Oracle
+from tests.hosts.hf.conftest import VOCAB
+
+PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 24}
+PATTERN = [(3, 1), (2, 0), (1, 2)]
+
+
+@pytest.fixture
+def model(random_models):
+    return random_models["llama"]
+
+
+def equal_to_plain(model: Any, attached_to: Any = None, **arguments: Any) -> accelplug.Stats:
+    """Generate plainly and with drafts of every fate, both from one seed; return what the session counted."""
+    arguments = {**GREEDY, **arguments}
+    if not {"input_ids", "inputs_embeds", "bos_token_id"} & set(arguments):
+        arguments["input_ids"] = PROMPT
+    torch.manual_seed(0)
+    plain = model.generate(**arguments)
+    torch.manual_seed(0)
+    target = model if attached_to is None else attached_to
+    with accelplug.attach(target, drafter=Oracle(plain.tolist(), PATTERN, VOCAB), batches="lockstep") as session:
+        assert model.generate(**arguments).tolist() == plain.tolist()
+    assert 0 < session.stats.accepted < session.stats.drafted
+    assert session.stats.forwards < session.stats.tokens
+    return session.stats
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"input_ids": torch.tensor([[5]])},
+        {"bos_token_id": 3},
+        {"num_return_sequences": 3, "do_sample": True, "temperature": 0.8},
+        {"prefill_chunk_size": 2},
+        {"guidance_scale": 1.5},
+        {"sequence_bias": [[[5], 2.0]]},
+        {"max_time": 100.0},
+    ],
+    ids=str,
+)
+def test_arguments_of_a_call(model, arguments):
+    equal_to_plain(model, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(model, dtype):
+    equal_to_plain(copy.deepcopy(model).to(dtype))
+
+
+def test_inference_mode_and_embeddings(model):
+    with torch.inference_mode():
+        equal_to_plain(model)
+        equal_to_plain(model, inputs_embeds=model.get_input_embeddings()(PROMPT))
+
+
+def test_a_device_map(model, tmp_path):
+    pytest.importorskip("accelerate", reason="device_map needs accelerate")
+    model.save_pretrained(tmp_path)
+    equal_to_plain(LlamaForCausalLM.from_pretrained(tmp_path, device_map={"": "cpu"}))
+
+
+def adapted(model: Any, config: Any) -> Any:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    return peft.get_peft_model(copy.deepcopy(model), config(peft)).eval()
+
+
+def lora(peft: Any) -> Any:
+    return peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+
+
+def prompt_tuning(peft: Any) -> Any:
+    return peft.PromptTuningConfig(num_virtual_tokens=4, num_layers=2, token_dim=48, num_attention_heads=4, task_type="CAUSAL_LM")
+
+
+def prefix_tuning(peft: Any) -> Any:
+    return peft.PrefixTuningConfig(num_virtual_tokens=4, num_layers=2, token_dim=32, num_attention_heads=2, task_type="CAUSAL_LM")
+
+
+def test_a_lora_attached_at_either_end(model):
+    wrapper = adapted(model, lora)
+    base = wrapper.base_model.model
+    assert wrapper.generate(input_ids=PROMPT, **GREEDY).tolist() != model.generate(PROMPT, **GREEDY).tolist()
+    equal_to_plain(wrapper)
+    equal_to_plain(wrapper, attached_to=base)
+    equal_to_plain(base)
+    with accelplug.attach(wrapper), accelplug.attach(base), pytest.raises(HostError, match="attached to this model already"):
+        wrapper.generate(input_ids=PROMPT, **GREEDY)
+    assert not {"generate", "init_continuous_batching"} & {*vars(wrapper), *vars(base)}
+
+
+@pytest.mark.parametrize("config", [prompt_tuning, prefix_tuning])
+def test_virtual_tokens_are_refused(model, config):
+    wrapper = adapted(model, config)
+    for target in (wrapper, wrapper.base_model):
+        refused = pytest.raises(HostError, match="prompt tuning or prefix tuning, whose virtual tokens have no ids; use LoRA")
+        with accelplug.attach(target, drafter="prompt_lookup"), refused:
+            wrapper.generate(input_ids=PROMPT, **GREEDY)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantize.*:UserWarning")
+def test_activations_that_are_rounded_together_are_refused(model):
+    """Plain decoding of the same tokens, one by one and in one pass, differs too."""
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(HostError, match="a dynamically quantised Linear rounds all tokens of a forward pass together"):
+        accelplug.attach(quantised, drafter="prompt_lookup")
+    accelplug.generate(quantised, PROMPT, drafter="prompt_lookup", allow_lossy=True, **GREEDY)
+
+
+def test_a_pipeline(model, tokenizer):
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    plain = write("&'()*&'()*", **GREEDY)
+    with accelplug.attach(model, drafter="prompt_lookup(min_ngram=1)") as session:
+        assert write("&'()*&'()*", **GREEDY) == plain
+    assert session.stats.accepted > 0
+
+
+def test_text_streamers(model, tokenizer):
+    plain = model.generate(PROMPT, **GREEDY)
+    drafter = Oracle(plain.tolist(), PATTERN, VOCAB)
+
+    def pieces(streamer: Any) -> list[str]:
+        worker = threading.Thread(target=model.generate, args=(PROMPT,), kwargs={**GREEDY, "streamer": streamer})
+        worker.start()
+        found = list(streamer)
+        worker.join()
+        return found
+
+    async def pieces_later() -> list[str]:
+        streamer = AsyncTextIteratorStreamer(tokenizer, timeout=60)
+        worker = threading.Thread(target=model.generate, args=(PROMPT,), kwargs={**GREEDY, "streamer": streamer})
+        worker.start()
+        return [piece async for piece in streamer]
+
+    expected = pieces(TextIteratorStreamer(tokenizer, timeout=60))
+    assert asyncio.run(pieces_later()) == expected
+    with accelplug.attach(model, drafter=drafter) as session:
+        assert pieces(TextIteratorStreamer(tokenizer, timeout=60)) == expected
+        assert asyncio.run(pieces_later()) == expected
+    assert session.stats.accepted > 0
+
+
+WAYS_IN = {
+    "generate_batch": lambda model: model.generate_batch(inputs=[[5, 6, 7]], max_new_tokens=2),
+    "paged cache": lambda model: model.generate(PROMPT, cache_implementation="paged", max_new_tokens=2),
+    "manager": lambda model: model.init_continuous_batching(),
+}
+
+
+@pytest.mark.parametrize("enter", WAYS_IN.values(), ids=WAYS_IN)
+def test_continuous_batching_is_refused_while_attached(model, enter):
+    with (
+        accelplug.attach(model, drafter="prompt_lookup"),
+        pytest.raises(HostError, match="continuous batching runs without accelplug's drafts"),
+    ):
+        enter(model)
+    assert "init_continuous_batching" not in vars(model)
+
+
+def test_a_copy_of_an_attached_model_may_batch_continuously(model):
+    with accelplug.attach(model, drafter="prompt_lookup"):
+        copied = copy.deepcopy(model)
+    assert copied.init_continuous_batching.__self__ is copied

@@ -1,0 +1,160 @@
+"""The index and the best-first search agree with counting every earlier occurrence by hand."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accelplug import OptionError
+from accelplug.hooks import load_registry
+from accelplug.spec.suffix import Suffix, _Text
+from tests.spec.feeding import blocks_left_behind, commit, finish, paths, propose, start
+
+LONG = 8
+SEEN: set[str] = set()
+
+
+def places(tokens: list[int], min_match: int, longest: int, most: int) -> list[tuple[int, int]]:
+    for size in sorted({min_match, max(min_match, LONG)}, reverse=True):
+        found = [place for place in range(size, len(tokens)) if tokens[place - size : place] == tokens[-size:]][::-1][:most]
+        if found:
+            lengths = [max(n for n in range(1, place + 1) if tokens[place - n : place] == tokens[-n:]) for place in found]
+            return [(min(length, max(longest, size)), place) for length, place in zip(lengths, found, strict=True)]
+    return []
+
+
+def chances(tokens: list[int], starts: list[int], most: int, min_chance: float, chance: float = 1.0) -> dict[tuple[int, ...], float]:
+    """Return the chance of every continuation of at most `most` tokens, by counting."""
+    following = [tokens[place] for place in starts if place < len(tokens)]
+    found: dict[tuple[int, ...], float] = {}
+    for token in set(following) if most else ():
+        own = chance * following.count(token) / len(following)
+        if own >= min_chance:
+            ahead = [place + 1 for place in starts if place < len(tokens) and tokens[place] == token]
+            found[(token,)] = own
+            found |= {(token, *rest): other for rest, other in chances(tokens, ahead, most - 1, min_chance, own).items()}
+    return found
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    tokens=st.lists(st.integers(0, 2), min_size=1, max_size=60),
+    period=st.lists(st.integers(0, 9), max_size=14),
+    min_match=st.integers(1, 10),
+    longest=st.integers(1, 20),
+    most=st.integers(1, 8),
+    cuts=st.lists(st.integers(1, 99), max_size=12),
+)
+def test_places_are_those_of_a_search_by_hand(tokens, period, min_match, longest, most, cuts):
+    tokens = [*period, *tokens, *period, *tokens[:5], *period]
+    text, end = _Text(min_match), 0
+    for end in sorted({min(cut, len(tokens)) for cut in cuts} | {len(tokens)}):
+        text.extend(np.array(tokens[:end]))
+    assert text.places(most, longest) == places(tokens, min_match, longest, most)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    tokens=st.lists(st.integers(0, 2), min_size=1, max_size=50),
+    shape=st.sampled_from(["chain", "tree"]),
+    budget=st.integers(0, 9),
+    factor=st.sampled_from([0.5, 1.0, 2.0]),
+    min_chance=st.sampled_from([0.0, 0.1, 0.3, 0.6]),
+    min_match=st.integers(1, 3),
+)
+def test_drafts_are_the_likeliest_continuations(tokens, shape, budget, factor, min_chance, min_match):
+    drafter = Suffix(num_tokens=9, shape=shape, factor=factor, min_chance=min_chance, min_match=min_match, max_match=12, max_places=99)
+    start(drafter)
+    commit(drafter, tokens)
+    drafted = paths(propose(drafter, tokens, budget))
+    assert len(set(drafted)) == len(drafted) <= budget
+    found = places(tokens, min_match, 12, 99)
+    scores = {}  # of every match length, what the best nodes are worth together
+    for length in {length for length, _ in found}:
+        limit = min(budget, int(length * factor))
+        known = chances(tokens, [place for own, place in found if own >= length], limit, min_chance)
+        if shape == "tree":
+            best = sorted(known.values(), reverse=True)[:limit]
+            scores[length] = (sum(best), known, best)
+        else:
+            best, path = [], ()
+            while len(path) < limit and (
+                children := {node: c for node, c in known.items() if len(node) == len(path) + 1 and node[:-1] == path}
+            ):
+                top = max(children.values())
+                tied = [node for node in children if children[node] == top]
+                SEEN.update(["tied"] * (len(tied) > 1))
+                path = next((node for node in tied if node in drafted), tied[0])
+                best.append(top)
+            scores[length] = (sum(best), known, best)
+    expected = max((score for score, _, _ in scores.values()), default=0.0)
+    SEEN.update([shape] * (len(drafted) > 1), ["shorter match wins"] * (bool(scores) and scores[max(scores)][0] < expected))
+    if not drafted:
+        assert expected == 0
+        return
+    fits = [(known, best) for score, known, best in scores.values() if abs(score - expected) < 1e-9 and set(drafted) <= set(known)]
+    assert any(sorted(known[node] for node in drafted) == pytest.approx(sorted(best)) for known, best in fits)
+
+
+def test_the_hard_cases_above_happened():
+    assert {"chain", "tree", "tied", "shorter match wins"} <= SEEN
+
+
+def test_a_longer_match_drafts_further_and_equal_counts_take_the_newest():
+    tokens = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+    drafter = Suffix(factor=1.0)
+    start(drafter)
+    commit(drafter, tokens)
+    assert propose(drafter, tokens, 30).tokens.tolist() == [5, 6, 7, 8]
+    assert propose(drafter, tokens, 30, num_tokens=2).tokens.tolist() == [5, 6]
+    tokens = [5, 1, 2, 3, 9, 6, 1, 2, 4, 9, 7, 1, 2]
+    start(drafter)
+    commit(drafter, tokens)
+    assert propose(drafter, tokens, 30).tokens.tolist() == [4, 9]
+
+
+def test_a_tree_holds_both_continuations():
+    tokens = [1, 2, 3, 9, 1, 2, 4, 8, 1, 2]
+    drafter = Suffix(shape="tree", factor=3.0)
+    start(drafter)
+    commit(drafter, tokens)
+    assert {(4,), (4, 8), (3,), (3, 9)} <= set(paths(propose(drafter, tokens, 30)))
+
+
+def test_slots_are_isolated_recycled_and_freed():
+    drafter = Suffix()
+    for slot, tokens in enumerate(([1, 2, 3, 1, 2], [1, 2, 9, 1, 2])):
+        start(drafter, slot)
+        commit(drafter, tokens, slot=slot)
+    assert propose(drafter, [1, 2, 3, 1, 2], 1, 0).tokens.tolist() == [3]
+    assert propose(drafter, [1, 2, 9, 1, 2], 1, 1).tokens.tolist() == [9]
+    start(drafter)
+    commit(drafter, [1, 2])
+    assert propose(drafter, [1, 2], 3).tokens.tolist() == []
+    finish(drafter, 0)
+    finish(drafter, 1)
+    assert drafter._texts == {}
+
+
+def test_ten_thousand_short_requests_leave_no_memory_behind():
+    assert blocks_left_behind(Suffix(), [1, 2, 3, 1, 2, 3]) < 200
+
+
+def test_a_token_costs_at_most_half_a_kilobyte():
+    tokens = list(range(20_000))  # nothing repeats: the most n-grams there can be
+    tracemalloc.start()
+    drafter = Suffix()
+    start(drafter)
+    commit(drafter, tokens)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert size / len(tokens) < 512
+
+
+def test_a_wrong_shape_is_refused():
+    with pytest.raises(OptionError, match="shape='bush' is none of its values, it takes 'chain' or 'tree'"):
+        load_registry(entry_points=False).build("drafter", "suffix(shape='bush')", None)
