@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
 CONTRACT = (ROOT / "docs/contract.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-VIEWS = ("BuildContext", "DrafterTraits", "DraftView", "CommitView", "Drafts", "DeviceView", "DeviceDrafts", "VerifierTraits", "VerifyView", "Verified", "PathView", "Choice")
+VIEWS = (
+    "BuildContext", "DrafterTraits", "DraftView", "CommitView", "Drafts", "DeviceView", "DeviceDrafts",
+    "VerifierTraits", "VerifyView", "Verified", "PathView", "Choice",
+)  # fmt: skip
 
 
 def section(name):
@@ -61,8 +64,9 @@ def test_every_hook_docstring_says_when_and_since_when():
         assert all(part in text for part in (":param register:", "When:", "Since: contract version"))
 
 
-def test_the_list_of_refusals_is_what_the_source_says():
-    done = subprocess.run([sys.executable, str(ROOT / "docs/refusals.py"), "--check"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("page", ["refusals", "techniques"])
+def test_a_written_page_is_what_the_source_says(page):
+    done = subprocess.run([sys.executable, str(ROOT / f"docs/{page}.py"), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -76,8 +80,17 @@ def test_the_allow_list_is_documented():
     assert ALLOW_LIST in CONTRACT
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/contract.md", "docs/hooks.md", "docs/testing.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)#:]+)\)", text)
     assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
+
+
+def test_the_index_names_every_page_and_the_readme_the_index():
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md" and f"({page.name})" not in index] == []
+    assert "(docs/index.md)" in README

@@ -47,7 +47,8 @@ def said_about(factory: Callable[..., object], label: str) -> str:
     return found[1].strip() if found else UNKNOWN
 
 
-def _options(factory: Callable[..., object]) -> list[Document]:
+def options_of(factory: Callable[..., object]) -> list[Document]:
+    """Return every option of a technique, with its bounds and what it is for."""
     declared = {name: field.metadata.get("accelplug", {}) for name, field in getattr(factory, "__dataclass_fields__", {}).items()}
     return [_option(name, parameter, declared.get(name, {})) for name, parameter in fields_of(factory).items()]
 
@@ -73,7 +74,7 @@ def _technique(entry: Entry) -> Document:
     row = {"kind": entry.kind, "name": entry.name, **_owner(entry.owner)}
     try:
         factory = entry.resolve()
-        options = _options(factory)
+        options = options_of(factory)
     except (PluginError, TypeError, ValueError) as exc:  # no such path, not callable, no signature
         return {**row, "exactness": UNKNOWN, "output": UNKNOWN, "hosts": UNKNOWN, "options": [], "problem": str(exc)}
     said = {label.lower(): said_about(factory, label) for label in ("Output", "Hosts")}

@@ -6,6 +6,7 @@ Views belong to the host: their arrays are reused from step to step and are vali
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -149,12 +150,14 @@ class Drafts:
 
         :raises TypeError: a guess is no flat sequence of whole numbers.
         """
-        flat = [_token_ids(guess) for guess in guesses]
-        if len(flat) == 1:
-            return cls(np.array((0, len(flat[0]))), flat[0])
-        offsets = np.zeros(len(flat) + 1, dtype=np.int64)
-        np.cumsum([len(guess) for guess in flat], out=offsets[1:])
-        return cls(offsets, np.concatenate(flat) if flat else np.empty(0, dtype=np.int64))
+        guesses = list(guesses)
+        if all(type(guess) is list for guess in guesses):  # one array of all of them costs far less than one of each
+            tokens = _token_ids(list(itertools.chain.from_iterable(guesses)))
+        else:
+            guesses = arrays = [_token_ids(guess) for guess in guesses]
+            tokens = np.concatenate(arrays)
+        offsets = np.array([0, *itertools.accumulate(map(len, guesses))], dtype=np.int64)
+        return cls(offsets, tokens)
 
     @classmethod
     def trees(cls, guesses: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Drafts:

@@ -5,14 +5,14 @@ Output     unchanged (the verifier decides)
 Needs      a drafter of chains; a host that measures its steps
 Hosts      transformers
 Devices    cpu, cuda
-Cost       a few microseconds per request and step, beside the other drafter's own
+Cost       host: ten to twenty microseconds a step, beside the other drafter's own
 Good for   texts where drafts are sometimes useless: it comes back to plain speed there, and tries again ever more rarely
 Poor for   drafts that are nearly always right: they are best taken whole
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,21 +28,24 @@ _MEMORY = 0.9  # how much of what was counted stays from one verified draft to t
 _LONGEST_PAUSE = 4096
 
 
-def seconds_of(table: Mapping[int, float], width: int) -> float:
-    """Return a step's seconds over `width` positions, between and beyond those measured along straight lines.
+def seconds_by_width(table: Mapping[int, float], most: int) -> list[float]:
+    """Return a step's seconds over 1, 2, ... `most` positions, between and beyond those measured along straight lines.
 
     :param table: positions -> seconds, 1 among them. A plain step takes no longer than any other: one measured in another
         context would make useless drafts look cheap.
     """
     known = sorted(table)
-    if width == 1 or len(known) == 1:
-        return min(table.values())
-    if width in table:
-        return table[width]
-    right = next((i for i, each in enumerate(known) if each > width), len(known) - 1)
-    low, high = known[right - 1], known[right]
-    slope = (table[high] - table[low]) / (high - low)
-    return table[low] + max(slope, 0.0) * (width - low)
+    plain = min(table.values())
+    if len(known) == 1:
+        return [plain] * most
+    seconds, right = [plain], 1
+    for width in range(2, most + 1):
+        while width > known[right] and right + 1 < len(known):
+            right += 1
+        low, high = known[right - 1], known[right]
+        slope = (table[high] - table[low]) / (high - low)
+        seconds.append(table[high] if width == high else table[low] + max(slope, 0.0) * (width - low))
+    return seconds
 
 
 @dataclass(slots=True)
@@ -62,13 +65,20 @@ class _Request:
             self.accepted = _MEMORY * self.accepted + accepted
             self.judged = _MEMORY * self.judged + min(accepted + 1, self.drafted)
 
-    def length(self, table: Mapping[int, float], most: int) -> int:
-        """Return how many tokens to draft: those of most tokens per second."""
-        if 1 not in table or not self.judged:
-            return most if 1 in table else 0  # a plain step is the measure of all others
+    def length(self, seconds: Sequence[float], most: int) -> int:
+        """Return how many tokens to draft: those of most tokens per second.
+
+        :param seconds: of steps over 1, 2, ... positions; none as long as no plain step was measured, the measure of all others.
+        """
+        if not seconds or not self.judged:
+            return most if seconds else 0
         rate = (self.accepted + 0.1) / (self.judged + 0.2)
-        gains = 1.0 + np.cumsum([0.0, *(rate**i for i in range(1, most + 1))])
-        best = int(np.argmax(gains / [seconds_of(table, 1 + count) for count in range(most + 1)]))
+        gain, likely, best, highest = 1.0, 1.0, 0, 1.0 / seconds[0]
+        for count in range(1, most + 1):
+            likely *= rate
+            gain += likely
+            if gain / seconds[count] > highest:
+                best, highest = count, gain / seconds[count]
         if best:
             self.pause, self.wait, self.is_trying = 1, 0, False
             return best
@@ -126,7 +136,8 @@ class Adaptive:
         """Ask the source within smaller budgets, and not at all where none is worth it."""
         requests = [self._requests[slot] for slot in view.slots.tolist()]
         table = self.context.step_seconds()
-        budgets = [r.length(table, max(0, min(self.num_tokens, b))) for r, b in zip(requests, view.budgets.tolist(), strict=True)]
+        seconds = seconds_by_width(table, 1 + self.num_tokens) if 1 in table else []
+        budgets = [r.length(seconds, max(0, min(self.num_tokens, b))) for r, b in zip(requests, view.budgets.tolist(), strict=True)]
         asked: Any = np.array(budgets, dtype=np.int64)
         drafts = self._inner.propose(replace(view, budgets=asked)) if asked.any() else Drafts.chains([()] * len(budgets))
         for request, drafted in zip(requests, np.diff(drafts.offsets).tolist(), strict=True):

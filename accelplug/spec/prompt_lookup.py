@@ -12,10 +12,8 @@ Poor for   open-ended chat, where little repeats and a rejected draft costs a wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from accelplug._errors import OptionError
 from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Drafts, DraftView, IntArray
@@ -56,6 +54,14 @@ class _Index:
                 return position
         return -1
 
+    def following(self, count: int) -> list[int]:
+        """Return the tokens that followed there, repeated where the text ends before `count` of them."""
+        begin = self.find() if count > 0 else -1
+        if begin < 0:
+            return []
+        found = self.tokens[begin : begin + count]
+        return found if len(found) == count else (found * (count // len(found) + 1))[:count]
+
 
 @dataclass(slots=True)
 class PromptLookup:
@@ -88,18 +94,10 @@ class PromptLookup:
     def propose(self, view: DraftView) -> Drafts:
         """Copy what followed; a match that overlaps the end repeats with its period."""
         wanted = view.parameters.get("num_tokens")
-        guesses: list[Sequence[int] | IntArray] = []
-        for i, slot in enumerate(view.slots.tolist()):
-            budget = min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))
-            tokens = view.history(i)
-            begin = self._indexes[slot].find() if budget > 0 else -1
-            if begin < 0:
-                guesses.append(())
-            elif begin + budget <= len(tokens):
-                guesses.append(tokens[begin : begin + budget])
-            else:
-                guesses.append(np.resize(tokens[begin:], budget))
-        return Drafts.chains(guesses)
+        most = itertools.repeat(self.num_tokens) if wanted is None else wanted.tolist()
+        return Drafts.chains(
+            [self._indexes[slot].following(min(budget, own)) for slot, budget, own in zip(view.slots.tolist(), view.budgets.tolist(), most, strict=False)]
+        )
 
     def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
         """Do the same with tensor operations of fixed shapes: longest match, then most recent."""

@@ -135,7 +135,7 @@ class Suffix:
         for i, slot in enumerate(view.slots.tolist()):
             most = min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))
             guesses.append(self._guess(self._texts[slot], most))
-        return Drafts.trees(guesses)
+        return Drafts.trees(guesses) if self.shape == "tree" else Drafts.chains([tokens for tokens, _ in guesses])
 
     def _guess(self, text: _Text, most: int) -> Guess:
         best: tuple[float, Guess] = (0.0, ([], []))

@@ -2,14 +2,18 @@
 
 A test of a rule by samples needs thousands of them to see an error of a per cent. On a vocabulary of three tokens all
 outcomes can be listed instead, and a right rule differs from the target's distribution by rounding only.
+
+One step is enumerated, to the full depth of its drafts, and what it leaves open is completed by the target itself: a
+later step begins at a context of its own, so a rule that is exact for one step from any context is exact for all.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -18,20 +22,29 @@ from transformers import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from accelplug.hooks.discovery import load_registry
+from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hooks.registry import Technique
 from accelplug.hosts.hf.request import Requests
-from accelplug.hosts.hf.tree import EMPTY, Tree
+from accelplug.hosts.hf.tree import Tree
 from accelplug.hosts.hf.verify import Chance, Walk
+from accelplug.testing.building import require
 
 VOCAB: Final = 3
-TOKENS: Final = 3
-"""How many tokens an outcome has."""
 
 Context = tuple[int, ...]
 Table = Callable[[Context], Tensor]
 """Context -> distribution of the next token, [VOCAB]."""
-Draft = Callable[["Enumeration", Context, int], Tree]
-"""(chance, context, depth allowed) -> the drafts after that context."""
+
+
+class Draft(Protocol):
+    """Draws the drafts of one step."""
+
+    @property
+    def depth(self) -> int:
+        """How many levels the deepest drafts have."""
+
+    def __call__(self, chance: Any, context: Context, budget: int, /) -> Tree:
+        """Draft at most `budget` levels after the context."""
 
 
 def table(seed: int, *, masked: bool = False) -> Table:
@@ -40,6 +53,7 @@ def table(seed: int, *, masked: bool = False) -> Table:
     :param masked: one token of each, another one from context to context, is forbidden.
     """
 
+    @cache
     def row(context: Context) -> Tensor:
         generator = np.random.default_rng([seed, *(token + 1 for token in context)])
         probabilities = generator.dirichlet([0.7] * VOCAB)
@@ -89,57 +103,112 @@ class Enumeration(Chance):
         return 0.0 if self.choose([probability, 1.0 - probability]) == 0 else None
 
 
-def target_joint(target: Table) -> dict[Context, float]:
-    """Return the probability of every sequence of TOKENS tokens under the target alone."""
-    joint = {}
-    for sequence in itertools.product(range(VOCAB), repeat=TOKENS):
-        joint[sequence] = float(np.prod([target(sequence[:i])[token] for i, token in enumerate(sequence)]))
-    return joint
+@dataclass
+class Judged:
+    """What became of the drafts, over all outcomes of any number of steps. Levels count from 1.
+
+    :ivar nodes: (``accepted`` or ``rejected``, level, kind) -> how often; only nodes behind accepted ones are counted.
+    :ivar ends: (nodes accepted, levels drafted) -> how often.
+    """
+
+    nodes: Counter[tuple[str, int, NodeKind]] = field(default_factory=Counter)
+    ends: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def count(self, tree: Tree, path: list[int]) -> None:
+        """Count one step's accepted path, and the siblings passed over on the way."""
+        at = ROOT
+        for level, node in enumerate([*path, None], start=1):
+            for sibling in tree.children_of(at):
+                event = "accepted" if sibling == node else "rejected"
+                self.nodes[event, level, NodeKind(tree.kind(sibling))] += 1
+                if sibling == node:
+                    break
+            at = ROOT if node is None else node
+        self.ends[len(path), max(tree.depths())] += 1
+
+    def add(self, other: Judged) -> None:
+        """Count what another one counted."""
+        self.nodes.update(other.nodes)
+        self.ends.update(other.ends)
 
 
-def decoded_joint(
+def take_step(
+    chance: Chance,
+    target: Table,
+    draft: Draft,
+    rule: Technique,
+    processors: LogitsProcessorList | None = None,
+    *,
+    context: Context = (),
+    do_sample: bool = True,
+    judged: Judged | None = None,
+) -> Context:
+    """Draft once after the context and let the host's own walk verify it; return the context and what was emitted."""
+    # Scores are kept so that greedy decoding asks the rule as well.
+    walk = Walk(rule, processors or LogitsProcessorList(), do_sample=do_sample, keep_scores=not do_sample, chance=chance)
+    prompt = torch.tensor([[VOCAB, *context]])
+    request = Requests(prompt, StoppingCriteriaList(), max_length=prompt.shape[1] + draft.depth + 1, pad_token_id=0, on_device=True)
+    tree = draft(chance, context, draft.depth)
+    verdict = walk(logits_of(target, context, tree)[None], [tree], request)
+    if judged is not None:
+        judged.count(tree, verdict.paths[0])
+    return tuple(request.tokens[0, 1 : request.length].tolist())
+
+
+def step(
     target: Table,
     draft: Draft,
     verifier: object,
     processors: LogitsProcessorList | None = None,
     *,
+    context: Context = (),
     do_sample: bool = True,
-    events: Counter[str] | None = None,
+    judged: Judged | None = None,
 ) -> dict[Context, float]:
-    """Run the host's own walk over every outcome; return the joint distribution of the first TOKENS tokens.
+    """Take one step through every outcome; return the probability of every text it ends with, the context included.
 
     :param verifier: a built technique, a name, or an object.
-    :param events: counts drafted nodes that were ``accepted`` and ``rejected``, over all runs.
+    :param judged: counts what became of the drafts.
+    :raises AssertionError: the drafts never were as deep as they say, so their last levels were not put to the test.
     """
     rule = verifier if isinstance(verifier, Technique) else load_registry(entry_points=False).build("verifier", verifier, None)  # type: ignore[arg-type]
-
-    def run(chance: Enumeration) -> Context:
-        # Scores are kept so that greedy decoding asks the rule as well.
-        walk = Walk(rule, processors or LogitsProcessorList(), do_sample=do_sample, keep_scores=not do_sample, chance=chance)
-        request = Requests(torch.tensor([[VOCAB]]), StoppingCriteriaList(), max_length=1 + TOKENS, pad_token_id=0, on_device=True)
-        tree, done = EMPTY, False
-        while not done:
-            verdict = walk(_logits(target, _context(request), tree)[None], [tree], request)
-            done = verdict.done
-            if events is not None:
-                events.update(accepted=len(verdict.paths[0]), rejected=len(tree) - len(verdict.paths[0]))
-            context = _context(request)
-            tree = draft(chance, context, TOKENS - len(context) - 1)
-        return _context(request)
-
-    return Enumeration().outcomes(run)
+    seen = Judged()
+    outcomes = Enumeration().outcomes(
+        lambda chance: take_step(chance, target, draft, rule, processors, context=context, do_sample=do_sample, judged=seen)
+    )
+    deepest = max(levels for _, levels in seen.ends)
+    require(deepest == draft.depth, f"{type(draft).__name__} drafted {deepest} levels where it says {draft.depth}; draft as deep as `depth`, or lower it")
+    if judged is not None:
+        judged.add(seen)
+    return outcomes
 
 
-def _context(request: Requests) -> Context:
-    return tuple(request.tokens[0, 1 : request.length].tolist())
+def completed(outcomes: dict[Context, float], target: Table, length: int) -> dict[Context, float]:
+    """Return the distribution of texts of `length` tokens once plain sampling from the target has gone on with every outcome."""
+    joint: dict[Context, float] = {}
+    todo = list(outcomes.items())
+    while todo:
+        text, weight = todo.pop()
+        if len(text) == length:
+            joint[text] = joint.get(text, 0.0) + weight
+        else:
+            todo += [((*text, token), weight * p) for token, p in enumerate(target(text).tolist())]
+    return joint
 
 
-def _logits(target: Table, context: Context, tree: Tree) -> Tensor:
+def error(target: Table, outcomes: dict[Context, float], context: Context = ()) -> float:
+    """Return a step's total variation from the target: of the next tokens' joint distribution, as many as the step emits at most."""
+    length = max(map(len, outcomes))
+    return total_variation(completed(outcomes, target, length), completed({context: 1.0}, target, length))
+
+
+def logits_of(target: Table, context: Context, tree: Tree) -> Tensor:
+    """Return what the target says after the context and after each node, [1 + num_nodes, VOCAB]."""
     contexts = [context]
     for node, token in enumerate(tree.tokens):
         parent = node - 1 if tree.parents is None else tree.parents[node]
         contexts.append((*contexts[parent + 1], token))
-    return torch.stack([target(c).log() for c in contexts])
+    return torch.stack([target(c) for c in contexts]).log()
 
 
 def total_variation(one: dict[Any, float], other: dict[Any, float]) -> float:

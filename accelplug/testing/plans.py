@@ -11,7 +11,7 @@ from torch import Tensor
 
 from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hosts.hf.tree import Tree
-from accelplug.testing.enumeration import Context, Enumeration, Table, table
+from accelplug.testing.enumeration import VOCAB, Context, Enumeration, Table, table
 
 D, S, W = NodeKind.DELTA, NodeKind.SAMPLED, NodeKind.WITHOUT_REPLACEMENT
 Plan = Sequence[Sequence[NodeKind]]
@@ -21,13 +21,25 @@ PLANS: Final[Mapping[str, Plan]] = {
     "no drafts": [],
     "delta chain": [[D], [D]],
     "sampled chain": [[S], [S]],
+    "chain without replacement": [[W], [W]],
+    "delta then sampled": [[D], [S]],
+    "sampled then delta": [[S], [D]],
     "delta tree": [[D, D], [D, D]],
-    "independent siblings": [[S, S], [S, S]],
-    "siblings without replacement": [[W, W], [W, W]],
-    "all siblings without replacement": [[W, W, W], [W]],
-    "sampled then delta": [[W, D], [S]],
-    "delta after without replacement": [[W, W], [D, D]],
+    "independent siblings": [[S, S], [S]],
+    "independent siblings below": [[S], [S, S]],
+    "three independent siblings": [[S, S, S]],
+    "delta among independent siblings": [[S, D, S]],
+    "independent behind delta": [[D, S], [S]],
+    "siblings without replacement": [[W, W], [W]],
+    "siblings without replacement below": [[W], [W, W]],
+    "all siblings without replacement": [[W, W, W]],
+    "all siblings without replacement below": [[D], [W, W, W]],
+    "delta behind without replacement": [[W, D], [D, S]],
+    "without replacement behind delta": [[D, W], [W, D]],
+    "all three kinds": [[S, D, W]],
 }
+"""As few as have every kind at both levels, alone and among its like, for rules of any shape and kinds. Two siblings drawn at both
+levels would say nothing more and take ten times as long."""
 
 
 @dataclass
@@ -44,6 +56,11 @@ class Grow:
     relabel: NodeKind | None = None
     drop_below: float = 0.0
     drafter: Table = field(default_factory=lambda: table(2))
+
+    @property
+    def depth(self) -> int:
+        """How many levels are planned."""
+        return len(self.plan)
 
     def __call__(self, chance: Enumeration, context: Context, budget: int) -> Tree:
         """Draft at most `budget` levels after `context`."""
@@ -78,6 +95,12 @@ class Grow:
                 left[token] = 0
                 left = left / left.sum()
             grown.add(token, parent, kind if self.relabel is None else self.relabel)
+
+
+def possible_ends(grow: Grow) -> set[tuple[int, int]]:
+    """Return the (nodes accepted, levels drafted) that a useful rule brings about: where every token was drafted, one is accepted."""
+    levels = grow.depth
+    return {(kept, levels) for kept in range(levels + 1) if kept == levels or grow.plan[kept].count(W) < VOCAB}
 
 
 @dataclass

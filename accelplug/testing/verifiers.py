@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,12 +13,14 @@ from accelplug.hooks.verifying import VerifierTraits
 from accelplug.testing.building import Conformance, require, skip
 
 if TYPE_CHECKING:
-    from accelplug.testing.enumeration import Table
+    from accelplug.testing.enumeration import Judged, Table
     from accelplug.testing.plans import Grow
 
 EXACT = 1e-12
-TARGETS = ((1, False), (3, True))
+TARGETS = ((1, False), (4, True))
 """Seeds of the targets, and whether each masks a token of every row."""
+GREEDY_TARGETS = (*TARGETS, (5, False), (11, False))
+"""The same for greedy decoding, where it takes more of them to have drafts fail and hold at every level."""
 
 
 class VerifierConformance(Conformance):
@@ -30,40 +32,42 @@ class VerifierConformance(Conformance):
     kind: ClassVar[str] = "verifier"
 
     def test_sampled_output_has_the_targets_distribution(self) -> None:
-        """``lossless="sampling"``: the joint distribution of three tokens, for every mixture of node kinds it can judge."""
+        """``lossless="sampling"``: all outcomes of a step two levels deep, for every mixture of node kinds it can judge."""
+        from accelplug.testing.enumeration import Judged, error, step
+
         rule, traits = self._rule()
         if traits.lossless != "sampling":
             skip(f"{rule} does not promise the target's distribution")
-        events = Counter[str]()
+        judged = Judged()
         for name, target, grow in _cases(traits):
-            off = _distance(target, grow, rule, events)
+            off = error(target, step(target, grow, rule, judged=judged))
             require(off < EXACT, f"{rule} is not exact on {name}: total variation {off:.3g} from the target, {EXACT:g} is rounding")
-        _require_both(rule, events)
+        _require_all(rule, traits, judged)
 
     def test_greedy_output_is_the_targets_best(self) -> None:
         """``lossless="sampling"`` and ``"greedy"``: the likeliest token every time, whatever was drafted."""
-        from accelplug.testing.enumeration import decoded_joint
+        from accelplug.testing.enumeration import Judged, step
 
         rule, traits = self._rule()
         if traits.lossless is None:
             skip(f"{rule} promises nothing about the output")
-        events = Counter[str]()
-        for name, target, grow in _cases(traits):
-            outputs = decoded_joint(target, grow, rule, do_sample=False, events=events)
-            best = _best(target)
-            require(set(outputs) == {best}, f"{rule} is not exact on {name} under greedy decoding: {sorted(outputs)}, where {best} is the likeliest")
-        _require_both(rule, events)
+        judged = Judged()
+        for name, target, grow in _cases(traits, GREEDY_TARGETS):
+            best = _best(target, grow.depth + 1)
+            wrong = [text for text in step(target, grow, rule, do_sample=False, judged=judged) if text != best[: len(text)]]
+            require(not wrong, f"{rule} is not exact on {name} under greedy decoding: {wrong[:3]}, where {best} is the likeliest")
+        _require_all(rule, traits, judged)
 
     def test_masked_tokens_never_come_out(self) -> None:
         """Lossy rules too: a processor's or a grammar's mask holds after acceptances and rejections."""
-        from accelplug.testing.enumeration import decoded_joint
+        from accelplug.testing.enumeration import step
 
         rule, traits = self._rule()
-        for name, target, grow in _cases(traits, targets=TARGETS[1:]):
-            joint = decoded_joint(target, grow, rule)
-            total = sum(joint.values())
+        for name, target, grow in _cases(traits, TARGETS[1:]):
+            outcomes = step(target, grow, rule)
+            total = sum(outcomes.values())
             require(abs(total - 1) < EXACT, f"{rule} loses probability on {name}: the outcomes sum to {total:.6g}")
-            wrong = [tokens for tokens, p in joint.items() if p > EXACT and not _possible(target, tokens)]
+            wrong = [tokens for tokens, p in outcomes.items() if p > EXACT and not _possible(target, tokens)]
             require(not wrong, f"{rule} lets masked tokens out on {name}: {wrong[:3]}; its residual must be 0 where view.target is 0")
 
     def test_answers_are_probabilities(self) -> None:
@@ -121,23 +125,15 @@ def _cases(traits: VerifierTraits, targets: Sequence[tuple[int, bool]] = TARGETS
     width = 1 if traits.shape == "chain" else VOCAB
     judged = [plan for plan in PLANS.items() if all(set(level) <= traits.kinds and len(level) <= width for level in plan[1])]
     for i, (name, plan) in enumerate(judged):
-        for seed, masked in targets:
-            data_dependent = (i + masked) % 2 == 1
+        for j, (seed, masked) in enumerate(targets):
+            data_dependent = (i + j) % 2 == 1
             told = f"{name!r}, {'masked' if masked else 'open'} target{', counts by data' if data_dependent else ''}"
             yield told, table(seed, masked=masked), Grow(plan, data_dependent)
 
 
-def _distance(target: Table, grow: Grow, rule: Technique, events: Counter[str]) -> float:
-    from accelplug.testing.enumeration import decoded_joint, target_joint, total_variation
-
-    return total_variation(decoded_joint(target, grow, rule, events=events), target_joint(target))
-
-
-def _best(target: Table) -> tuple[int, ...]:
-    from accelplug.testing.enumeration import TOKENS
-
+def _best(target: Table, length: int) -> tuple[int, ...]:
     tokens: tuple[int, ...] = ()
-    for _ in range(TOKENS):
+    for _ in range(length):
         tokens += (int(target(tokens).argmax()),)
     return tokens
 
@@ -146,7 +142,10 @@ def _possible(target: Table, tokens: tuple[int, ...]) -> bool:
     return all(target(tokens[:i])[token] > 0 for i, token in enumerate(tokens))
 
 
-def _require_both(rule: Technique, events: Counter[str]) -> None:
-    """A rule that accepts everything or nothing was not put to the test."""
-    for event in ("accepted", "rejected"):
-        require(events[event], f"{rule}: of {sum(events.values())} drafted nodes none was {event}, which proves nothing")
+def _require_all(rule: Technique, traits: VerifierTraits, judged: Judged) -> None:
+    """A rule that accepts everything or nothing, of some kind or below some level, was not put to the test."""
+    for level, event, kind in itertools.product((1, 2), ("accepted", "rejected"), sorted(traits.kinds)):
+        drafted = sum(judged.nodes[each, level, kind] for each in ("accepted", "rejected"))
+        told = f"of {drafted} {kind.name} nodes at level {level} of its drafts none was {event}"
+        require(judged.nodes[event, level, kind], f"{rule}: {told}, which proves nothing")
+    require(judged.ends[1, 2], f"{rule}: no draft of two tokens was accepted in part, which proves nothing")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "docs" / "testing.md")
+PAGES = (README, ROOT / "docs" / "testing.md", ROOT / "docs" / "tutorial.md")
 BLOCK = re.compile(r"^<!-- (?P<mark>name|run)(?:: (?P<label>\w+))? -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""The examples of the README and of docs/testing.md run as they are written."""
+"""The examples of the README, of docs/testing.md and of docs/tutorial.md run as they are written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = [block for block in blocks() if block.mark == "run"]
 
 
 def test_every_python_block_is_an_example_that_runs():
-    assert len(EXAMPLES) == sum(page.read_text(encoding="utf-8").count("```python") for page in PAGES) == 4
+    assert len(EXAMPLES) == sum(page.read_text(encoding="utf-8").count("```python") for page in PAGES) == 7
 
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: f"{block.page} line {block.line}")

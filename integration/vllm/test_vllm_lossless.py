@@ -21,6 +21,8 @@ MAX_LENGTH = 96
 # The oracle drafts (4 right), (4 wrong), (2 right, 2 wrong), (none), (1 right, 1 wrong), (3 right), and again. These are
 # the output positions that are accepted drafts with another accepted draft behind them.
 INSIDE = (13, 14, 17, 18, 19, 23)
+# The other built-in drafters, in host memory on either runner.
+BUILT_IN = {"v1": "input_copy(num_tokens=4)", "v2": "suffix(num_tokens=4, min_match=1)", "v2-async": "suffix(num_tokens=4, min_match=1)"}
 CLIPPED = 14  # tokens: positions 13 to 15 are one draft
 
 
@@ -130,12 +132,14 @@ def test_output_equals_plain_vllm(runner: str, run: Run, reference: Reference, t
     engines = [
         engine(reference.model_dir, "oracle", *reference.batches, accelplug=oracle, log=log),
         engine(reference.model_dir, "lookup", *first, accelplug=lookup),
+        engine(reference.model_dir, "built-in", *first, accelplug={"drafter": BUILT_IN[runner]}),
         *([engine(reference.model_dir, "device", *reference.batches[:2], accelplug=device)] if runner != "v1" else []),
     ]
     done = run(runner, *engines)
-    for name in {"oracle", "lookup", "device"} & set(done):
+    for name in {"oracle", "lookup", "built-in", "device"} & set(done):
         check_engine(done[name], runner, reference)
     check_oracle(done["oracle"], log, reference)
+    assert done["built-in"]["status"][0]["stats"]["accepted"] > 0 or runner == "v1", "random text never copies its prompt, but repeats itself"
     if runner != "v1":
         stats = done["device"]["status"][0]["stats"]
         assert 0 < stats["accepted"] < stats["drafted"]
@@ -146,7 +150,11 @@ def check_engine(done: dict[str, Any], runner: str, reference: Reference) -> Non
     (status,) = done["status"]
     assert "switched_off" not in status["drafter"], status["drafter"]
     assert (status["runner"], status["async"]) == ("V1" if runner == "v1" else "V2", runner == "v2-async")
-    assert status["stats"]["propose_seconds"] > 0
+    stats, metrics = status["stats"], done["metrics"]
+    assert stats["propose_seconds"] > 0
+    assert stats["drafted"] > 0
+    if runner != "v2-async":  # where vLLM counts padding too
+        assert (stats["drafted"], stats["accepted"]) == (metrics["vllm:spec_decode_num_draft_tokens"], metrics["vllm:spec_decode_num_accepted_tokens"])
     for mine, plain in zip(done["outputs"], reference.outputs, strict=False):
         assert mine == plain
 

@@ -60,6 +60,12 @@ def test_its_own_test_passes(package):
     clean(package[0], "pytest", "-q")
 
 
+def test_its_readme_promises_the_hosts_that_run_its_kind(package):
+    folder, module = package
+    said = (folder / "README.md").read_text()
+    assert ("inside Transformers and vLLM" in said) == module.endswith("drafter")
+
+
 def test_it_is_listed_with_what_it_says_of_itself(package, monkeypatch):
     from accelplug.cli import plugins
 

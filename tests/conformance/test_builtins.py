@@ -10,7 +10,7 @@ from accelplug.testing.models import looping_llama
 
 CLASSES = {"drafter": DrafterConformance, "verifier": VerifierConformance}
 BUILT_IN = [entry for entry in load_registry(entry_points=False) if entry.kind in CLASSES]
-GIVEN: dict[str, dict[str, Any]] = {"draft_model": {"technique": {"name": "draft_model", "model": looping_llama(2)}}}
+GIVEN: dict[str, dict[str, Any]] = {"draft_model": {"technique": {"name": "draft_model", "model": looping_llama(2), "num_tokens": 3}}}
 """What a class says beside the name."""
 
 

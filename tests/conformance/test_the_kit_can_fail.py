@@ -310,6 +310,32 @@ class TakesFirstBranch(PathRule):
         return Choice(path, view.target[at + 1])
 
 
+class WrongBelow(PathRule):
+    """Right at the first level, where it draws from the residual; below it forgets to."""
+
+    traits = VerifierTraits(lossless="sampling", shape="chain")
+
+    def choose(self, view):
+        for node, token in enumerate(view.tokens):
+            target, drawn = view.target[node], view.drawn_from(node)
+            if not view.below(min(1.0, float(target[token] / drawn[token]))):
+                left = target if node else (target - drawn).clamp(min=0)
+                return Choice(range(node), left / left.sum())
+        return Choice(range(len(view.tokens)), view.target[-1])
+
+
+class StopsAfterOne(PathRule):
+    """Exact, and blind to the second level."""
+
+    def choose(self, view):
+        token, target = view.tokens[0], view.target[0]
+        drawn = view.drawn_from(0)
+        if view.below(min(1.0, float(target[token] / drawn[token]))):
+            return Choice((0,), view.target[1])
+        left = (target - drawn).clamp(min=0)
+        return Choice((), left / left.sum())
+
+
 class JumpsIn(PathRule):
     def choose(self, view):
         return Choice((len(view.tokens) - 1,), view.target[0])
@@ -357,6 +383,8 @@ WRONG: list[tuple[str, object, str]] = [
     ("test_sampled_output_has_the_targets_distribution", ForgetsTheResidual(), "is not exact on 'delta chain'"),
     ("test_sampled_output_has_the_targets_distribution", Prudish(), "none was accepted"),
     ("test_sampled_output_has_the_targets_distribution", TakesFirstBranch(), "is not exact"),
+    ("test_sampled_output_has_the_targets_distribution", WrongBelow(), "is not exact on 'delta chain'"),
+    ("test_sampled_output_has_the_targets_distribution", StopsAfterOne(), "nodes at level 2 of its drafts none was accepted"),
     ("test_greedy_output_is_the_targets_best", Generous(), "under greedy decoding"),
     ("test_greedy_output_is_the_targets_best", PathRule(), "none was accepted"),
     ("test_masked_tokens_never_come_out", Unmasks(), "lets masked tokens out"),

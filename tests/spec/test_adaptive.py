@@ -9,10 +9,14 @@ import pytest
 
 from accelplug.hooks import CommitView, Drafts, DraftView, Owner, Technique
 from accelplug.hosts.costs import StepCosts
-from accelplug.spec.adaptive import Adaptive, seconds_of
+from accelplug.spec.adaptive import Adaptive, seconds_by_width
 
 FLAT = {width: 1.0 + 0.02 * (width - 1) for width in range(1, 10)}
 STEEP = {1: 1.0, 3: 1.6, 9: 4.0}
+
+
+def seconds_of(table, width):
+    return seconds_by_width(table, width)[-1]
 
 
 class Always:

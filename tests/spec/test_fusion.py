@@ -107,7 +107,7 @@ def test_built_ins_by_name_with_options_and_nested():
     commit(fusion, tokens)
     drafts = propose(fusion, tokens, 9)
     assert paths(drafts) == [(2,), (2, 3), (2, 3, 4)]
-    assert drafts.sources.tolist() == [0, 1, 1]
+    assert drafts.sources.tolist() == [0, 0, 1]
 
 
 class Samples:
@@ -148,6 +148,50 @@ def test_a_source_is_named_in_its_errors():
     assert any("raised by drafter 'Raises'" in note for note in caught.value.__notes__)
     with pytest.raises(PluginError, match=r"drafter 'Scripted' .* drafted token ids from 77 to 77"):
         propose(built(Scripted(([77], [ROOT]))), [1], 3)
+
+
+@dataclass
+class Answers:
+    """Returns what it is given, right or wrong."""
+
+    drafts: Any
+    traits: DrafterTraits = field(default_factory=lambda: DrafterTraits(shape="tree"))
+
+    def propose(self, view: DraftView) -> Any:
+        return self.drafts
+
+
+WRONG = {
+    "a parent before the root": Drafts.trees([([1, 2], [ROOT, -2])]),
+    "a parent behind its child": Drafts.trees([([1, 2], [1, ROOT])]),
+    "its own parent": Drafts.trees([([1], [0])]),
+    "a negative token": Drafts.trees([([1, -1], [ROOT, ROOT])]),
+    "a token outside the vocabulary": Drafts.chains([[VOCAB]]),
+    "over the budget": Drafts.chains([[1, 2, 3, 4]]),
+    "fewer parents than tokens": Drafts(np.array([0, 2]), np.array([1, 2]), np.array([ROOT])),
+    "offsets of another length": Drafts(np.array([0, 1]), np.array([1, 2])),
+    "fractions": Drafts(np.array([0, 1]), np.array([1.5])),
+    "a list": Drafts(np.array([0, 1]), [1]),  # type: ignore[arg-type]
+    "sampled nodes": Drafts(np.array([0, 1]), np.array([1]), kinds=np.array([NodeKind.SAMPLED])),
+    "no offsets": Drafts(None, np.array([0, 1]), np.array([ROOT, 0])),  # type: ignore[arg-type]
+    "no drafts": [1],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_answer_is_refused_in_its_sources_name(wrong):
+    with pytest.raises(PluginError, match="drafter 'Answers'"):
+        propose(built(Scripted(([5], [ROOT])), Answers(WRONG[wrong])), [1], 3)
+
+
+def test_a_chain_that_is_none_is_refused_in_its_sources_name():
+    with pytest.raises(PluginError, match=r"drafter 'Answers' .* drafted a tree, its traits say chain"):
+        propose(built(Answers(Drafts.trees([([1, 2], [ROOT, ROOT])]), DrafterTraits())), [1], 3)
+
+
+def test_a_token_drafted_twice_after_one_parent_is_one_node():
+    drafts = propose(built(Scripted(([5, 5, 6], [ROOT, ROOT, 1])), Scripted(([7], [ROOT]))), [1], 9)
+    assert sorted(paths(drafts)) == [(5,), (5, 6), (7,)]
 
 
 def test_short_requests_leave_no_memory_behind():

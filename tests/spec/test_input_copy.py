@@ -113,3 +113,10 @@ def test_slots_are_isolated_recycled_and_freed():
 
 def test_ten_thousand_short_requests_leave_no_memory_behind():
     assert blocks_left_behind(InputCopy(), [1, 2, 3, 1, 2]) < 200
+
+
+def test_a_request_may_ask_for_the_whole_prompt_again():
+    drafter = InputCopy(span_end=2)
+    start(drafter)
+    commit(drafter, [1, 2, 3, 4, 1])
+    assert propose(drafter, [1, 2, 3, 4, 1], 9, span_end=None).tokens.tolist() == [2, 3, 4]

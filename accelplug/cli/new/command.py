@@ -16,7 +16,7 @@ from packaging.version import Version
 from accelplug._errors import OptionError
 from accelplug._version import __version__
 from accelplug.cli.command import Command, Document
-from accelplug.cli.new.templates import KITS, files
+from accelplug.cli.new.templates import KITS, WHERE, files
 from accelplug.cli.plugins import offered_here
 from accelplug.hooks.registry import HOOKS
 
@@ -42,8 +42,8 @@ def collect(arguments: Namespace) -> Document:
     folder = Path(arguments.directory).expanduser() / name
     low = Version(__version__)
     filling = {
-        "name": name, "module": module, "technique": technique, "title": technique.title().replace("_", ""), "kind": kind, "kit": KITS[kind],
-        "low": f"{low.major}.{low.minor}", "below": f"{low.major}.{low.minor + 1}",
+        "name": name, "module": module, "technique": technique, "title": technique.title().replace("_", ""), "kind": kind,
+        "kit": KITS[kind], "where": WHERE[kind], "low": f"{low.major}.{low.minor}", "below": f"{low.major}.{low.minor + 1}",
     }  # fmt: skip
     written = {Template(path).substitute(filling): Template(text).substitute(filling) for path, text in files(kind).items()}
     write(folder, written)

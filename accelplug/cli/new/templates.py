@@ -133,7 +133,7 @@ class Test$title(${kit}):
 README: Final = """\
 # $name
 
-The $kind `$technique` for [accelplug](https://pypi.org/project/accelplug/): one object, inside Transformers and vLLM.
+The $kind `$technique` for [accelplug](https://pypi.org/project/accelplug/): $where.
 
 ```sh
 pip install -e '.[dev]'
@@ -154,6 +154,10 @@ dist/
 .venv/
 """
 
+WHERE: Final[Mapping[str, str]] = {
+    "drafter": "one object, inside Transformers and vLLM",
+    "verifier": "a rule for drafts in Transformers, and in vLLM if it is the standard one (`standard=True`)",
+}
 SOURCES: Final[Mapping[str, str]] = {"drafter": DRAFTER, "verifier": VERIFIER}
 KITS: Final[Mapping[str, str]] = {"drafter": "DrafterConformance", "verifier": "VerifierConformance"}
 

@@ -58,3 +58,8 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
     check_cache(model, cache)
     if with_trees:
         check_trees(model, cache)
+        if not model.config.is_encoder_decoder and model_kwargs.get("position_ids") is None:
+            raise HostError(
+                f"{type(model).__name__} counts positions itself, which puts a tree's nodes one behind the other; "
+                "use a drafter of chains, such as prompt_lookup"
+            )

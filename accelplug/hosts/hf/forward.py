@@ -22,8 +22,11 @@ from accelplug._errors import HostError
 from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
 from accelplug.hosts.hf.tree import Tree
 
-# What plain generate() hands to the prefill alone, or what is given anew at every step.
-_PER_STEP = {"past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "token_type_ids", "inputs_embeds"}
+# What plain generate() hands to the prefill alone or to no forward pass, or what is given anew at every step.
+PER_STEP = {
+    "past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
+    "decoder_position_ids", "decoder_attention_mask", "token_type_ids", "mm_token_type_ids",
+}  # fmt: skip
 
 
 class Forward:
@@ -42,9 +45,13 @@ class Forward:
         self.device = input_ids.device
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
         self.cached = int(self.cache.get_seq_length())
+        if not self.cached:
+            raise HostError(f"{type(model).__name__} fills no cache, against which drafts are verified; use another model")
         positions = prompt_positions(model, input_ids, model_kwargs)
         self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
-        self.extra = {k: v for k, v in model_kwargs.items() if k not in _PER_STEP and not isinstance(v, Tensor)}
+        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP}
+        types = None if self.side else model_kwargs.get("token_type_ids")
+        self.token_type = None if types is None else types[:, -1:]  # [count, 1], the answer's
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
         if self.side:
@@ -64,6 +71,8 @@ class Forward:
         depths = None if is_chain else self._depths(trees, width)
         mask = self._mask(trees, width, depths)
         own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
+        if self.token_type is not None:
+            own["token_type_ids"] = self.token_type.expand(-1, width)
         outputs = self.call(
             **{f"{self.side}{name}": value for name, value in own.items()}, past_key_values=self.past, use_cache=True, **self.extra
         )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import MaxLengthCriteria
@@ -22,7 +23,7 @@ from accelplug.hosts.hf.compat import HOST
 from accelplug.hosts.hf.forward import Forward, growing, is_compiled, recording_past
 from accelplug.hosts.hf.masks import capacity
 from accelplug.hosts.hf.ragged import Ragged, Rows, choose_batches, has_windows_to_keep, obstacle_to_ragged
-from accelplug.hosts.hf.request import Requests, encoder_tokens
+from accelplug.hosts.hf.request import Requests, encoder_tokens, own_tokens
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verified import verified
 from accelplug.hosts.hf.verify import Walk
@@ -73,8 +74,10 @@ class Loop:
         if slots := capacity(growing(model_kwargs["past_key_values"])):
             requests.room = min(requests.room, slots + 1)
             requests.has_doubling_widths = is_compiled(model, generation_config, model_kwargs)
-        if model.config.is_encoder_decoder:
+        side = "decoder_" if model.config.is_encoder_decoder else ""
+        if side:
             requests.inputs = encoder_tokens(inputs_tensor, model_kwargs.get("attention_mask"), requests.count)
+        requests.own = own_tokens(input_ids, model_kwargs.get(f"{side}attention_mask"))
         obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
         drawback = None if obstacle else self._drawback(generation_config, model_kwargs["past_key_values"])
         batch = choose_batches(session, requests, obstacle, drawback)
@@ -143,17 +146,38 @@ class Drafting:
         self.stats, self.vocab_size, self.requests = session.stats, session.vocab_size, requests
         self.given, self.temperature = session.parameters, temperature
         self.roots = requests.last()  # what the next forward pass's drafts follow
+        self.tokens: IntArray = requests.tokens
+        self.prompts: IntArray | None = None  # [count] prompt lengths, where some are padded
+        if requests.own is not None:
+            self._leave_padding_out(requests.own)
         self._watch(np.arange(requests.count), np.zeros(requests.count, dtype=np.int64))
+
+    def _leave_padding_out(self, own: npt.NDArray[np.bool_]) -> None:
+        """Begin a copy of the rows' tokens without padding, `own` bool [count, prompt length] saying which are none."""
+        self.tokens, self.prompts = np.zeros_like(self.requests.tokens), own.sum(1)
+        self.padding = own.shape[1] - self.prompts
+        for text, given, real in zip(self.tokens, self.requests.tokens, own, strict=True):
+            text[: real.sum()] = given[: len(real)][real]
+
+    def _advance(self, lengths: IntArray | int) -> IntArray | int:
+        """Return the rows' lengths without padding, having copied what was committed since."""
+        if self.prompts is None:
+            return lengths
+        padding = self.padding[self.rows]
+        ends: IntArray = lengths - padding
+        for row, begin, end, skipped in zip(self.rows, np.maximum(self.lengths, self.prompts[self.rows]), ends, padding, strict=True):
+            self.tokens[row, begin:end] = self.requests.tokens[row, begin + skipped : end + skipped]
+        return ends
 
     def _watch(self, rows: IntArray, lengths: IntArray) -> None:
         """Make the views of these rows once: the arrays inside change from step to step."""
         self.rows, self.lengths = rows, lengths
         self.fresh, self.accepted, self.budgets = (np.zeros(len(rows), dtype=np.int64) for _ in range(3))
         parameters = {name: np.repeat(value, len(rows)) for name, value in self.given.items()}
-        self.commit_view = CommitView(rows, rows, self.requests.tokens, self.lengths, self.fresh, self.accepted)
+        self.commit_view = CommitView(rows, rows, self.tokens, self.lengths, self.fresh, self.accepted)
         inputs = None if self.requests.inputs is None else [self.requests.inputs[row] for row in rows]
         temperatures = np.full(len(rows), self.temperature)
-        self.draft_view = DraftView(rows, rows, self.requests.tokens, self.lengths, self.budgets, parameters, inputs, temperatures)
+        self.draft_view = DraftView(rows, rows, self.tokens, self.lengths, self.budgets, parameters, inputs, temperatures)
 
     def __enter__(self) -> Drafting:
         if self.drafter is not None:
@@ -170,10 +194,11 @@ class Drafting:
         if self.drafter is None:
             return trees
         self._drop_finished()
-        lengths = self.requests.lengths(self.rows)
+        committed = self.requests.lengths(self.rows)
+        lengths = self._advance(committed)
         self.fresh[:] = lengths - self.lengths
         self.lengths[:], self.accepted[:] = lengths, [len(paths[row]) for row in self.rows]
-        self.budgets[:] = self.requests.budgets(lengths)
+        self.budgets[:] = self.requests.budgets(committed)
         began = time.perf_counter()
         self._call(self.drafter.observe, self._commit(logits, verified_trees))
         drafts = self._call(self.drafter.propose, self.draft_view)

@@ -14,7 +14,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.hf.columns import Columns
-from accelplug.hosts.hf.forward import Forward, growing
+from accelplug.hosts.hf.forward import PER_STEP, Forward, growing
 from accelplug.hosts.hf.masks import unfit_for_own_masks
 from accelplug.hosts.hf.processors import is_prefix_pure
 from accelplug.hosts.hf.request import Requests
@@ -38,6 +38,9 @@ def obstacle_to_ragged(model: Any, processors: Any, criteria: Any, model_kwargs:
         return "stop strings without an EOS token, since rows that stopped then go on until all have"
     if unfit := unfit_for_own_masks(model):
         return unfit
+    for_all = [name for name, value in model_kwargs.items() if isinstance(value, Tensor) and name not in PER_STEP - {"token_type_ids"}]
+    if for_all:
+        return f"{for_all[0]}, which the model is given for all rows at once"
     if any(type(layer) not in _LAYERS for layer in model_kwargs["past_key_values"].layers):
         return "a cache that is not dynamic"
     return "positions that the model counts itself" if model_kwargs.get("position_ids") is None else None
@@ -74,7 +77,7 @@ class Rows:
     def __init__(self, whole: Requests) -> None:
         self.whole, self.parts = whole, whole.apart()
         self.count, self.tokens = whole.count, whole.tokens
-        self.room, self.inputs = whole.room, whole.inputs
+        self.room, self.inputs, self.own = whole.room, whole.inputs, whole.own
         self.passed = self.active = list(range(whole.count))  # in the last forward pass, and not over
 
     @property

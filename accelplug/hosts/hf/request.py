@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
@@ -38,6 +39,7 @@ class Requests:
         self.num_finished = 0
         self.generated = 0  # tokens committed, without padding
         self.inputs: list[IntArray] | None = None  # what an encoder was given, [count] of [length]
+        self.own: npt.NDArray[np.bool_] | None = None  # which of the prompts' tokens are no padding; None: all
         self.tokens = np.zeros((self.count, max(max_length, self.length) + 1), dtype=np.int64)
         self.tokens[:, : self.length] = input_ids.cpu().numpy()
         shared = torch.from_numpy(self.tokens)
@@ -126,6 +128,17 @@ class Requests:
     def sequences(self) -> Tensor:
         """Return prompts and outputs as ``generate()`` returns them, [count, length]."""
         return torch.from_numpy(self.tokens[:, : self.length].copy()).to(self.device)
+
+
+def own_tokens(input_ids: Tensor, mask: Tensor | None) -> npt.NDArray[np.bool_] | None:
+    """Return which of the prompts' tokens are no padding, bool [count, prompt length]; None where all are.
+
+    :param mask: [count, length], 0 where padded; it may begin with a cache's tokens, and without ids it is of embeddings.
+    """
+    if mask is None or mask.ndim != 2 or not 0 < input_ids.shape[1] <= mask.shape[1]:
+        return None
+    own: npt.NDArray[np.bool_] = mask[:, -input_ids.shape[1] :].bool().cpu().numpy()
+    return None if own.all() else own
 
 
 def encoder_tokens(inputs: Tensor | None, mask: Tensor | None, count: int) -> list[IntArray] | None:

@@ -195,12 +195,10 @@ class Front:
             raise HostError(
                 f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
             )
-        config = generation_config or session.model.generation_config
-        strings = arguments.pop("stop_strings", None) or config.stop_strings
         criteria = StoppingCriteriaList(stopping_criteria or [])
+        strings, generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
         if strings:
             criteria.append(_stop_strings(strings, tokenizer or session.tokenizer))
-            generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
         if not session.busy.acquire(blocking=False):
             raise HostError("another thread is generating with this accelplug session; attach one model per thread")
         loop = Loop(session, streamer, keeps_cache=arguments.get("past_key_values") is not None)
@@ -240,14 +238,20 @@ def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:
     return StopStringCriteria(stop_strings=strings, tokenizer=tokenizer)
 
 
-def _without_stop_strings(model: Any, config: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Take the stop strings out of the call, since they are a criterion by now; never touch the user's config."""
-    if config is not None:
+def _without_stop_strings(model: Any, config: Any, arguments: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Take the stop strings out of the call, since they become a criterion; never touch the user's config.
+
+    An argument goes before the call's config, None too, and that one's before the model's own.
+    """
+    preset = model.generation_config.stop_strings
+    strings = preset
+    if config is not None and config.stop_strings is not None:
+        strings = config.stop_strings
         config = copy.deepcopy(config)
         config.stop_strings = None
-    if model.generation_config.stop_strings is not None:
-        arguments = {**arguments, "stop_strings": None}
-    return config, arguments
+    strings = arguments.get("stop_strings", strings)
+    arguments = {name: value for name, value in arguments.items() if name != "stop_strings"}
+    return strings, config, arguments if preset is None else {**arguments, "stop_strings": None}
 
 
 def build_context(model: Any, tokenizer: Any, costs: StepCosts | None = None) -> BuildContext:

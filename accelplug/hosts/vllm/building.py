@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from accelplug._errors import HostError
-from accelplug.hooks.binding import bind_drafter
+from accelplug.hooks.binding import BoundDrafter, bind_drafter
 from accelplug.hooks.capabilities import Selection, admit, verifier_traits
+from accelplug.hooks.context import BuildContext
 from accelplug.hooks.registry import registry
 from accelplug.hosts.vllm.capabilities import host_of
 from accelplug.hosts.vllm.compat import RunnerName
@@ -23,20 +24,28 @@ def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session:
     :raises AccelplugError: a plugin fails to build, or vLLM's runner of that name cannot run it.
     """
     context = build_context(runner)
-    verifier = registry().build("verifier", settings.verifier, context)
-    selection = Selection(registry().build("drafter", settings.drafter, context), verifier)
-    standard = verifier_traits(verifier).standard
-    # A standard rule is vLLM's own sampler, whatever it is called: exact match at temperature 0, token-wise above.
-    # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.
-    host = host_of(name, runner.vllm_config.parallel_config.tensor_parallel_size)
-    admit(selection, host, sampling=not standard, allow_lossy=settings.allow_lossy)
-    assert selection.drafter is not None
-    bound = bind_drafter(selection.drafter)
-    if name == "V1" and bound.is_device_only:
-        raise HostError(f"{selection.drafter} drafts on the device only, which vLLM's V1 runner cannot use; give it propose(view) or use runner 'v2'")
+    bound, selection = select(settings, context, name, runner.vllm_config.parallel_config.tensor_parallel_size)
     session = Session(bound, selection, context.vocab_size)
     _log(session, runner, name)
     return session
+
+
+def select(settings: Settings, context: BuildContext, name: RunnerName, tensor_parallel_size: int = 1) -> tuple[BoundDrafter, Selection]:
+    """Build what the settings name, and admit it to a runner.
+
+    :raises AccelplugError: a plugin fails to build, or the runner cannot run it.
+    """
+    verifier = registry().build("verifier", settings.verifier, context)
+    drafter = registry().build("drafter", settings.drafter, context)
+    selection = Selection(drafter, verifier)
+    standard = verifier_traits(verifier).standard
+    # A standard rule is vLLM's own sampler, whatever it is called: exact match at temperature 0, token-wise above.
+    # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.
+    admit(selection, host_of(name, tensor_parallel_size), sampling=not standard, allow_lossy=settings.allow_lossy)
+    bound = bind_drafter(drafter)
+    if name == "V1" and bound.is_device_only:
+        raise HostError(f"{drafter} drafts on the device only, which vLLM's V1 runner cannot use; give it propose(view) or use runner 'v2'")
+    return bound, selection
 
 
 def _log(session: Session, runner: Any, name: RunnerName) -> None:

@@ -21,7 +21,7 @@ class Batch:
     rows: IntArray  # [num_reqs] into `tokens`
     tokens: IntArray  # [num_rows, max_length] committed tokens
     lengths: IntArray  # [num_reqs] committed tokens, the new ones included
-    sampled: IntArray  # [num_reqs] new tokens of this step, 1 + what the verifier kept
+    sampled: list[int]  # [num_reqs] new tokens of this step, 1 + what the verifier kept
     slots: IntArray | None = None  # [num_reqs] the engine's own slots, where it has them
 
 
@@ -50,50 +50,66 @@ class Chains:
         for req_id in req_ids:
             self._limits.pop(req_id, None)
 
-    def commit(self, batch: Batch, scheduled: Mapping[str, int]) -> list[Request]:
-        """Show the drafter the new tokens.
+    def step(self, batch: Batch, scheduled: Mapping[str, int]) -> list[list[int]]:
+        """Show the drafter the new tokens; return one chain per request of the batch, none longer than what the engine can verify.
 
         :param scheduled: request id -> how many draft tokens the engine verified in this step.
-        :returns: the batch's requests.
         """
-        requests = self._claim(batch)
-        real = np.array([min(scheduled.get(req_id, 0), r.drafted) for req_id, r in zip(batch.req_ids, requests, strict=True)], dtype=np.int64)
-        accepted = np.minimum(np.maximum(batch.sampled - 1, 0), real)
-        self.session.stats.count(int(real.sum()), int(accepted.sum()))
-        self.session.stats.tokens += int(batch.sampled.sum())
-        fresh = batch.lengths - np.array([request.length for request in requests], dtype=np.int64)
-        slots = np.array([request.slot for request in requests], dtype=np.int64)
-        self.session.observe(CommitView(slots, batch.rows, batch.tokens, batch.lengths, fresh, accepted))
-        for request, length in zip(requests, batch.lengths.tolist(), strict=True):
-            request.length, request.drafted = length, 0
-        return requests
-
-    def propose(self, batch: Batch, requests: list[Request]) -> list[list[int]]:
-        """Return one chain per request of the batch, none longer than what the engine can verify."""
-        # The target model adds one token of its own after the drafts, and that has to fit too.
-        limits = np.array([min(self._limits.get(req_id, self.max_length), self.max_length) for req_id in batch.req_ids], dtype=np.int64)
-        budgets = np.clip(limits - batch.lengths - 1, 0, self.num_tokens)
-        slots = np.array([request.slot for request in requests], dtype=np.int64)
-        drafts = self.session.propose(DraftView(slots, batch.rows, batch.tokens, batch.lengths, budgets))
+        requests, view = self._commit(batch, scheduled)
+        drafts = self.session.propose(view) if requests else None
+        if drafts is None:
+            return [[] for _ in requests]
         tokens, offsets = drafts.tokens.tolist(), drafts.offsets.tolist()
         chains = [tokens[begin:end] for begin, end in itertools.pairwise(offsets)]
         for request, chain in zip(requests, chains, strict=True):
             request.drafted = len(chain)
         return chains
 
+    def commit(self, batch: Batch, scheduled: Mapping[str, int]) -> None:
+        """Show the drafter the new tokens of a step after which the engine asks for no drafts."""
+        self._commit(batch, scheduled)
+
+    def _commit(self, batch: Batch, scheduled: Mapping[str, int]) -> tuple[list[Request], DraftView]:
+        """Return the batch's requests, and the view to draft from."""
+        requests = self._claim(batch)
+        drafted, slots, fresh, accepted, budgets = 0, [], [], [], []
+        for req_id, request, length, sampled in zip(batch.req_ids, requests, batch.lengths.tolist(), batch.sampled, strict=True):
+            verified = min(scheduled.get(req_id, 0), request.drafted)  # the rest was padding
+            drafted += verified
+            slots.append(request.slot)
+            fresh.append(length - request.length)
+            accepted.append(min(max(sampled - 1, 0), verified))
+            # The target model adds one token of its own after the drafts, and that has to fit too.
+            budgets.append(min(max(request.limit - length - 1, 0), self.num_tokens))
+            request.length, request.drafted = length, 0
+        self.session.stats.count(drafted, sum(accepted))
+        self.session.stats.tokens += sum(batch.sampled)
+        columns = np.array((slots, fresh, accepted, budgets), dtype=np.int64)  # one array, since small ones cost as much as the loop
+        if requests:
+            self.session.observe(CommitView(columns[0], batch.rows, batch.tokens, batch.lengths, columns[1], columns[2]))
+        return requests, DraftView(columns[0], batch.rows, batch.tokens, batch.lengths, columns[3])
+
     def _claim(self, batch: Batch) -> list[Request]:
         """Return the batch's requests, after starting those that are new to the drafter."""
+        lengths = batch.lengths.tolist()
+        known = [self.table.get(req_id) for req_id in batch.req_ids]
+        if all(request is not None and request.length < length for request, length in zip(known, lengths, strict=True)):
+            return known  # type: ignore[return-value]  # none of them is None
+        self._start(batch, lengths)
+        return [self.table[req_id] for req_id in batch.req_ids]
+
+    def _start(self, batch: Batch, lengths: list[int]) -> None:
+        """Give slots to the requests that are new, and tell the drafter who begins and who lost a slot."""
         keep, started, lost = set(batch.req_ids), [], []
-        for i, (req_id, length) in enumerate(zip(batch.req_ids, batch.lengths.tolist(), strict=True)):
+        for i, (req_id, length) in enumerate(zip(batch.req_ids, lengths, strict=True)):
             known = self.table.get(req_id)
             if known is not None and known.length < length:
                 continue
-            if known is not None:  # its tokens were taken back: nothing that the drafter knows of it holds
-                lost += self.table.end((req_id,))
+            lost += self.table.end((req_id,))  # its tokens were taken back: nothing that the drafter knows of it holds
             slot = self.table.free_slot(keep) if batch.slots is None else int(batch.slots[i])
             request, previous = self.table.claim(req_id, slot)
+            request.limit = self._limits.get(req_id, self.max_length)
             lost += [slot] if previous is not None else []
-            started.append(request.slot)
+            started.append(slot)
         self.session.finish(lost)
         self.session.start(started)
-        return [self.table[req_id] for req_id in batch.req_ids]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Draft
 from accelplug.hooks.registry import Technique
 from accelplug.hosts.stats import Stats, TechniqueStats
 from accelplug.hosts.vllm.log import LOG
+
+V = TypeVar("V")
+R = TypeVar("R")
 
 
 class Session:
@@ -34,41 +36,56 @@ class Session:
 
     def start(self, slots: list[int]) -> None:
         """Tell the drafter that requests begin in these slots."""
-        with self._guarded("start"):
-            if slots and self.switched_off is None:
-                self.bound.start(np.array(slots))
+        if slots:
+            self._call("start", self.bound.start, np.array(slots))
 
     def finish(self, slots: list[int]) -> None:
         """Tell the drafter that the requests in these slots ended."""
-        with self._guarded("finish"):
-            if slots and self.switched_off is None:
-                self.bound.finish(np.array(slots))
+        if slots:
+            self._call("finish", self.bound.finish, np.array(slots))
 
     def observe(self, view: CommitView) -> None:
         """Show the drafter what was committed."""
-        with self._guarded("observe"), self._timed():
-            if len(view.slots) and self.switched_off is None:
-                self.bound.observe(view)
+        self._call("observe", self.bound.observe, view)
 
-    def propose(self, view: DraftView) -> Drafts:
-        """Return the drafter's chains; empty ones once it is switched off."""
-        drafts = Drafts(np.zeros(len(view.slots) + 1, dtype=np.int64), np.empty(0, dtype=np.int64))
-        with self._guarded("propose"), self._timed():
-            if len(view.slots) and self.switched_off is None:
-                proposed = self.bound.propose(view)
-                self.bound.check(proposed, view.budgets, self.vocab_size)
-                drafts = proposed
-        return drafts
+    def propose(self, view: DraftView) -> Drafts | None:
+        """Return the drafter's chains, or None once it is switched off."""
+        return self._call("propose", self._propose, view)
 
     def propose_on_device(self, view: DeviceView) -> DeviceDrafts | None:
         """Return the drafter's chains, or None once it is switched off."""
-        drafts: DeviceDrafts | None = None
-        with self._guarded("propose_on_device"), self._timed():
-            if self.switched_off is None and self.bound.propose_on_device is not None:
-                proposed = self.bound.propose_on_device(view)
-                check_device_drafts(self.bound.technique, proposed, view, self.vocab_size)
-                drafts = proposed
+        return self._call("propose_on_device", self._propose_on_device, view)
+
+    def _propose(self, view: DraftView) -> Drafts:
+        drafts = self.bound.propose(view)
+        self.bound.check(drafts, view.budgets, self.vocab_size)
         return drafts
+
+    def _propose_on_device(self, view: DeviceView) -> DeviceDrafts:
+        assert self.bound.propose_on_device is not None, "a drafter of host memory is asked there"
+        drafts = self.bound.propose_on_device(view)
+        check_device_drafts(self.bound.technique, drafts, view, self.vocab_size)
+        return drafts
+
+    def _call(self, name: str, method: Callable[[V], R], view: V) -> R | None:
+        """Return what the drafter answers; None where it is switched off, or is now since it raised."""
+        if self.switched_off is not None:
+            return None
+        begin = time.perf_counter()
+        try:
+            return method(view)
+        except Exception as exc:  # noqa: BLE001  a plugin that fails must not take the server with it
+            self._switch_off(name, exc)
+            return None
+        finally:
+            self.stats.propose_seconds += time.perf_counter() - begin
+
+    def _switch_off(self, name: str, exc: Exception) -> None:
+        self.switched_off = f"{name} raised {type(exc).__name__}: {exc}"
+        LOG.error(
+            "%s %s; it is switched off and the engine goes on without drafts; report it to %s",
+            self.bound.technique, self.switched_off, self.bound.technique.owner.distribution, exc_info=exc,
+        )  # fmt: skip
 
     def status(self) -> dict[str, Any]:
         """Return who drafts, who verifies, and what came of it, as plain JSON values."""
@@ -76,25 +93,6 @@ class Session:
         if self.switched_off is not None:
             drafter["switched_off"] = self.switched_off
         return {"drafter": drafter, "verifier": _describe(self.verifier), "stats": self.stats.as_dict()}
-
-    @contextmanager
-    def _guarded(self, method: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as exc:  # noqa: BLE001  a plugin that fails must not take the server with it
-            self.switched_off = f"{method} raised {type(exc).__name__}: {exc}"
-            LOG.error(
-                "%s %s; it is switched off and the engine goes on without drafts; report it to %s",
-                self.bound.technique, self.switched_off, self.bound.technique.owner.distribution, exc_info=exc,
-            )  # fmt: skip
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stats.propose_seconds += time.perf_counter() - begin
 
 
 def check_device_drafts(who: Technique, drafts: DeviceDrafts, view: DeviceView, vocab_size: int) -> None:

@@ -73,7 +73,7 @@ class V1Attachment:
             num_prompt_tokens = len(request.prompt_token_ids or ())
             self.chains.begin(request.req_id, token_limit(num_prompt_tokens, request.sampling_params, self.chains.max_length))
         drafts = scheduler_output.scheduled_spec_decode_tokens.items()
-        self._scheduled = {req_id: sum(token >= 0 for token in tokens) for req_id, tokens in drafts}
+        self._scheduled = {req_id: len(tokens) - tokens.count(-1) for req_id, tokens in drafts}
         self._asked = False
         self.session.stats.requests += len(new)
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
@@ -82,7 +82,7 @@ class V1Attachment:
         """Show the step to the drafter and return its chains, one per row."""
         self._asked = True
         batch = self._batch(sampled, lengths, tokens)
-        chains = iter(self.chains.propose(batch, self.chains.commit(batch, self._scheduled)))
+        chains = iter(self.chains.step(batch, self._scheduled))
         return [next(chains) if new else [] for new in sampled]
 
     def end_step(self, output: Any) -> None:
@@ -120,6 +120,5 @@ class V1Attachment:
     def _batch(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> Batch:
         active = [row for row, new in enumerate(sampled) if new]
         req_ids = self.runner.input_batch.req_ids
-        new_tokens = np.array([len(sampled[row]) for row in active], dtype=np.int64)
         rows = np.array(active, dtype=np.int64)
-        return Batch([req_ids[row] for row in active], rows, tokens, lengths[rows].astype(np.int64), new_tokens)
+        return Batch([req_ids[row] for row in active], rows, tokens, lengths[rows].astype(np.int64), [len(sampled[row]) for row in active])

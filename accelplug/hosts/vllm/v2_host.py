@@ -49,7 +49,7 @@ class HostSource:
         batch = self._batch(input_batch.req_ids, slots, gained, active)
         scheduled = input_batch.num_draft_tokens_per_req
         verified = {} if scheduled is None else dict(zip(input_batch.req_ids, scheduled.tolist(), strict=True))
-        chains = self.chains.propose(batch, self.chains.commit(batch, verified))
+        chains = self.chains.step(batch, verified)
         padded = np.repeat(self.mirror.tokens[slots, self.mirror.lengths[slots] - 1].astype(np.int64)[:, None], self.num_tokens, 1)
         for i, chain in zip(active.tolist(), chains, strict=True):
             padded[i, : len(chain)] = chain
@@ -72,4 +72,4 @@ class HostSource:
 
     def _batch(self, req_ids: list[str], slots: IntArray, gained: IntArray, active: IntArray) -> Batch:
         owned = slots[active].astype(np.int64)
-        return Batch([req_ids[i] for i in active.tolist()], owned, self.mirror.tokens, self.mirror.lengths[owned], gained[active], owned)
+        return Batch([req_ids[i] for i in active.tolist()], owned, self.mirror.tokens, self.mirror.lengths[owned], gained[active].tolist(), owned)

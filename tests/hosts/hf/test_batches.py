@@ -52,6 +52,11 @@ def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def unpadded(sequences: list[list[int]], inputs: dict[str, torch.Tensor]) -> list[list[int]]:
+    """Return what drafters see of a padded batch's output."""
+    return [row[int((mask == 0).sum()) :] for row, mask in zip(sequences, inputs["attention_mask"], strict=True)]
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
     name=st.sampled_from(sorted(MAKERS)),
@@ -77,7 +82,7 @@ def test_every_row_equals_plain_generate(random_models, tokenizer, name, prompts
         arguments |= {"stop_strings": [tokenizer.decode(fresh[(where * 7) % len(fresh)])], "tokenizer": tokenizer}
     wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     plain = model.generate(**inputs, **arguments, **wanted)
-    with accelplug.attach(model, drafter=Watched(free, pattern, VOCAB, width)) as session:
+    with accelplug.attach(model, drafter=Watched(unpadded(free, inputs), pattern, VOCAB, width)) as session:
         fast = model.generate(**inputs, **arguments, **wanted)
 
     assert fast.sequences.tolist() == plain.sequences.tolist()
@@ -117,7 +122,7 @@ def test_sampled_batches_take_the_same_random_numbers_as_plain_sampling(random_m
         torch.manual_seed(5)
         plain = model.generate(**inputs, **arguments)
         torch.manual_seed(5)
-        with accelplug.attach(model, drafter=Oracle(plain.tolist(), [(3, 1), (0, 2), (2, 0)], VOCAB, width)) as session:
+        with accelplug.attach(model, drafter=Oracle(unpadded(plain.tolist(), inputs), [(3, 1), (0, 2), (2, 0)], VOCAB, width)) as session:
             assert model.generate(**inputs, **arguments).tolist() == plain.tolist(), name
         assert session.stats.accepted > 0
 
@@ -139,7 +144,7 @@ def test_processors_that_look_at_the_row_number(random_models):
     allowed = [list(range(10, 30)), list(range(40, 60))]
     arguments = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "prefix_allowed_tokens_fn": lambda row, _: allowed[row]}
     plain = model.generate(**inputs, **arguments)
-    with accelplug.attach(model, drafter=Oracle(plain.tolist(), [(2, 1)], VOCAB)) as session:
+    with accelplug.attach(model, drafter=Oracle(unpadded(plain.tolist(), inputs), [(2, 1)], VOCAB)) as session:
         assert model.generate(**inputs, **arguments).tolist() == plain.tolist()
     assert session.stats.accepted > 0
 

@@ -9,20 +9,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import LogitsProcessorList
-from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from accelplug.hooks import DraftView, NodeKind, load_registry
-from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import Tree
-from accelplug.hosts.hf.verify import Walk
+from accelplug.hosts.hf.verify import Chance
 from accelplug.spec.draft_model import DraftModel
 from accelplug.spec.trees.best_first import BestFirst
 from accelplug.spec.trees.chain import Chain
 from accelplug.spec.trees.gumbel_top_k import GumbelTopK
 from accelplug.spec.trees.nodes import Draws
 from accelplug.spec.trees.stochastic_beam import StochasticBeam
-from accelplug.testing.enumeration import TOKENS, VOCAB, Enumeration, table, total_variation
+from accelplug.testing.enumeration import VOCAB, Enumeration, Judged, completed, error, step, table, take_step
 
 TARGET, SMALL = table(1), table(2)
 EXACT = 1e-12
@@ -67,62 +64,32 @@ class Listed(Draws):
         return drawn
 
 
-def drafting(temperature=1.0, **options):
-    """Return a function that drafts once, (chance, context) -> tree."""
-    drafter = DraftModel("toy", context=Given(lambda _: TableModel()), **options)
+@dataclass
+class Drafting:
+    """Drafts as the drafter itself does, with a given source of random numbers; `depth` is how far its policy goes."""
 
-    def draft(chance, context):
-        drafter.draws = Listed(chance) if chance is not None else Draws()
+    options: dict
+    depth: int = 2
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        self.drafter = DraftModel("toy", context=Given(lambda _: TableModel()), **self.options)
+
+    def __call__(self, chance, context, budget):
+        self.drafter.draws = Listed(chance) if isinstance(chance, Enumeration) else Draws()
         tokens = np.array([[VOCAB, *context]])
         one = np.zeros(1, np.int64)
-        view = DraftView(one, one, tokens, one + len(context) + 1, one + drafter.num_tokens, temperatures=np.array([temperature]))
-        drafts = drafter.propose(view)
+        view = DraftView(one, one, tokens, one + len(context) + 1, one + self.drafter.num_tokens, temperatures=np.array([self.temperature]))
+        drafts = self.drafter.propose(view)
         KINDS.update(drafts.kinds.tolist())
         return Tree.of(drafts, 0, len(drafts.tokens))
-
-    return draft
-
-
-def step(chance, draft, context=()):
-    """Draft once after the context and let the host's walk verify it; return the tokens that came out."""
-    request = Requests(torch.tensor([[VOCAB, *context]]), StoppingCriteriaList(), max_length=9, pad_token_id=0, on_device=True)
-    tree = draft(chance, context)
-    texts = [context]
-    for node, token in enumerate(tree.tokens):
-        texts.append((*texts[1 + (node - 1 if tree.parents is None else tree.parents[node])], token))
-    walk = Walk(RULE, LogitsProcessorList(), do_sample=True, chance=chance)
-    walk(torch.stack([TARGET(text).log() for text in texts])[None], [tree], request)
-    return tuple(request.tokens[0, 1 : request.length].tolist())
-
-
-def joint_after_a_step(draft, context=()):
-    """Return the distribution of the next TOKENS tokens where the first of them come from one step over all its outcomes.
-
-    A later step begins at a context of its own, so what holds after one step from any context holds after all.
-    """
-    joint = {}
-    for emitted, weight in Enumeration().outcomes(lambda chance: step(chance, draft, context)).items():
-        for rest in itertools.product(range(VOCAB), repeat=max(0, len(context) + TOKENS - len(emitted))):
-            text = (*emitted, *rest)
-            chances = [float(TARGET(text[:i])[text[i]]) for i in range(len(emitted), len(text))]
-            key = text[len(context) : len(context) + TOKENS]
-            joint[key] = joint.get(key, 0.0) + weight * float(np.prod(chances))
-    return joint
-
-
-def exact_joint(context=()):
-    """Return the distribution of the next TOKENS tokens under the target alone."""
-    found = {}
-    for text in itertools.product(range(VOCAB), repeat=TOKENS):
-        found[text] = float(np.prod([TARGET((*context, *text[:i]))[token] for i, token in enumerate(text)]))
-    return found
 
 
 KINDS: set[int] = set()
 SETTINGS = {
     "chain": {"num_tokens": 2},
     "chain, unsure of a token": {"num_tokens": 2, "length": "confidence(threshold=0.5)"},
-    "chain, unsure of the path": {"num_tokens": 3, "length": "confidence(threshold=0.4, joint=True)"},
+    "chain, unsure of the path": {"num_tokens": 3, "length": "confidence(threshold=0.15, joint=True)"},
     "top_k": {"num_tokens": 4, "tree": "top_k(width=2, depth=2)"},
     "best_first": {"num_tokens": 3, "tree": "best_first(rounds=2)"},
     "best_first, unsure": {"num_tokens": 3, "tree": "best_first(rounds=2)", "length": "confidence"},
@@ -136,16 +103,19 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_output_has_the_targets_distribution(name):
     KINDS.clear()
+    depth = 3 if name.endswith("of the path") else 2
+    judged, draft = Judged(), Drafting(SETTINGS[name], depth)
     for context in ((), (2,)):
-        joint = joint_after_a_step(drafting(**SETTINGS[name]), context)
-        assert total_variation(joint, exact_joint(context)) < EXACT
+        assert error(TARGET, step(TARGET, draft, RULE, context=context, judged=judged), context) < EXACT
+    assert {(1, depth), (depth, depth)} <= set(judged.ends)
+    assert not name.startswith("chain, unsure") or len({levels for _, levels in judged.ends}) > 1, "no draft stopped early"
     expected = {"chain": NodeKind.SAMPLED, "top_k": NodeKind.DELTA}.get(name.partition(",")[0], NodeKind.WITHOUT_REPLACEMENT)
     assert {expected} == KINDS
 
 
 def test_at_another_temperature_than_the_targets_too():
-    joint = joint_after_a_step(drafting(0.5, num_tokens=2, tree="best_first(rounds=1)"))
-    assert total_variation(joint, exact_joint()) < EXACT
+    draft = Drafting({"num_tokens": 2, "tree": "best_first(rounds=1)"}, depth=1, temperature=0.5)
+    assert error(TARGET, step(TARGET, draft, RULE)) < EXACT
 
 
 class DropsUnlikely(Chain):
@@ -177,22 +147,22 @@ class Independent(BestFirst):
 
 @pytest.mark.parametrize("wrong", [DropsUnlikely(), Reversed((2, 1)), Independent(rounds=2)], ids=lambda policy: type(policy).__name__)
 def test_the_enumeration_catches_a_wrong_policy(wrong):
-    joint = joint_after_a_step(drafting(num_tokens=3, tree=wrong))
-    assert total_variation(joint, exact_joint()) > 0.01
+    draft = Drafting({"num_tokens": 3, "tree": wrong})
+    assert error(TARGET, step(TARGET, draft, RULE)) > 0.01
 
 
 # The noise of a stochastic beam is continuous, so its drafts are sampled, and so are the outcomes.
-SAMPLES, SIGNIFICANCE = 1500, 1e-3
+SAMPLES, TOKENS, SIGNIFICANCE = 1500, 3, 1e-3
 
 
 def p_value(policy, seed):
     """Sample steps, and what follows them from the target itself; return how well the sequences fit the target."""
     torch.manual_seed(seed)
-    generator, draft = np.random.default_rng(seed), drafting(num_tokens=4, tree=policy)
-    expected = exact_joint()
+    generator, draft = np.random.default_rng(seed), Drafting({"num_tokens": 4, "tree": policy})
+    expected = completed({(): 1.0}, TARGET, TOKENS)
     counts = dict.fromkeys(expected, 0)
     for _ in range(SAMPLES):
-        text = step(None, lambda _, context: draft(None, context))
+        text = take_step(Chance(), TARGET, draft, RULE)
         while len(text) < TOKENS:
             text += (int(generator.choice(VOCAB, p=TARGET(text).numpy())),)
         counts[text[:TOKENS]] += 1

@@ -16,14 +16,20 @@ from transformers import (
     DynamicCache,
     FalconConfig,
     FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     Lfm2Config,
     Lfm2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
+    TrOCRConfig,
+    TrOCRForCausalLM,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteria
 
@@ -96,6 +102,39 @@ def test_attention_by_slot_runs_chains_and_refuses_trees(make):
     assert session.stats.accepted > 0
     with pytest.raises(HostError, match=r"a tree of drafts cannot be verified in .* attention; use a drafter of chains"):
         accelplug.generate(model, PROMPT, drafter=Oracle(plain.tolist(), [(3, 1)], VOCAB, width=2), **GREEDY)
+
+
+@pytest.mark.parametrize(("width", "batches"), [(1, "auto"), (2, "auto"), (1, "lockstep")])
+def test_token_types_go_on_as_the_prompts_end(width, batches):
+    """The last one is the answer's, as in plain generate()."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3, **SMALL)).eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]]), "token_type_ids": torch.tensor([[40, 40, 50, 50], [40, 40, 51, 52]])}
+    plain = model.generate(**inputs, **GREEDY)
+    assert plain.tolist() != model.generate(inputs["input_ids"], **GREEDY).tolist()
+    with accelplug.attach(model, drafter=Oracle(plain.tolist(), [(3, 1), (0, 2)], VOCAB, width), batches=batches) as session:
+        assert model.generate(**inputs, **GREEDY).tolist() == plain.tolist()
+        assert model.generate(**{name: value[:1] for name, value in inputs.items()}, **GREEDY).tolist() == plain[:1].tolist()
+    assert session.stats.accepted > 0
+    assert session.stats.lockstep_because in ("token_type_ids, which the model is given for all rows at once", "batches='lockstep'")
+
+
+def test_a_model_that_counts_positions_itself_runs_chains_and_refuses_trees():
+    torch.manual_seed(1)
+    config = TrOCRConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=32, init_std=0.2, **SMALL)
+    model = TrOCRForCausalLM(config).eval()
+    plain = model.generate(PROMPT, **GREEDY)
+    with accelplug.attach(model, drafter=Oracle(plain.tolist(), [(3, 1), (0, 2)], VOCAB)) as session:
+        assert model.generate(PROMPT, **GREEDY).tolist() == plain.tolist()
+    assert session.stats.accepted > 0
+    with pytest.raises(HostError, match="TrOCRForCausalLM counts positions itself"):
+        accelplug.generate(model, PROMPT, drafter=Oracle(plain.tolist(), [(3, 1)], VOCAB, width=2), **GREEDY)
+
+
+def test_a_model_without_a_cache_is_refused():
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_positions=64, n_embd=32, n_layer=1, n_head=2, **SMALL)).eval()
+    with pytest.raises(HostError, match="OpenAIGPTLMHeadModel fills no cache"):
+        accelplug.generate(model, PROMPT, drafter="prompt_lookup", **GREEDY)
 
 
 def mamba() -> Any:

@@ -2,91 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
-from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from accelplug.hooks import Choice, NodeKind, PathView, VerifierTraits, load_registry
-from accelplug.hosts.hf.request import Requests
+from accelplug.hooks import Choice, NodeKind, PathView, VerifierTraits
 from accelplug.hosts.hf.tree import Tree
-from accelplug.hosts.hf.verify import Walk
 from accelplug.spec.block import Block
 from accelplug.spec.k_seq import KSeq, _groups, _path_to
 from accelplug.spec.traversal import Traversal
-from accelplug.testing.enumeration import VOCAB, Enumeration, table, total_variation
-from accelplug.testing.plans import D, Grow, S, W
+from accelplug.testing.enumeration import Judged, error, step, table
+from accelplug.testing.plans import PLANS, D, Grow, S, W, possible_ends
 
-DEPTH = 2
 EXACT, WRONG = 1e-12, 1e-3
-CHAINS = {
-    "sampled": [[S], [S]],
-    "deterministic": [[D], [D]],
-    "deterministic then sampled": [[D], [S]],
-    "sampled then deterministic": [[W], [D]],
-}
-TREES = {
-    "without replacement": [[W, W], [W]],
-    "without replacement below": [[W], [W, W]],
-    "every token": [[W, W, W], []],
-    "independent": [[S, S], [S]],
-    "independent below": [[S], [S, S]],
-    "deterministic": [[D, D], [D, D]],
-    "mixed": [[W, D], [S]],
-    "mixed the other way": [[D, W], [W, D]],
-    "all three kinds": [[S, D, W], []],
-}
-INDEPENDENT = {
-    "pairs": [[S, S], [S]],
-    "pairs below": [[S], [S, S]],
-    "three": [[S, S, S], []],
-    "one deterministic among them": [[S, D, S], []],
-    "deterministic first": [[D, S], [S]],
-    "deterministic": [[D, D], [D, D]],
-}
-RULES = {
-    "block": CHAINS,
-    "traversal": {**CHAINS, **TREES},
-    "k_seq": {"chain": [[S], [S]], **INDEPENDENT},
-    "token_wise": {name: TREES[name] for name in ("every token", "independent", "mixed", "all three kinds")},
-}
-CASES = [(rule, plan) for rule, plans in RULES.items() for plan in plans]
-
-
-def step(target, draft, verifier, processors=None, events=None):
-    """Return every outcome of one step with its probability."""
-    rule = load_registry(entry_points=False).build("verifier", verifier, None)
-
-    def run(chance):
-        walk = Walk(rule, LogitsProcessorList(processors or []), do_sample=True, chance=chance)
-        request = Requests(torch.tensor([[VOCAB]]), StoppingCriteriaList(), max_length=1 + DEPTH + 1, pad_token_id=0, on_device=True)
-        tree = draft(chance, (), DEPTH)
-        contexts = [()]
-        for token, parent in zip(tree.tokens, tree.parents or range(-1, len(tree) - 1), strict=True):
-            contexts.append((*contexts[parent + 1], token))
-        verdict = walk(torch.stack([target(context).log() for context in contexts])[None], [tree], request)
-        if events is not None:
-            events[f"{len(verdict.paths[0])} of {max(tree.depths())}"] += 1
-        return tuple(request.tokens[0, 1 : request.length].tolist())
-
-    return Enumeration().outcomes(run)
-
-
-def error(target, outcomes):
-    """Return the distance from the target's joint distribution once plain sampling has completed every outcome."""
-    joint, right = Counter(), Counter()
-    for sequence in itertools.product(range(VOCAB), repeat=DEPTH + 1):
-        chances = [float(target(sequence[:i])[token]) for i, token in enumerate(sequence)]
-        right[sequence] = float(np.prod(chances))
-        for known in range(1, DEPTH + 2):
-            joint[sequence] += outcomes.get(sequence[:known], 0.0) * float(np.prod(chances[known:]))
-    return total_variation(joint, right)
+CASES = [
+    *(("block", plan) for plan, levels in PLANS.items() if all(len(level) == 1 for level in levels)),
+    *(("traversal", plan) for plan in PLANS),
+    *(("k_seq", plan) for plan, levels in PLANS.items() if not any(W in level for level in levels)),
+]
 
 
 def expected_length(outcomes):
@@ -96,13 +33,9 @@ def expected_length(outcomes):
 @pytest.mark.parametrize("data_dependent", [False, True], ids=["fixed", "data dependent"])
 @pytest.mark.parametrize(("rule", "plan"), CASES)
 def test_exact(rule, plan, data_dependent):
-    events = Counter()
-    target = table(5) if data_dependent else table(1)
-    outcomes = step(target, Grow(RULES[rule][plan], data_dependent), rule, events=events)
-    assert error(target, outcomes) < EXACT
-    depth = sum(map(bool, RULES[rule][plan]))
-    least = 1 if plan == "every token" else 0  # then nothing is left to reject
-    assert {f"{kept} of {depth}" for kept in range(least, depth + 1)} <= set(events), events
+    judged, draft = Judged(), Grow(PLANS[plan], data_dependent)
+    assert error(table(1), step(table(1), draft, rule, judged=judged)) < EXACT
+    assert possible_ends(draft) <= set(judged.ends)
 
 
 @dataclass
@@ -128,6 +61,8 @@ def test_the_number_of_siblings_may_depend_on_earlier_ones(rule, kind):
 class LaterSiblingDecides:
     """Drafts below the first sibling only where the second one is even, as trees grown under one budget do."""
 
+    depth = 2
+
     def __call__(self, chance, context, budget):
         row = table(2)(())
         first = chance.choose(row.tolist())
@@ -148,24 +83,26 @@ def test_what_is_drafted_below_a_node_may_depend_on_its_later_siblings(rule):
 
 @pytest.mark.parametrize(("rule", "plan"), [("block", [[S], [S]]), ("traversal", [[W, W], [W]]), ("k_seq", [[S], [S, S]])])
 def test_exact_behind_processors_and_masked_targets(rule, plan):
-    processors = [TemperatureLogitsWarper(0.7), TopKLogitsWarper(2)]
+    processors = LogitsProcessorList([TemperatureLogitsWarper(0.7), TopKLogitsWarper(2)])
 
     def warped(context):
-        return LogitsProcessorList(processors)(None, table(1)(context).log()[None])[0].softmax(-1)
+        return processors(None, table(1)(context).log()[None])[0].softmax(-1)
 
     assert error(warped, step(table(1), Grow(plan), rule, processors)) < EXACT
-    masked = table(3, masked=True)
+    masked = table(4, masked=True)
     assert error(masked, step(masked, Grow(plan), rule)) < EXACT
 
 
 def test_a_draft_equal_to_the_target_is_kept_whole():
-    for rule, plan in (("block", [[S], [S]]), ("traversal", [[W, W], [W]]), ("traversal", [[S, S], []])):
+    for rule, plan in (("block", [[S], [S]]), ("traversal", [[W, W], [W]]), ("traversal", [[S, S]])):
         outcomes = step(table(1), Grow(plan, drafter=table(1)), rule)
-        assert expected_length(outcomes) == pytest.approx(1 + sum(map(bool, plan)), abs=1e-12)
+        assert expected_length(outcomes) == pytest.approx(1 + len(plan), abs=1e-12)
 
 
 class CommonPrefixes:
     """Two chains drawn independently, as two branches that may begin with the same token."""
+
+    depth = 2
 
     def __call__(self, chance, context, budget):
         drafter = table(2)
@@ -273,7 +210,7 @@ def test_judging_together_accepts_more():
     gains = Counter()
     for seed in (4, 10):
         target, drafter = table(20 + seed), table(21 + seed)
-        for rule, plan in (("block", [[S], [S]]), ("traversal", [[W, W], [W]]), ("traversal", [[S, S], []])):
+        for rule, plan in (("block", [[S], [S]]), ("traversal", [[W, W], [W]]), ("traversal", [[S, S]])):
             draft = Grow(plan, drafter=drafter)
             ours, theirs = (expected_length(step(target, draft, name)) for name in (rule, "token_wise"))
             assert ours >= theirs - EXACT, (rule, plan, seed)

@@ -23,11 +23,11 @@ from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import EMPTY
 from accelplug.hosts.hf.verify import Walk
 from accelplug.testing.enumeration import VOCAB as TOY
-from accelplug.testing.enumeration import Enumeration, _logits, table, total_variation
+from accelplug.testing.enumeration import Enumeration, logits_of, table, total_variation
 from accelplug.testing.oracle import Oracle
 from accelplug.testing.plans import D, Grow, S
 from tests.hosts.hf.conftest import MAKERS, VOCAB, WINDOW
-from tests.hosts.hf.test_batches import padded
+from tests.hosts.hf.test_batches import padded, unpadded
 from tests.hosts.hf.test_session import TakesAll
 
 EVENTS: collections.Counter[str] = collections.Counter()
@@ -137,7 +137,7 @@ def test_every_row_equals_plain_generate(
     if "string" in stop:
         arguments |= {"stop_strings": [tokenizer.decode(fresh[(where * 7) % len(fresh)])], "tokenizer": tokenizer}
     plain = model.generate(**inputs, **arguments)
-    drafter = Watched(free, pattern, VOCAB, width)
+    drafter = Watched(unpadded(free, inputs), pattern, VOCAB, width)
     with accelplug.attach(model, drafter=drafter, batches="ragged") as session:
         fast = model.generate(**inputs, **arguments)
 
@@ -167,7 +167,7 @@ def test_rows_that_accept_in_turns_take_fewer_forward_passes_apart(random_models
     """One row at a time gets its drafts accepted: together that is one token a step, apart it is all of them."""
     model, inputs = random_models["llama"], padded(BATCH)
     plain = model.generate(**inputs, **GREEDY).tolist()
-    drafter = Oracle(plain, [(4, 0), (0, 2), (0, 2)], VOCAB, width)
+    drafter = Oracle(unpadded(plain, inputs), [(4, 0), (0, 2), (0, 2)], VOCAB, width)
     apart, fewer, stats = passes(model, inputs, GREEDY, drafter=drafter)
     together, more, lockstep = passes(model, inputs, GREEDY, drafter=drafter, batches="lockstep")
     assert apart == together == plain
@@ -185,7 +185,7 @@ def test_rows_that_are_over_leave_the_forward_pass(random_models):
     plain = model.generate(**inputs, **arguments).tolist()
     sizes: list[int] = []
     hook = model.register_forward_pre_hook(lambda _, __, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
-    out = accelplug.generate(model, **inputs, drafter=Oracle(free, [(2, 1), (0, 1)], VOCAB), **arguments)
+    out = accelplug.generate(model, **inputs, drafter=Oracle(unpadded(free, inputs), [(2, 1), (0, 1)], VOCAB), **arguments)
     hook.remove()
     assert out.tolist() == plain
     assert sizes == sorted(sizes, reverse=True)
@@ -201,7 +201,7 @@ def test_learned_positions_do_not_run_out_at_the_end_of_their_table():
     model.eval().generation_config.pad_token_id = 0
     inputs, arguments = padded(BATCH), {"max_length": 24, "do_sample": False, "pad_token_id": 0}
     plain = model.generate(**inputs, **arguments).tolist()
-    out, _, stats = passes(model, inputs, arguments, drafter=Oracle(plain, [(7, 0), (0, 7), (1, 1)], VOCAB))
+    out, _, stats = passes(model, inputs, arguments, drafter=Oracle(unpadded(plain, inputs), [(7, 0), (0, 7), (1, 1)], VOCAB))
     assert out == plain
     assert stats.batches == "ragged"
 
@@ -236,7 +236,7 @@ class Doubled(Doubles):
 )
 def test_what_keeps_rows_together(random_models, tokenizer, arguments, reason):
     model, inputs = random_models["llama"], padded(BATCH)
-    drafter = Oracle(model.generate(**inputs, **GREEDY).tolist(), [(2, 1), (0, 1)], VOCAB)
+    drafter = Oracle(unpadded(model.generate(**inputs, **GREEDY).tolist(), inputs), [(2, 1), (0, 1)], VOCAB)
 
     def made() -> dict[str, Any]:
         fresh = {"rows": AllRows, "own": lambda: DynamicCache(config=model.config)}
@@ -267,7 +267,7 @@ def test_a_processor_that_says_it_is_pure_lets_rows_advance_apart(random_models)
     model, inputs = random_models["llama"], padded(BATCH)
     arguments = {**GREEDY, "logits_processor": LogitsProcessorList([Doubled()])}
     plain = model.generate(**inputs, **arguments).tolist()
-    out, _, stats = passes(model, inputs, arguments, drafter=Oracle(plain, [(2, 1), (0, 1)], VOCAB))
+    out, _, stats = passes(model, inputs, arguments, drafter=Oracle(unpadded(plain, inputs), [(2, 1), (0, 1)], VOCAB))
     assert (out, stats.batches) == (plain, "ragged")
 
 
@@ -277,7 +277,7 @@ def test_windows_keep_rows_together_where_they_save_memory(random_models, name):
     long, short = GREEDY, {**GREEDY, "max_new_tokens": WINDOW - 5}
     for arguments, batches, reason in ((long, "lockstep", "attention windows"), (short, "ragged", "None")):
         plain = model.generate(**inputs, **arguments).tolist()
-        out, _, stats = passes(model, inputs, arguments, drafter=Oracle(plain, [(3, 1), (0, 1)], VOCAB))
+        out, _, stats = passes(model, inputs, arguments, drafter=Oracle(unpadded(plain, inputs), [(3, 1), (0, 1)], VOCAB))
         assert (out, stats.batches) == (plain, batches)
         assert reason in str(stats.lockstep_because)
 
@@ -290,7 +290,7 @@ def test_the_word_for_batches_is_checked(random_models):
 def test_sampling_keeps_plain_random_numbers_unless_asked(random_models):
     model, inputs = random_models["llama"], padded(BATCH)
     arguments = {**GREEDY, "do_sample": True, "top_k": 20}
-    drafter = Oracle(model.generate(**inputs, **GREEDY).tolist(), [(2, 1), (0, 1)], VOCAB)
+    drafter = Oracle(unpadded(model.generate(**inputs, **GREEDY).tolist(), inputs), [(2, 1), (0, 1)], VOCAB)
     _, _, stats = passes(model, inputs, arguments, drafter=drafter)
     assert (stats.batches, stats.lockstep_because) == ("lockstep", "sampling, to draw the random numbers of plain generate()")
     _, _, stats = passes(model, inputs, arguments, drafter=drafter, batches="ragged")
@@ -316,7 +316,7 @@ def test_sampled_rows_apart_are_exact_and_independent():
         rows = Rows(Requests(torch.tensor([[3], [3]]), [], max_length=1 + tokens, pad_token_id=0, on_device=True))
         trees, texts = [EMPTY, EMPTY], [(), ()]
         while rows.active:
-            parts = [_logits(targets[row], texts[row], trees[row]) for row in rows.active]
+            parts = [logits_of(targets[row], texts[row], trees[row]) for row in rows.active]
             width = max(map(len, parts))
             logits = torch.stack([torch.nn.functional.pad(part, (0, 0, 0, width - len(part))) for part in parts])
             verdict = rows.verify(walk, logits, trees)

@@ -308,6 +308,10 @@ def test_stop_strings_from_every_place(model, tokenizer):
         model.generation_config.stop_strings = [string]
         try:
             assert model.generate(PROMPT, max_new_tokens=30, do_sample=False).tolist() == plain
+            config.stop_strings = None
+            assert model.generate(PROMPT, generation_config=config).tolist() == plain
+            config.stop_strings = [string]
+            assert model.generate(PROMPT, max_new_tokens=30, do_sample=False, stop_strings=None)[0].tolist() == free
         finally:
             model.generation_config.stop_strings = None
     assert config.stop_strings == [string]

@@ -15,7 +15,7 @@ from accelplug import HostError
 from accelplug.hooks import CommitView
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
-from tests.hosts.hf.test_batches import padded
+from tests.hosts.hf.test_batches import padded, unpadded
 from tests.hosts.hf.test_session import PROMPT
 
 PATTERN = [(3, 1), (0, 2), (2, 0), (0, 0), (5, 0)]
@@ -49,7 +49,7 @@ def test_equals_plain_generate(random_models, name, implementation, extra, width
     model = random_models[name]
     before = model.config._attn_implementation
     model.set_attn_implementation(implementation)
-    for inputs in ({"input_ids": PROMPT}, padded([[3, 4, 5, 6], [7, 8], [9, 10, 11, 12, 13]])):
+    for inputs in (padded(PROMPT.tolist()), padded([[3, 4, 5, 6], [7, 8], [9, 10, 11, 12, 13]])):
         _check(model, inputs, extra, width)
     model.set_attn_implementation(before)
 
@@ -60,7 +60,7 @@ def _check(model: Any, inputs: dict[str, torch.Tensor], extra: dict[str, Any], w
     known = _run(model, inputs, arguments).sequences.tolist()
     arguments["eos_token_id"] = max(known[0][start:], key=lambda token: known[0].index(token, start))  # the latest newcomer
     plain = _run(model, inputs, arguments)
-    drafter = Watched(known, PATTERN, VOCAB, width)
+    drafter = Watched(unpadded(known, inputs), PATTERN, VOCAB, width)
     with accelplug.attach(model, drafter=drafter) as session:
         fast = _run(model, inputs, arguments)
     assert fast.sequences.tolist() == plain.sequences.tolist()

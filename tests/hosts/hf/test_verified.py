@@ -14,7 +14,7 @@ import accelplug
 from accelplug.hooks import ROOT, CommitView, DrafterTraits, Drafts, DraftView
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
-from tests.hosts.hf.test_batches import padded
+from tests.hosts.hf.test_batches import padded, unpadded
 
 TOP = 5
 EVENTS: collections.Counter[str] = collections.Counter()
@@ -25,7 +25,6 @@ class Watched(Oracle):
     """The oracle, recomputing what it is shown from scratch, one context after the other."""
 
     model: Any = None
-    padding: Any = ()  # per slot, tokens before the prompt
     contexts: dict[int, list[list[int]]] = field(init=False, default_factory=dict)
 
     @property
@@ -42,7 +41,7 @@ class Watched(Oracle):
             assert offsets[i + 1] - offsets[i] == len(contexts)
             for context, token, shown in zip(contexts, tokens[offsets[i] :], top[offsets[i] :], strict=False):
                 assert context[-1] == token
-                self._check(context[self.padding[slot] :], shown.tolist())
+                self._check(context, shown.tolist())
             EVENTS["several drafts"] += len(contexts) > 1
             EVENTS["rejected drafts"] += len(contexts) > 1 + int(view.accepted[i])
         EVENTS["rows of several widths"] += len(set(np.diff(offsets).tolist())) > 1
@@ -73,7 +72,7 @@ def test_every_verified_node_comes_with_the_models_likeliest(random_models, name
     free = model.generate(**inputs, **settings).tolist()
     settings["eos_token_id"] = free[0][10]
     plain = model.generate(**inputs, **settings).tolist()
-    drafter = Watched(free, [(2, 1), (0, 2), (3, 0), (0, 0)], VOCAB, width, model=model, padding=[0, 2, 3])
+    drafter = Watched(unpadded(free, inputs), [(2, 1), (0, 2), (3, 0), (0, 0)], VOCAB, width, model=model)
     assert accelplug.generate(model, **inputs, drafter=drafter, **settings).tolist() == plain
 
 
@@ -81,7 +80,7 @@ def test_rows_are_the_models_own_whatever_the_processors(random_models):
     """Shown before any processor: what a drafter learns does not depend on how a request samples."""
     model, prompt = random_models["llama"], torch.tensor([[5, 6, 7, 8]])
     plain = model.generate(prompt, max_new_tokens=20, do_sample=False, repetition_penalty=1.8)
-    drafter = Watched(plain.tolist(), [(2, 1), (1, 2)], VOCAB, 1, model=model, padding=[0])
+    drafter = Watched(plain.tolist(), [(2, 1), (1, 2)], VOCAB, 1, model=model)
     fast = accelplug.generate(model, prompt, drafter=drafter, max_new_tokens=20, do_sample=False, repetition_penalty=1.8)
     assert fast.tolist() == plain.tolist()
 

@@ -40,12 +40,11 @@ def batch(**lengths: tuple[int, int]) -> Batch:
     """Make a batch out of each request's length and how many of its tokens this step sampled."""
     tokens = np.ones((len(lengths), MAX_LENGTH), dtype=np.int32)
     both = np.array(list(lengths.values()), dtype=np.int64).reshape(-1, 2)
-    return Batch(list(lengths), np.arange(len(lengths)), tokens, both[:, 0], both[:, 1])
+    return Batch(list(lengths), np.arange(len(lengths)), tokens, both[:, 0], both[:, 1].tolist())
 
 
 def step(chains: Chains, scheduled: dict[str, int], **lengths: tuple[int, int]) -> list[list[int]]:
-    made = batch(**lengths)
-    return chains.propose(made, chains.commit(made, scheduled))
+    return chains.step(batch(**lengths), scheduled)
 
 
 def test_request_is_started_shown_and_finished(session: Callable[[object], Session]) -> None:

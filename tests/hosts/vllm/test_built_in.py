@@ -1,0 +1,88 @@
+"""Which built-in techniques vLLM's runners carry, where they draft, and with what sentence they refuse the others."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from accelplug import AccelplugError
+from accelplug.cli.plugins import said_about
+from accelplug.hooks import registry
+from accelplug.hosts.vllm.building import select
+from accelplug.hosts.vllm.compat import RunnerName
+from accelplug.hosts.vllm.context import build_context
+from accelplug.hosts.vllm.settings import read_settings
+
+CARRIED = {
+    "prompt_lookup": {"V1": "host", "V2": "device"},
+    "suffix": {"V1": "host", "V2": "host"},
+    "input_copy": {"V1": "host", "V2": "host"},
+}
+REFUSED = {
+    "suffix(shape='tree')": "needs 'mask.tree' (the forward pass can verify a tree of drafts), which vllm's {} runner does not provide",
+    "token_recycling": "needs 'mask.tree'",
+    "token_recycling(shape='chain')": "needs 'logits.topk' (the top-k of verified rows), which vllm's {} runner does not provide",
+    "fusion": "needs 'mask.tree'",
+    "fusion(sources=['suffix', 'prompt_lookup'])": "needs 'mask.tree'",
+    "adaptive": "this host does not measure its steps; use a drafter that needs no costs",
+    "draft_model(model='somewhere/small')": "this host runs no second model beside the target, and 'somewhere/small' was asked for",
+}
+RULES: dict[str, str | None] = {
+    "token_wise": None, "greedy": None, "typical": "verify.rule",
+    "block": "verify.path", "fly": "verify.path", "k_seq": "verify.path", "traversal": "verify.path",
+}  # fmt: skip
+RUNNERS: tuple[RunnerName, ...] = ("V1", "V2")
+MODEL = SimpleNamespace(
+    get_vocab_size=lambda: 50, get_hidden_size=lambda: 8, dtype=torch.float32, max_model_len=96,
+    try_get_generation_config=lambda: {"eos_token_id": 1}, hf_text_config=None,
+)  # fmt: skip
+CONFIG = SimpleNamespace(model_config=MODEL, scheduler_config=SimpleNamespace(max_num_seqs=4))
+CONTEXT = build_context(SimpleNamespace(vllm_config=CONFIG, device=torch.device("cpu")))
+
+
+def offered(kind: str) -> set[str]:
+    return {entry.name for entry in registry() if entry.kind == kind and entry.owner.distribution == "accelplug"}
+
+
+def test_every_built_in_is_here() -> None:
+    names = {spelling.partition("(")[0] for spelling in (*CARRIED, *REFUSED)}
+    assert (names, set(RULES)) == (offered("drafter"), offered("verifier"))
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("drafter", CARRIED)
+def test_carried(drafter: str, runner: RunnerName) -> None:
+    bound, _ = select(read_settings({"drafter": drafter}), CONTEXT, runner)
+    on_device = runner == "V2" and bound.propose_on_device is not None
+    assert ("device" if on_device else "host") == CARRIED[drafter][runner]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("drafter", REFUSED)
+def test_refused(drafter: str, runner: RunnerName) -> None:
+    with pytest.raises(AccelplugError) as refused:
+        select(read_settings({"drafter": drafter}), CONTEXT, runner)
+    assert REFUSED[drafter].format(runner) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("rule", RULES)
+def test_rules(rule: str, runner: RunnerName) -> None:
+    settings = read_settings({"drafter": "suffix", "verifier": rule, "allow_lossy": True})
+    if (word := RULES[rule]) is None:
+        select(settings, CONTEXT, runner)
+        return
+    with pytest.raises(AccelplugError, match=f"needs '{word}'"):
+        select(settings, CONTEXT, runner)
+
+
+def test_listing_tells_the_truth() -> None:
+    """`accelplug plugins` reads the hosts off the module; what it says of vLLM is what vLLM does."""
+    for kind, carried in (("drafter", set(CARRIED)), ("verifier", {rule for rule, word in RULES.items() if word is None})):
+        for name in offered(kind):
+            entry, _ = registry().find(kind, name)
+            hosts = said_about(entry.resolve(), "Hosts")
+            assert ("vllm" in hosts) == (name in carried), f"{kind} {name} says {hosts!r}"
