@@ -20,6 +20,42 @@ _MASKABLE = ("sdpa", "eager")
 _WINDOWS = frozenset({"sliding_attention", "full_attention"})
 
 
+class Attention:
+    """How a model's attention takes masks that were made outside it.
+
+    :ivar window: how far its windowed layers see, or None where it has none.
+    """
+
+    def __init__(self, model: Any) -> None:
+        text = model.config.get_text_config(decoder=True)
+        types = getattr(text, "layer_types", None)
+        self.dtype, self.has_types = model.dtype, bool(types)
+        self.is_sdpa = (text._attn_implementation or "eager") == "sdpa"
+        self.window: int | None = getattr(text, "sliding_window", None) if not types or "sliding_attention" in types else None
+
+    def mask(self, seen: Tensor) -> Tensor:
+        """Give a bool mask [count, width, length] the shape and type that the attention takes: [count, 1, width, length]."""
+        if self.is_sdpa:
+            return seen.unsqueeze(1)
+        lowest = torch.finfo(self.dtype).min
+        return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, lowest).unsqueeze(1)
+
+    def windowed(self, seen: Tensor, positions: Tensor, ahead: Tensor) -> Any:
+        """Return the mask, or one per layer type, of slots at the positions `ahead` [count, width] that see those at `positions` [count, length]."""
+        if self.window is None:
+            return self.mask(seen)
+        return self.by_type(near(seen, positions, ahead, self.window), seen)
+
+    def by_type(self, within: Tensor, seen: Tensor) -> Any:
+        """Return the mask of windowed layers, with that of the others where the model tells them apart."""
+        return {"sliding_attention": self.mask(within), "full_attention": self.mask(seen)} if self.has_types else self.mask(within)
+
+
+def near(seen: Tensor, positions: Tensor, ahead: Tensor, window: int) -> Tensor:
+    """Return what of `seen` [count, width, length] lies within the window."""
+    return seen & (positions.unsqueeze(1) > ahead.unsqueeze(2) - window)
+
+
 class Masks:
     """Masks for one call.
 
@@ -29,15 +65,13 @@ class Masks:
 
     def __init__(self, model: Any, cache: Any, padding: Tensor | None, device: torch.device) -> None:
         text = model.config.get_text_config(decoder=True)
-        self.cache, self.padding, self.device, self.dtype = cache, padding, device, model.dtype
-        self.attention: str = text._attn_implementation or "eager"
-        self.has_types = bool(getattr(text, "layer_types", None))
-        self.window: int | None = getattr(text, "sliding_window", None) if _windows(text) else None
+        self.cache, self.padding, self.device = cache, padding, device
+        self.attention = Attention(model)
         self.sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
         self.capacity = capacity(cache)
         # A cache that the user made without the model's config has no window even where the model has one.
         self.is_plain_causal = (
-            self.attention == "sdpa" and padding is None and not _windows(text) and not self.sliding and not _by_slot(model)
+            self.attention.is_sdpa and padding is None and not _windows(text) and not self.sliding and not _by_slot(model)
         )
 
     def chain(self, width: int, cached: int) -> Tensor | None:
@@ -59,13 +93,12 @@ class Masks:
         if self.capacity:
             seen = torch.nn.functional.pad(seen, (0, self.capacity - cached - width))
         if not self.sliding:
-            return self._as_attended(seen)
+            return self.attention.mask(seen)
         ahead = depths + cached
         positions = torch.cat([torch.arange(cached, device=self.device).expand(len(trees), -1), ahead], 1)
-        near = seen & (positions.unsqueeze(1) > ahead.unsqueeze(2) - self.sliding[0].sliding_window)
         length, offset = self.cache.get_mask_sizes(width, self.cache.is_sliding.index(True))
-        windowed = self._as_attended(near[:, :, offset : offset + length])
-        return {"sliding_attention": windowed, "full_attention": self._as_attended(seen)} if self.has_types else windowed
+        within = near(seen, positions, ahead, self.sliding[0].sliding_window)
+        return self.attention.by_type(within[:, :, offset : offset + length], seen)
 
     def holed(self, trees: Sequence[Tree], columns: Columns, ahead: Tensor) -> Any:
         """Return the mask, or one per layer type, of trees at the positions `ahead` [count, width], behind a cache of which
@@ -77,18 +110,7 @@ class Masks:
         else:
             own = torch.stack([tree.ancestors(width) for tree in trees]).to(self.device)
         seen = torch.cat([columns.valid.unsqueeze(1).expand(-1, width, -1), own], 2)
-        if self.window is None:
-            return self._as_attended(seen)
-        positions = torch.cat([columns.positions, ahead], 1)
-        near = self._as_attended(seen & (positions.unsqueeze(1) > ahead.unsqueeze(2) - self.window))
-        return {"sliding_attention": near, "full_attention": self._as_attended(seen)} if self.has_types else near
-
-    def _as_attended(self, seen: Tensor) -> Tensor:
-        """Give a bool mask the shape and type that the model's attention takes: [count, 1, width, length]."""
-        if self.attention == "sdpa":
-            return seen.unsqueeze(1)
-        lowest = torch.finfo(self.dtype).min
-        return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, lowest).unsqueeze(1)
+        return self.attention.windowed(seen, torch.cat([columns.positions, ahead], 1), ahead)
 
 
 def capacity(cache: Any) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from accelplug._errors import PluginError
 from accelplug.hooks.drafting import ROOT, IntArray
 from accelplug.hosts.hf.columns import Columns
+from accelplug.hosts.hf.masks import Attention
 
 _CHUNK = 512  # columns read at once: a mask has as many rows
 
@@ -25,12 +26,8 @@ class Second:
     """
 
     def __init__(self, model: Any, vocab_size: int, device: torch.device) -> None:
-        text = model.config.get_text_config(decoder=True)
-        types = getattr(text, "layer_types", None)
         self.model, self.vocab_size, self.device = model, vocab_size, device
-        self.has_types = bool(types)
-        self.window: int | None = getattr(text, "sliding_window", None) if not types or "sliding_attention" in types else None
-        self.is_boolean = (text._attn_implementation or "eager") == "sdpa"
+        self.attention = Attention(model)
         self.forwards = 0
         self._empty()
 
@@ -126,12 +123,13 @@ class Second:
     def _forward(self, tokens: Tensor, seen: Tensor, keep: int) -> Tensor:
         """Run the columns that were appended last; `seen` is bool [num_rows, width, num_columns]."""
         width, columns = seen.shape[1:]
+        positions = self.columns.positions
         # A column that is nothing in a row attends to itself: a softmax over nothing would poison its keys and values.
         seen[:, torch.arange(width), torch.arange(columns - width, columns)] = True
         outputs = self.model(
             input_ids=tokens.to(self.model.device),
-            position_ids=self.columns.positions[:, -width:],
-            attention_mask=self._masks(seen),
+            position_ids=positions[:, -width:],
+            attention_mask=self.attention.windowed(seen, positions, positions[:, -width:]),
             past_key_values=self.columns.cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -139,19 +137,6 @@ class Second:
         self.forwards += 1
         logits: Tensor = outputs.logits
         return logits
-
-    def _masks(self, seen: Tensor) -> Any:
-        if self.window is None:
-            return self._as_attended(seen)
-        positions = self.columns.positions
-        near = self._as_attended(seen & (positions.unsqueeze(1) > positions[:, -seen.shape[1] :].unsqueeze(2) - self.window))
-        return {"sliding_attention": near, "full_attention": self._as_attended(seen)} if self.has_types else near
-
-    def _as_attended(self, seen: Tensor) -> Tensor:
-        if self.is_boolean:
-            return seen.unsqueeze(1)
-        lowest = torch.finfo(self.model.dtype).min
-        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill_(~seen, lowest).unsqueeze(1)
 
     def _fitted(self, logits: Tensor) -> Tensor:
         """Return logits as wide as the target's."""
