@@ -11,6 +11,8 @@ from typing import Any
 
 from accelplug._errors import OptionError
 
+_READABLE = (str, int, float, list, tuple, dict, set, type(None))
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -22,7 +24,7 @@ class Spec:
 
     def __str__(self) -> str:
         prefix = f"{self.distribution}:" if self.distribution else ""
-        options = ", ".join(f"{key}={_short(value)}" for key, value in self.options.items())
+        options = ", ".join(f"{key}={_written(value)}" for key, value in self.options.items())
         return f"{prefix}{self.name}({options})" if options else f"{prefix}{self.name}"
 
 
@@ -76,6 +78,11 @@ def _keywords(given: str, rest: str) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise OptionError(f"option {twice!r} is given twice in {_short(given)}; give it once")
     return values
+
+
+def _written(value: object) -> str:
+    """Return what `parse_spec` reads as the value again; an object, which it cannot read, shortened."""
+    return repr(value) if isinstance(value, _READABLE) else _short(value)
 
 
 def _short(given: object) -> str:

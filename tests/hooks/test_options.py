@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Optional, Union
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from accelplug import OptionError
@@ -33,6 +33,7 @@ class Made:
     bag: object = None
 
 
+@example(name="fusion", options={"sources": ["token_recycling(num_nodes=32)"] * 6, "path": "/" + "folder/" * 40}, distribution=None)
 @given(name=names, options=st.dictionaries(keys, values, max_size=4), distribution=distributions)
 def test_the_three_spellings_mean_the_same(name, options, distribution):
     spec = Spec(name, options, distribution)
@@ -41,6 +42,10 @@ def test_the_three_spellings_mean_the_same(name, options, distribution):
     assert parse_spec({"name": qualified, **options}) == spec
     assert parse_spec(spec) is spec
     assert str(parse_spec(str(spec))) == str(spec)
+
+
+def test_an_object_is_shortened_in_listings():
+    assert len(str(Spec("draft_model", {"model": type("Huge", (), {"__repr__": lambda _: "layer " * 900})()}))) < 150
 
 
 @pytest.mark.parametrize("text", ["", "two words", "name(", "name)", "name(a=1) more", "3name", "name-with-hyphen", ":", "dist:", "(a=1)"])
