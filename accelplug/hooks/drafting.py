@@ -151,7 +151,8 @@ class Drafts:
         :raises TypeError: a guess is no flat sequence of whole numbers.
         """
         guesses = list(guesses)
-        if all(type(guess) is list for guess in guesses):  # one array of all of them costs far less than one of each
+        # One array of all lists costs far less than one of each; truth values would pass as numbers beside others' numbers.
+        if all(type(guess) is list and (not guess or type(guess[0]) is not bool) for guess in guesses):
             tokens = _token_ids(list(itertools.chain.from_iterable(guesses)))
         else:
             guesses = arrays = [_token_ids(guess) for guess in guesses]

@@ -192,8 +192,9 @@ def test_a_guess_that_is_none_is_refused_by_name(drafter, guess, budgets):
     sentence = r"^drafter 'odd' \(strange 2\.0\): propose_one.* a guess is a flat sequence of token ids, got"
     with pytest.raises(PluginError, match=sentence):
         bind_drafter(drafter(Guessing())).propose(view(budgets))
-    with pytest.raises(TypeError, match="a guess is a flat sequence of token ids, got"):
-        Drafts.chains([guess])
+    for beside in ([], [[1]]):
+        with pytest.raises(TypeError, match="a guess is a flat sequence of token ids, got"):
+            Drafts.chains([guess, *beside])
 
 
 @pytest.mark.parametrize("guess", [[1, 2], (1, 2), np.array([1, 2], dtype=np.uint16), [np.int32(1), 2], range(1, 3)], ids=repr)
