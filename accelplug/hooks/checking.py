@@ -6,6 +6,7 @@ Plain chains of DELTA nodes take the short way.
 from __future__ import annotations
 
 import itertools
+from operator import gt
 from typing import Final
 
 import numpy as np
@@ -41,7 +42,7 @@ def check_drafts(who: Technique, drafts: Drafts, budgets: IntArray, vocab_size: 
     if lowest < 0 or highest >= vocab_size:
         raise PluginError(f"{who} drafted token ids from {lowest} to {highest}, outside 0 .. {vocab_size - 1}")
     if drafts.parents is not None:
-        _check_parents(who, drafts.parents, drafts.offsets, traits)
+        _check_parents(who, drafts.parents.tolist(), bounds, traits)
     if drafts.kinds is not None or (traits is not None and NodeKind.DELTA not in traits.kinds):
         _check_kinds(who, drafts, vocab_size, traits)
 
@@ -72,14 +73,12 @@ def _described(array: object) -> str:
     return f"a {type(array).__name__}"
 
 
-def _check_parents(who: Technique, parents: IntArray, offsets: IntArray, traits: DrafterTraits | None) -> None:
-    positions = np.arange(len(parents)) - np.repeat(offsets[:-1], np.diff(offsets))  # [num_nodes] within the own request
-    wrong = np.flatnonzero((parents < ROOT) | (parents >= positions))
-    if len(wrong):
-        request = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
-        own = parents[offsets[request] : offsets[request + 1]]
-        raise PluginError(f"{who} returned parents {own.tolist()}; a parent comes before its children, the root is -1")
-    if traits is not None and traits.shape == "chain" and (parents != positions - 1).any():
+def _check_parents(who: Technique, parents: list[int], bounds: list[int], traits: DrafterTraits | None) -> None:
+    each = [parents[begin:end] for begin, end in itertools.pairwise(bounds)]  # of each request
+    for own in each:
+        if own and not (min(own) >= ROOT and all(map(gt, itertools.count(), own))):
+            raise PluginError(f"{who} returned parents {own}; a parent comes before its children, the root is -1")
+    if traits is not None and traits.shape == "chain" and any(own != list(range(ROOT, len(own) - 1)) for own in each):
         raise PluginError(f"{who} drafted a tree, its traits say chain; declare traits = DrafterTraits(shape='tree')")
 
 

@@ -8,7 +8,7 @@ import keyword
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from packaging.utils import canonicalize_name
 
@@ -17,6 +17,9 @@ from accelplug.hooks.context import API_VERSION, BuildContext
 from accelplug.hooks.factories import check_factory, load_factory
 from accelplug.hooks.options import check_options, fields_of
 from accelplug.hooks.spelling import Spec, parse_spec
+
+V = TypeVar("V")
+R = TypeVar("R")
 
 ALLOW_LIST: Final = "ACCELPLUG_PLUGINS"
 HOOKS: Final[Mapping[str, str]] = {
@@ -87,6 +90,14 @@ class Technique:
     def blame(self, exc: BaseException) -> None:
         """Note on a foreign exception who was running when it was raised."""
         exc.add_note(f"accelplug: raised by {self}, built from {self.spec!r}")
+
+    def call(self, method: Callable[[V], R], view: V) -> R:
+        """Call one of the technique's methods; what it raises is noted to be its own."""
+        try:
+            return method(view)
+        except Exception as exc:
+            self.blame(exc)
+            raise
 
 
 @dataclass(slots=True)

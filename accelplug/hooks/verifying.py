@@ -85,9 +85,20 @@ def residual(view: VerifyView) -> Tensor:
     drawn = torch.zeros_like(view.target).scatter_(1, view.tokens.unsqueeze(1), 1.0)
     if view.draft is not None:
         drawn = drawn.where((view.kinds == NodeKind.DELTA).unsqueeze(1), view.draft)
-    left = (view.target - drawn).clamp(min=0)
+    return _normalised((view.target - drawn).clamp(min=0), view.target)
+
+
+def without(rows: Tensor, tokens: Tensor) -> Tensor:
+    """Return probability rows [n, vocab_size] each without one of `tokens` [n]: what a later sibling is drawn from.
+
+    A row with nothing left stays as it was.
+    """
+    return _normalised(rows.scatter(1, tokens.unsqueeze(1), 0.0), rows)
+
+
+def _normalised(left: Tensor, otherwise: Tensor) -> Tensor:
     total = left.sum(-1, keepdim=True)
-    return (left / total).where(total > 0, view.target)
+    return (left / total).where(total > 0, otherwise)
 
 
 class Verifier(Protocol):

@@ -10,18 +10,25 @@ _ENOUGH = 3  # steps before their median is told: the first ones of a width are 
 
 
 class StepCosts:
-    """Seconds per step by the number of positions verified.
-
-    :ivar seconds: width -> median of the latest steps.
-    """
+    """Seconds per step by the number of positions verified. Most sessions never ask, so medians wait until somebody does."""
 
     def __init__(self) -> None:
-        self.seconds: dict[int, float] = {}
         self.latest: dict[int, deque[float]] = {}
+        self._seconds: dict[int, float] = {}
+        self._changed: set[int] = set()
 
     def add(self, width: int, seconds: float) -> None:
         """Count one step."""
-        latest = self.latest.setdefault(width, deque(maxlen=_RECENT))
+        if (latest := self.latest.get(width)) is None:
+            latest = self.latest[width] = deque(maxlen=_RECENT)
         latest.append(seconds)
-        if len(latest) >= _ENOUGH:
-            self.seconds[width] = median(latest)
+        self._changed.add(width)
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        """Width -> median of the latest steps, of every width that has enough of them."""
+        for width in self._changed:
+            if len(self.latest[width]) >= _ENOUGH:
+                self._seconds[width] = median(self.latest[width])
+        self._changed.clear()
+        return self._seconds

@@ -12,10 +12,8 @@ Poor for   large batches, where wide trees are not free; sources that agree, sin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass, field
-from operator import gt
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field, replace
 
 import numpy as np
 
@@ -26,8 +24,6 @@ from accelplug.hooks.drafting import ROOT, CommitView, DrafterTraits, Drafts, Dr
 from accelplug.hooks.options import option
 from accelplug.spec.merging import merged
 
-V = TypeVar("V")
-R = TypeVar("R")
 _SOURCES = ("input_copy", "suffix", "token_recycling(num_nodes=32)")
 _SCOPES = ("request", "salt", "process")  # narrowest first
 
@@ -64,24 +60,23 @@ class Fusion:
     def start(self, slots: IntArray) -> None:
         """Start each source."""
         for source in self._sources:
-            _call(source, source.start, slots)
+            source.technique.call(source.start, slots)
 
     def finish(self, slots: IntArray) -> None:
         """Finish each source."""
         for source in self._sources:
-            _call(source, source.finish, slots)
+            source.technique.call(source.finish, slots)
 
     def observe(self, view: CommitView) -> None:
         """Show each source what was committed, and as many runners-up as it asked for."""
         for source in self._sources:
-            seen = _first(view.verified, source.traits.top_k)
-            shown = CommitView(view.slots, view.rows, view.tokens, view.lengths, view.fresh, view.accepted, seen)
-            _call(source, source.observe, shown)
+            shown = replace(view, verified=_first(view.verified, source.traits.top_k))
+            source.technique.call(source.observe, shown)
 
     def propose(self, view: DraftView) -> Drafts:
         """Ask each source for as much as the whole tree may hold, and merge."""
         budgets = np.minimum(view.budgets, self.num_nodes)
-        asked = DraftView(view.slots, view.rows, view.tokens, view.lengths, budgets, view.parameters, view.inputs, view.temperatures)
+        asked = replace(view, budgets=budgets)
         answers = [self._ask(source, asked) for source in self._sources]
         trees = [merged([_nodes(drafts, i) for drafts in answers], most) for i, most in enumerate(budgets.tolist())]
         offsets = np.zeros(len(trees) + 1, dtype=np.int64)
@@ -90,37 +85,9 @@ class Fusion:
         return Drafts(offsets, tokens, parents, sources=sources)
 
     def _ask(self, source: BoundDrafter, view: DraftView) -> Drafts:
-        drafts = _call(source, source.propose, view)
-        if not _is_right(drafts, source, view.budgets, self._vocab_size):
-            source.check(drafts, view.budgets, self._vocab_size)
+        drafts = source.technique.call(source.propose, view)
+        source.check(drafts, view.budgets, self._vocab_size)
         return drafts
-
-
-def _is_right(drafts: Any, source: BoundDrafter, budgets: IntArray, vocab_size: int) -> bool:
-    """Whether one request's drafts are evidently right; a source in any doubt is checked as hosts do, which takes longer than to merge."""
-    if not isinstance(drafts, Drafts) or len(budgets) != 1 or drafts.kinds is not None:
-        return False
-    arrays: list[Any] = [drafts.offsets, drafts.tokens, *(() if drafts.parents is None else (drafts.parents,))]
-    if not all(isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "iu" for array in arrays):
-        return False
-    (offsets, tokens), count = (array.tolist() for array in arrays[:2]), len(drafts.tokens)
-    if offsets != [0, count] or count > budgets[0] or (count and not 0 <= min(tokens) <= max(tokens) < vocab_size):
-        return False
-    if drafts.parents is None:
-        return True
-    parents: list[int] = drafts.parents.tolist()
-    if source.traits.shape == "chain":
-        return parents == list(range(ROOT, count - 1))
-    return len(parents) == count and min(parents, default=ROOT) >= ROOT and all(map(gt, range(count), parents))
-
-
-def _call(source: BoundDrafter, method: Callable[[V], R], view: V) -> R:
-    """Call a source's method; an exception names the source."""
-    try:
-        return method(view)
-    except Exception as exc:
-        source.technique.blame(exc)
-        raise
 
 
 def _first(verified: Verified | None, top_k: int) -> Verified | None:

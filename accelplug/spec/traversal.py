@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from accelplug.hooks.drafting import ROOT, NodeKind
-from accelplug.hooks.verifying import Choice, PathView, VerifierTraits
+from accelplug.hooks.verifying import Choice, PathView, VerifierTraits, without
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,12 +58,11 @@ class Traversal:
 
 def _drawn(view: PathView, node: int, rows: dict[int, Tensor]) -> Tensor:
     """Return what the node was drawn from after its earlier siblings; take the node itself out if later ones cannot be it."""
+    import torch
+
     if view.kinds[node] != NodeKind.WITHOUT_REPLACEMENT or view.row_ids is None:
         return view.drawn_from(node)
     row = view.row_ids[node]
     drawn = rows.get(row, view.drawn_from(node))
-    left = drawn.clone()
-    left[view.tokens[node]] = 0.0
-    total = left.sum()
-    rows[row] = (left / total).where(total > 0, drawn)
+    (rows[row],) = without(drawn[None], torch.tensor([view.tokens[node]], device=drawn.device))
     return drawn

@@ -132,7 +132,7 @@ class ToyHost:
     def start(self, begun: dict[int, ToyRequest]) -> None:
         """Give slots to requests."""
         if begun:
-            self._call(self.drafter.start, np.array(list(begun)))
+            self.drafter.technique.call(self.drafter.start, np.array(list(begun)))
         for slot, request in begun.items():
             self.running[slot] = _Running(request, request.prompt)
             self.running[slot].verified = [(request.tokens[request.prompt - 1], request.tokens[request.prompt])]
@@ -140,7 +140,7 @@ class ToyHost:
     def finish(self, slots: Sequence[int]) -> None:
         """Take slots back."""
         if slots:
-            self._call(self.drafter.finish, np.array(slots))
+            self.drafter.technique.call(self.drafter.finish, np.array(slots))
         for slot in slots:
             del self.running[slot]
 
@@ -189,19 +189,12 @@ class ToyHost:
         """Show a view; then see that it was left alone, keep the answer, and overwrite everything shown."""
         arrays = _arrays(view)
         before = {name: array.copy() for name, array in arrays.items()}
-        answer = _copied(self._call(method, view))
+        answer = _copied(self.drafter.technique.call(method, view))
         for name, array in arrays.items():
             require(np.array_equal(array, before[name]), f"{self.drafter.technique} wrote into view.{name}; work on a copy, views are the host's")
             if self.overwrites:
                 array[...] = self.rng.integers(0, 2, array.shape)
         return answer
-
-    def _call(self, method: Any, given: Any) -> Any:
-        try:
-            return method(given)
-        except Exception as exc:
-            self.drafter.technique.blame(exc)
-            raise
 
 
 def _arrays(view: CommitView | DraftView) -> dict[str, npt.NDArray[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.compat import HOST
-from accelplug.hosts.hf.forward import Forward, growing, is_compiled, recording_past
+from accelplug.hosts.hf.forward import Forward, growing, recording_past
 from accelplug.hosts.hf.masks import capacity
 from accelplug.hosts.hf.ragged import Ragged, Rows, choose_batches, has_windows_to_keep, obstacle_to_ragged
 from accelplug.hosts.hf.request import Requests, encoder_tokens, own_tokens
@@ -62,22 +62,7 @@ class Loop:
             keep_scores=bool(wants and generation_config.output_scores),
             keep_logits=bool(wants and generation_config.output_logits),
         )
-        lengths = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
-        pad = generation_config._pad_token_tensor
-        requests = Requests(
-            input_ids,
-            stopping_criteria,
-            max_length=min(lengths),
-            pad_token_id=0 if pad is None else int(pad),
-            on_device=not walk.plain,
-        )
-        if slots := capacity(growing(model_kwargs["past_key_values"])):
-            requests.room = min(requests.room, slots + 1)
-            requests.has_doubling_widths = is_compiled(model, generation_config, model_kwargs)
-        side = "decoder_" if model.config.is_encoder_decoder else ""
-        if side:
-            requests.inputs = encoder_tokens(inputs_tensor, model_kwargs.get("attention_mask"), requests.count)
-        requests.own = own_tokens(input_ids, model_kwargs.get(f"{side}attention_mask"))
+        requests = requests_of(model, input_ids, stopping_criteria, generation_config, inputs_tensor, model_kwargs, on_device=not walk.plain)
         obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
         drawback = None if obstacle else self._drawback(generation_config, model_kwargs["past_key_values"])
         batch = choose_batches(session, requests, obstacle, drawback)
@@ -111,6 +96,8 @@ class Loop:
         with Drafting(self.session, requests, temperature_of(config)) as drafting, recording_past(model_kwargs["past_key_values"]):
             prompt = (model, input_ids, config, model_kwargs)
             forward = Ragged(*prompt, requests) if isinstance(requests, Rows) else Forward(*prompt)
+            if isinstance(requests, Requests):
+                requests.has_doubling_widths = forward.is_compiled
             logits, trees = forward.logits, [EMPTY] * requests.count
             has_stepped, began = False, 0.0
             while True:
@@ -181,12 +168,12 @@ class Drafting:
 
     def __enter__(self) -> Drafting:
         if self.drafter is not None:
-            self._call(self.drafter.start, self.rows)
+            self.drafter.technique.call(self.drafter.start, self.rows)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.drafter is not None:
-            self._call(self.drafter.finish, self.rows)
+            self.drafter.technique.call(self.drafter.finish, self.rows)
 
     def propose(self, paths: Sequence[Sequence[int]], logits: Tensor, verified_trees: Sequence[Tree]) -> list[Tree]:
         """Tell the drafter what was committed, and of which forward pass, and ask for the next drafts, one tree per row."""
@@ -200,8 +187,9 @@ class Drafting:
         self.lengths[:], self.accepted[:] = lengths, [len(paths[row]) for row in self.rows]
         self.budgets[:] = self.requests.budgets(committed)
         began = time.perf_counter()
-        self._call(self.drafter.observe, self._commit(logits, verified_trees))
-        drafts = self._call(self.drafter.propose, self.draft_view)
+        call = self.drafter.technique.call
+        call(self.drafter.observe, self._commit(logits, verified_trees))
+        drafts = call(self.drafter.propose, self.draft_view)
         self.stats.propose_seconds += time.perf_counter() - began
         self.drafter.check(drafts, self.budgets, self.vocab_size)
         bounds = drafts.offsets.tolist()
@@ -224,16 +212,29 @@ class Drafting:
             return
         over = np.array([self.requests.is_over(row) for row in self.rows.tolist()])
         assert self.drafter is not None
-        self._call(self.drafter.finish, self.rows[over])
+        self.drafter.technique.call(self.drafter.finish, self.rows[over])
         self._watch(self.rows[~over], self.lengths[~over])
 
-    def _call(self, method: Callable[[Any], Any], view: Any) -> Any:
-        try:
-            return method(view)
-        except Exception as exc:
-            assert self.drafter is not None
-            self.drafter.technique.blame(exc)
-            raise
+
+def requests_of(
+    model: Any, input_ids: Tensor, criteria: Any, config: Any, inputs: Tensor | None, model_kwargs: dict[str, Any], *, on_device: bool
+) -> Requests:
+    """Return the rows of a call, with the room that its cache leaves them and what an encoder was given for them."""
+    pad = config._pad_token_tensor
+    requests = Requests(
+        input_ids,
+        criteria,
+        max_length=min(criterion.max_length for criterion in criteria if isinstance(criterion, MaxLengthCriteria)),
+        pad_token_id=0 if pad is None else int(pad),
+        on_device=on_device,
+    )
+    if slots := capacity(growing(model_kwargs["past_key_values"])):
+        requests.room = min(requests.room, slots + 1)
+    side = "decoder_" if model.config.is_encoder_decoder else ""
+    if side:
+        requests.inputs = encoder_tokens(inputs, model_kwargs.get("attention_mask"), requests.count)
+    requests.own = own_tokens(input_ids, model_kwargs.get(f"{side}attention_mask"))
+    return requests
 
 
 def temperature_of(config: Any) -> float:

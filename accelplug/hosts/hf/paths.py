@@ -105,11 +105,7 @@ class Paths:
             rows=tree.rows,
             row_ids=tree.row_ids,
         )
-        try:
-            choice: Choice = rule.instance.choose(view)
-        except Exception as exc:
-            rule.blame(exc)
-            raise
+        choice: Choice = rule.call(rule.instance.choose, view)
         check_choice(rule, choice, view)
         return choice
 

@@ -13,7 +13,7 @@ from accelplug._errors import PluginError
 from accelplug.hooks.capabilities import judges_paths, verifier_traits
 from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hooks.registry import Technique
-from accelplug.hooks.verifying import VerifyView, residual
+from accelplug.hooks.verifying import VerifyView, residual, without
 from accelplug.hosts.hf.paths import Paths
 from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import Tree
@@ -151,9 +151,10 @@ class Walk:
             if (uniform := self.chance.below(probability, always=not self.lossless)) is not None:
                 verdict.lossy += uniform >= float(view.target_at_tokens() / view.draft_at_tokens())
                 return token, child
-            target = self._rest(view)
+            target = self.rule.call(self.own_residual, view)
             if tree.kind(child) == NodeKind.WITHOUT_REPLACEMENT and tree.row_ids is not None:
-                rows[tree.row_ids[child]] = _without(view)
+                assert view.draft is not None
+                rows[tree.row_ids[child]] = without(view.draft, view.tokens)
         return (self.chance.draw(target)[0] if self.do_sample else int(target.argmax())), None
 
     def _view(self, scores: Tensor, target: Tensor, tree: Tree, child: int, rows: dict[int, Tensor]) -> VerifyView:
@@ -166,27 +167,8 @@ class Walk:
         return VerifyView(tokens, kinds, target, scores, draft)
 
     def _ask(self, view: VerifyView) -> float:
-        try:
-            probability = float(self.rule.instance.accept(view))
-        except Exception as exc:
-            self.rule.blame(exc)
-            raise
+        probability = self.rule.call(lambda shown: float(self.rule.instance.accept(shown)), view)
         if not 0.0 <= probability <= 1.0:
             raise PluginError(f"{self.rule} returned the acceptance probability {probability}; it lies between 0 and 1")
         return probability
 
-    def _rest(self, view: VerifyView) -> Tensor:
-        try:
-            rest: Tensor = self.own_residual(view)
-        except Exception as exc:
-            self.rule.blame(exc)
-            raise
-        return rest
-
-
-def _without(view: VerifyView) -> Tensor:
-    """Return the draft row without the candidate, renormalised; a row with nothing left stays as it was."""
-    assert view.draft is not None
-    left = view.draft.scatter(1, view.tokens.unsqueeze(1), 0.0)
-    total = left.sum(-1, keepdim=True)
-    return (left / total).where(total > 0, view.draft)
