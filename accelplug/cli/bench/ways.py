@@ -111,8 +111,9 @@ def accelerated(model: Any, tokenizer: Any, drafter: str, verifier: str, *, allo
 
 def eos_ids(model: Any) -> list[int]:
     """Return the ids that end an output."""
-    eos = model.generation_config.eos_token_id
-    return [] if eos is None else list(eos) if isinstance(eos, list) else [int(eos)]
+    from accelplug.hosts.hf.session import build_context
+
+    return list(build_context(model, None).eos_token_ids)
 
 
 def pad_id(tokenizer: Any, model: Any) -> int:

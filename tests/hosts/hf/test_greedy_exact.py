@@ -63,16 +63,13 @@ class Watched(Oracle):
         return drafts
 
 
-SETTINGS = st.fixed_dictionaries(
-    {},
-    optional={
-        "repetition_penalty": st.sampled_from([1.1, 1.5]),
-        "no_repeat_ngram_size": st.integers(2, 4),
-        "min_new_tokens": st.integers(1, 20),
-        "bad_words_ids": st.just([[5], [6, 7]]),
-        "prefill_chunk_size": st.integers(3, 9),
-    },
-)
+PROCESSORS = {
+    "repetition_penalty": st.sampled_from([1.1, 1.5]),
+    "no_repeat_ngram_size": st.integers(2, 4),
+    "min_new_tokens": st.integers(1, 20),
+    "bad_words_ids": st.just([[5], [6, 7]]),
+}
+SETTINGS = st.fixed_dictionaries({}, optional={**PROCESSORS, "prefill_chunk_size": st.integers(3, 9)})
 
 
 def excused_by_a_near_tie(plain: Any, fast: Any, start: int) -> bool:

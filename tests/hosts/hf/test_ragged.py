@@ -28,6 +28,7 @@ from accelplug.testing.oracle import Oracle
 from accelplug.testing.plans import D, Grow, S
 from tests.hosts.hf.conftest import MAKERS, VOCAB, WINDOW
 from tests.hosts.hf.test_batches import padded, unpadded
+from tests.hosts.hf.test_greedy_exact import PROCESSORS
 from tests.hosts.hf.test_session import TakesAll
 
 EVENTS: collections.Counter[str] = collections.Counter()
@@ -100,15 +101,7 @@ def passes(model: Any, inputs: dict[str, Any], arguments: dict[str, Any], **choi
         hook.remove()
 
 
-SETTINGS = st.fixed_dictionaries(
-    {},
-    optional={
-        "repetition_penalty": st.sampled_from([1.1, 1.5]),
-        "no_repeat_ngram_size": st.integers(2, 4),
-        "min_new_tokens": st.integers(1, 20),
-        "bad_words_ids": st.just([[5], [6, 7]]),
-    },
-)
+SETTINGS = st.fixed_dictionaries({}, optional=PROCESSORS)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
