@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +36,10 @@ def _from_pretrained(name: str, target: Any) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
     except (OSError, ValueError) as exc:
-        raise HostError(f"the second model {name!r} cannot be loaded: {exc}; give a folder, a name on the hub, or a loaded model") from exc
+        # Transformers takes a folder that is not there for a name on the hub, and complains of its spelling.
+        is_missing = Path(name).is_absolute() and not Path(name).exists()
+        reason = "there is no such folder" if is_missing else " ".join(str(exc).split()).rstrip(".")
+        raise HostError(f"the second model {name!r} cannot be loaded: {reason}; give a folder, a name on the hub, or a loaded model") from exc
     try:
         return model, AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError):  # weights without a tokenizer: then the sizes must do
