@@ -3,7 +3,7 @@
 Paper      Sun et al. 2024, "Block Verification Accelerates Speculative Decoding", arXiv 2403.10444, algorithm 2
 Output     unchanged under greedy decoding; unchanged in distribution under sampling
 Needs      the probability row of every sampled draft node
-Hosts      transformers
+Hosts      transformers, vllm
 Devices    cpu, cuda
 Cost       one softmax and one subtraction per drafted position, two waits for the device a step
 Good for   sampled chains: never fewer tokens a step than token_wise

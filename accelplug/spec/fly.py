@@ -3,7 +3,7 @@
 Paper      Li et al. 2025, "Training-Free Loosely Speculative Decoding", arXiv 2511.22972
 Output     changed, under greedy decoding too
 Needs      allow_lossy=True; chains longer than the window; the probability row of every sampled draft node
-Hosts      transformers
+Hosts      transformers, vllm
 Devices    cpu, cuda
 Cost       one top-k per step beside token_wise; every drafted token is judged, not only the first ones
 Good for   long drafts of a good draft model that words the same thing differently

@@ -3,7 +3,7 @@
 Paper      Sun et al. 2023, "SpecTr: Fast Speculative Decoding via Optimal Transport", arXiv 2310.15141, algorithm 3
 Output     unchanged under greedy decoding; unchanged in distribution under sampling
 Needs      siblings drawn independently, with their row; other SAMPLED and DELTA nodes are judged one after the other
-Hosts      transformers
+Hosts      transformers, vllm (chains)
 Devices    cpu, cuda
 Cost       16 passes over the vocabulary per level with such siblings, one otherwise
 Good for   several chains or siblings drawn independently from a draft model

@@ -3,7 +3,7 @@
 Paper      Weng et al. 2025, "Traversal Verification for Speculative Tree Decoding", arXiv 2505.12398
 Output     unchanged under greedy decoding; unchanged in distribution under sampling
 Needs      the probability row of every sampled draft node
-Hosts      transformers
+Hosts      transformers, vllm (chains)
 Devices    cpu, cuda
 Cost       one subtraction over the vocabulary and two waits for the device per node that is visited
 Good for   trees of sampled nodes; on a chain it is block verification

@@ -3,7 +3,7 @@
 Paper      Cai et al. 2024, "Medusa", arXiv 2401.10774, section 2.3.1
 Output     changed under sampling, towards what the drafter guesses; unchanged under greedy decoding, where nothing but the best token is typical
 Needs      allow_lossy=True; no draft rows
-Hosts      transformers
+Hosts      transformers, vllm
 Devices    cpu, cuda
 Cost       one softmax and one entropy per candidate
 Good for   sampling at a high temperature from deterministic drafts, where an exact rule rejects good guesses by chance
@@ -31,8 +31,8 @@ class Typical:
     What follows the path is drawn from the target itself, as after any rule.
     """
 
-    epsilon: float = option(0.09, ge=0.0, le=1.0, help="a token above this probability is always typical")
-    delta: float = option(0.3, ge=0.0, le=1.0, help="lowers the bar where the target is unsure")
+    epsilon: float = option(0.09, ge=0.0, le=1.0, per_request=True, help="a token above this probability is always typical")
+    delta: float = option(0.3, ge=0.0, le=1.0, per_request=True, help="lowers the bar where the target is unsure")
 
     traits: ClassVar[VerifierTraits] = VerifierTraits(lossless=None)
 
@@ -41,7 +41,8 @@ class Typical:
         import torch
 
         entropy = torch.special.entr(view.target).sum(-1)
-        bar = (self.delta * torch.exp(-entropy)).clamp(max=self.epsilon)
+        epsilon, delta = view.parameters.get("epsilon", self.epsilon), view.parameters.get("delta", self.delta)
+        bar = (delta * torch.exp(-entropy)).clamp(max=epsilon)
         return (view.target_at_tokens() > bar).to(view.target.dtype)
 
     def residual(self, view: VerifyView) -> Tensor:

@@ -53,10 +53,13 @@ def serve(model: str, config: str, concurrency: int) -> None:
 
 
 class Engine:
-    """An engine in its own process; call it for one run."""
+    """An engine in its own process; call it for one run.
 
-    def __init__(self, model: str, config: Mapping[str, Any], concurrency: int) -> None:
-        command = [sys.executable, __file__, "--model", model, "--serve", json.dumps(config), "--concurrency", str(concurrency)]
+    :param script: what the process runs; it answers ``--serve`` as this one does.
+    """
+
+    def __init__(self, model: str, config: Mapping[str, Any], concurrency: int, script: str = __file__) -> None:
+        command = [sys.executable, script, "--model", model, "--serve", json.dumps(config), "--concurrency", str(concurrency)]
         # In one process, so that an engine waiting for its turn costs nothing.
         environment = {**vllm_environment("v1"), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
         self.process = subprocess.Popen(
@@ -84,7 +87,7 @@ class Engine:
     def stop(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(120)
 
 
 def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 import accelplug
-from accelplug.hooks import BuildContext, CommitView, DeviceDrafts, DeviceView, DrafterTraits, Drafts, DraftView, IntArray, VerifierTraits
+from accelplug.hooks import (
+    BuildContext,
+    CommitView,
+    DeviceDrafts,
+    DeviceView,
+    DrafterTraits,
+    Drafts,
+    DraftView,
+    IntArray,
+    VerifierTraits,
+    VerifyView,
+)
 
 MIXED = ((4, 0), (0, 4), (2, 2), (0, 0), (1, 1), (3, 0))
 
@@ -163,13 +174,38 @@ class Hidden(Forest):
         self.traits = DrafterTraits(needs=frozenset({"hidden.last"}))
 
 
-class Lenient:
-    """A verification rule of its own, which vLLM cannot run."""
+class Halved:
+    """Exact, and not the usual rule: keeps a draft half as often, and says so in its residual. Raises at a call if told to.
+
+    :param raise_at: the call of `accept` that raises; 0 for never.
+    """
 
     traits = VerifierTraits(lossless="sampling")
 
-    def accept(self, view: object) -> object:
-        return view
+    def __init__(self, raise_at: int = 0) -> None:
+        self.raise_at, self.calls = raise_at, 0
+
+    def accept(self, view: VerifyView) -> Any:
+        self.calls += 1
+        if self.calls == self.raise_at:
+            raise RuntimeError("the rule has fallen silent")
+        return (view.target_at_tokens() / view.draft_at_tokens()).clamp(max=1.0) / 2
+
+    def residual(self, view: VerifyView) -> Any:
+        import torch
+
+        assert view.draft is None, "deterministic drafts"
+        left = view.target - torch.zeros_like(view.target).scatter_(1, view.tokens.unsqueeze(1), 0.5) * view.target
+        return left / left.sum(-1, keepdim=True)
+
+
+class Everything:
+    """Keeps whatever was drafted."""
+
+    traits = VerifierTraits(lossless=None)
+
+    def accept(self, view: VerifyView) -> Any:
+        return view.target_at_tokens() * 0 + 1
 
 
 @accelplug.hookimpl
@@ -181,4 +217,5 @@ def register_drafters(register: Any) -> None:
 
 @accelplug.hookimpl
 def register_verifiers(register: Any) -> None:
-    register("lenient", Lenient)
+    register("halved", Halved)
+    register("everything", Everything)

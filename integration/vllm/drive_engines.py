@@ -1,6 +1,8 @@
 """Runs engines, one after the other in one process, and writes down what they did. Started by the tests as a subprocess.
 
 The job is a JSON file: ``{"engines": [{"name": ..., "kwargs": {...}, "batches": [{"prompts": [[ids]], "params": {...}}]}]}``.
+An engine may have ``"others": [{"name": ..., "accelplug": {...}, "batches": [...]}]``: other settings, one after the other,
+put into the same engine, since starting one takes longer than all that is asked of it.
 """
 
 from __future__ import annotations
@@ -13,30 +15,80 @@ from typing import Any
 
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.sampling_params import StructuredOutputsParams
+
+from accelplug.hosts.vllm import worker
+
+SWAPPED = ("drafter", "speculator", "rejection_sampler", "_sample")
+vllms_own: dict[str, Any] = {}
+
+
+def remember_what_is_swapped() -> None:
+    """Keep what accelplug replaces in a runner, so that another selection can be attached to it."""
+    attach = worker.attach
+
+    def attach_and_remember(runner: Any, *, v2: bool) -> Any:
+        vllms_own.update({name: getattr(runner, name) for name in SWAPPED if hasattr(runner, name)})
+        return attach(runner, v2=v2)
+
+    worker.attach = attach_and_remember
+
+
+def switch(llm: LLM, settings: dict[str, Any]) -> None:
+    """Put other techniques into an engine."""
+    inner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    runner = inner.model_runner
+    for name, value in vllms_own.items():
+        setattr(runner, name, value)
+    runner.vllm_config.additional_config["accelplug"] = settings
+    inner.accelplug = worker.attach(runner, v2=inner.use_v2_model_runner)
+    inner.accelplug_board = None  # whose file names the techniques before
+    inner.accelplug.verify()
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     try:
         llm = LLM(**job["kwargs"])
     except Exception as exc:
-        return {"error": type(exc).__name__, "message": str(exc)}
+        return {job["name"]: {"error": type(exc).__name__, "message": str(exc)}}
+    found = {job["name"]: asked(llm, job)}
+    for other in job["others"]:
+        try:
+            switch(llm, other["accelplug"])
+            found[other["name"]] = asked(llm, {**other, "log": None})
+        except Exception as exc:
+            found[other["name"]] = {"error": type(exc).__name__, "message": str(exc)}
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    vllms_own.clear()
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    return found
+
+
+def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
     config = llm.llm_engine.vllm_config
-    outputs = [generate(llm, batch, job["log"]) for batch in job["batches"]]
     configured = "accelplug" in (config.additional_config or {})
-    done = {
+    before = counted(llm)
+    outputs, stats = [], []
+    for batch in job["batches"]:
+        outputs.append(generate(llm, batch, job["log"]))
+        stats.append(llm.collective_rpc("accelplug_status")[0]["stats"] if configured else None)
+    return {
         "outputs": outputs,
+        "stats of batches": stats,  # counted since the start
         "status": llm.collective_rpc("accelplug_status") if configured else None,
         "v2": config.use_v2_model_runner,
         "async": bool(config.scheduler_config.async_scheduling),
         "worker_cls": config.parallel_config.worker_cls,
-        "metrics": {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")},
+        "metrics": {name: value - before.get(name, 0) for name, value in counted(llm).items()},
         "modules": sorted(name for name in sys.modules if name.startswith("accelplug")),
     }
-    llm.llm_engine.engine_core.shutdown()
-    del llm
-    gc.collect()
-    cleanup_dist_env_and_memory()
-    return done
+
+
+def counted(llm: LLM) -> dict[str, float]:
+    """Return vLLM's own counters, which run on through other settings in the same engine."""
+    return {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
 
 
 def generate(llm: LLM, batch: dict[str, Any], log: str | None) -> list[dict[str, Any]]:
@@ -44,15 +96,31 @@ def generate(llm: LLM, batch: dict[str, Any], log: str | None) -> list[dict[str,
         with Path(log).open("a") as marks:
             marks.write('"next batch"\n')
     params = batch["params"]
-    given = [SamplingParams(**one) for one in params] if isinstance(params, list) else SamplingParams(**params)
+    given = [sampling(one) for one in params] if isinstance(params, list) else sampling(params)
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in batch["prompts"]], given, use_tqdm=False)
     return [
-        {"token_ids": list(one.token_ids), "text": one.text, "finish_reason": one.finish_reason, "stop_reason": one.stop_reason}
+        {"token_ids": list(one.token_ids), "text": one.text, "finish_reason": one.finish_reason, "stop_reason": one.stop_reason, **logprobs(one)}
         for output in outputs
         for one in output.outputs
     ]
 
 
+def sampling(given: dict[str, Any]) -> SamplingParams:
+    structured = given.get("structured_outputs")
+    return SamplingParams(**{**given, "structured_outputs": structured and StructuredOutputsParams(**structured)})
+
+
+def logprobs(one: Any) -> dict[str, Any]:
+    """Return what vLLM says of the generated tokens' log-probabilities, where it was asked."""
+    if one.logprobs is None:
+        return {}
+    return {"logprobs": [row[token].logprob for row, token in zip(one.logprobs, one.token_ids, strict=True)]}
+
+
 if __name__ == "__main__":
     given, result = Path(sys.argv[1]), Path(sys.argv[2])
-    result.write_text(json.dumps({job["name"]: run(job) for job in json.loads(given.read_text())["engines"]}))
+    remember_what_is_swapped()
+    found: dict[str, Any] = {}
+    for job in json.loads(given.read_text())["engines"]:
+        found |= run(job)
+    result.write_text(json.dumps(found))

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,24 @@ Engine = dict[str, Any]
 Run = Callable[..., dict[str, Any]]
 
 
-def engine(model_dir: Path, name: str, *batches: dict[str, Any], accelplug: dict[str, Any] | None = None, log: Path | None = None, **kwargs: Any) -> Engine:
+def engine(
+    model_dir: Path, name: str, *batches: dict[str, Any],
+    accelplug: dict[str, Any] | None = None, log: Path | None = None, others: Sequence[Engine] = (), **kwargs: Any,
+) -> Engine:  # fmt: skip
     """Describe an engine for the driver; small and in full precision, so that greedy text is the same in every batch.
 
     :param log: a file in which the driver marks where each batch begins.
+    :param others: what `other` describes, run in the same engine afterwards.
     """
     small = {"dtype": "float32", "max_model_len": 96, "max_num_seqs": 3, "enforce_eager": True, "disable_log_stats": False, "seed": 0}
     configured = {} if accelplug is None else {"additional_config": {"accelplug": accelplug}}
-    return {"name": name, "batches": batches, "log": log and str(log), "kwargs": {"model": str(model_dir), **small, **configured, **kwargs}}
+    told = {"model": str(model_dir), **small, **configured, **kwargs}
+    return {"name": name, "batches": batches, "log": log and str(log), "others": others, "kwargs": told}
+
+
+def other(name: str, accelplug: dict[str, Any], *batches: dict[str, Any]) -> Engine:
+    """Describe other settings for an engine that runs already; the draft length is the engine's."""
+    return {"name": name, "accelplug": accelplug, "batches": batches}
 
 
 def environment(runner: str, *folders: Path, serve: bool = False, **more: str) -> dict[str, str]:
@@ -41,6 +51,6 @@ def run_engines(folder: Path, site: Path, runner: str, *engines: Engine, **more:
     job, result = folder / "job.json", folder / "result.json"
     job.write_text(json.dumps({"engines": engines}))
     env = environment(runner, site, VLLM_ENABLE_V1_MULTIPROCESSING="0", **more)
-    done = subprocess.run([sys.executable, HERE / "drive_engines.py", job, result], env=env, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run([sys.executable, HERE / "drive_engines.py", job, result], env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-4000:] or done.stdout[-4000:]
     return {**json.loads(result.read_text()), "log": done.stdout + done.stderr}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import RUNNERS, Run, engine
+from jobs import RUNNERS, Run, engine, other
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 # Ragged, more than run at once, so that slots are recycled and rows move.
@@ -127,15 +127,14 @@ def test_output_equals_plain_vllm(runner: str, run: Run, reference: Reference, t
     log = tmp_path / "log.jsonl"
     oracle = {"drafter": {"name": "oracle", "sequences": str(reference.sequences), "log": str(log)}}
     device = {"drafter": {"name": "device_oracle", "sequences": str(reference.sequences)}, "verifier": "greedy"}
-    lookup = {"drafter": "prompt_lookup(num_tokens=3, min_ngram=1)"}
-    first = reference.batches[:1]
-    engines = [
-        engine(reference.model_dir, "oracle", *reference.batches, accelplug=oracle, log=log),
-        engine(reference.model_dir, "lookup", *first, accelplug=lookup),
-        engine(reference.model_dir, "built-in", *first, accelplug={"drafter": BUILT_IN[runner]}),
-        *([engine(reference.model_dir, "device", *reference.batches[:2], accelplug=device)] if runner != "v1" else []),
+    lookup = {"drafter": "prompt_lookup(num_tokens=4, min_ngram=1)"}
+    first = reference.batches[0]
+    others = [
+        other("lookup", lookup, first),
+        other("built-in", {"drafter": BUILT_IN[runner]}, first),
+        *([other("device", device, *reference.batches[:2])] if runner != "v1" else []),
     ]
-    done = run(runner, *engines)
+    done = run(runner, engine(reference.model_dir, "oracle", *reference.batches, accelplug=oracle, log=log, others=others))
     for name in {"oracle", "lookup", "built-in", "device"} & set(done):
         check_engine(done[name], runner, reference)
     check_oracle(done["oracle"], log, reference)

@@ -14,12 +14,19 @@ from jobs import environment
 CONFIGURE = """
 import json, os, sys
 from vllm import EngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 def outcome(given):
-    os.environ.pop("VLLM_USE_V2_MODEL_RUNNER", None)
+    for name in ("VLLM_USE_V2_MODEL_RUNNER", "ACCELPLUG_CONFIG"):
+        os.environ.pop(name, None)
     os.environ.update(given.pop("environment", {}))
+    flags = given.pop("flags", [])
     try:
-        config = EngineArgs(model=sys.argv[1], enforce_eager=True, **given).create_engine_config()
+        parsed = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(["--model", sys.argv[1], "--enforce-eager", *flags])
+        args = EngineArgs.from_cli_args(parsed) if flags else EngineArgs(model=sys.argv[1], enforce_eager=True, **given)
+        before = repr(args.additional_config)
+        config = args.create_engine_config()
+        assert repr(args.additional_config) == before, "the arguments are left as they came"
     except Exception as exc:
         return [type(exc).__name__, str(exc)]
     drafter = config.speculative_config
@@ -50,13 +57,16 @@ def configure(runner: str, model_dir: Path, given: list[dict[str, Any]], *folder
     return found, unregistered, modules
 
 
+NGRAM = {"method": "ngram", "num_speculative_tokens": 2}
+
+
 def accelplug(**settings: Any) -> dict[str, Any]:
     return {"additional_config": {"accelplug": settings}}
 
 
 REFUSED = {
     "unknown setting": (accelplug(drafter="prompt_lookup", verifer="greedy"), "OptionError", "no setting 'verifer'; did you mean 'verifier'?"),
-    "no drafter": (accelplug(verifier="greedy"), "OptionError", "configured without a drafter"),
+    "no drafter": (accelplug(allow_lossy=True), "OptionError", "configured without a drafter"),
     "unknown technique": (accelplug(drafter="promt_lookup"), "UnknownTechniqueError", "did you mean 'prompt_lookup'?"),
     "misspelt option": (accelplug(drafter="prompt_lookup(num_token=6)"), "OptionError", "no option 'num_token'; did you mean 'num_tokens'?"),
     "out of range": (accelplug(drafter="prompt_lookup(num_tokens=0)"), "OptionError", "num_tokens=0 is out of range"),
@@ -66,6 +76,14 @@ REFUSED = {
         {**accelplug(drafter="prompt_lookup"), "speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
         "HostError",
         "and accelplug's drafter 'prompt_lookup' are two drafters",
+    ),
+    "nothing drafts": (accelplug(verifier="block"), "HostError", "judges drafts and nothing drafts; add {'drafter': 'prompt_lookup'} or a speculative_config"),
+    "on_refused": (accelplug(drafter="prompt_lookup", on_refused="go"), "OptionError", "accelplug has no on_refused 'go'; it takes stop, serve"),
+    "no file": ({"environment": {"ACCELPLUG_CONFIG": "/nowhere.toml"}}, "OptionError", "ACCELPLUG_CONFIG=/nowhere.toml cannot be read (FileNotFoundError)"),
+    "twice": (
+        {**accelplug(drafter="suffix"), "environment": {"ACCELPLUG_CONFIG": "/nowhere.toml"}},
+        "HostError",
+        "configured twice, by additional_config and by ACCELPLUG_CONFIG=/nowhere.toml; remove one of them",
     ),
     "two drafters, by flag": ({**accelplug(drafter="prompt_lookup"), "spec_method": "ngram"}, "HostError", "are two drafters"),
     "runner": (accelplug(drafter="prompt_lookup", runner="v3"), "OptionError", "it takes auto, v1, v2"),
@@ -79,6 +97,21 @@ ALLOWED_V1 = {
     "the user's worker stays": (
         {**accelplug(drafter={"name": "prompt_lookup", "num_tokens": 5}), "worker_cls": "vllm.v1.worker.gpu_worker.Worker"},
         ["accelplug.hosts.vllm.worker.vllm:v1:worker:gpu_worker:Worker", "custom_class", 5, False],
+    ),
+    "a verifier behind vLLM's drafter": ({**accelplug(verifier="block"), "speculative_config": NGRAM}, [WORKER, "ngram", 2, False]),
+    "refused, but serving": (accelplug(drafter="prompt_lookups", on_refused="serve"), [PLAIN_WORKER, None, None, False]),
+    "refused, but serving with vLLM's drafter": (
+        {**accelplug(drafter="suffix", on_refused="serve"), "speculative_config": NGRAM},
+        [PLAIN_WORKER, "ngram", 2, False],
+    ),
+    "dotted flags": (
+        {"flags": ["--additional-config.accelplug.drafter", "prompt_lookup(num_tokens=6)", "--additional-config.accelplug.verifier=greedy"]},
+        [WORKER, "custom_class", 6, False],
+    ),
+    "dotted flags with an equals sign": ({"flags": ["--additional-config.accelplug.drafter=prompt_lookup(num_tokens=7)"]}, [WORKER, "custom_class", 7, False]),
+    "dotted numbers": (
+        {"flags": ["--additional-config.accelplug.drafter.name=suffix", "--additional-config.accelplug.drafter.num_tokens=9"]},
+        [WORKER, "custom_class", 9, False],
     ),
 }
 LOOKUP = accelplug(drafter="prompt_lookup")
@@ -142,6 +175,29 @@ def test_unconfigured_changes_nothing(model_dir: Path) -> None:
     assert with_us[0][:2] == [PLAIN_WORKER, None]
     assert {name for name in modules if "hosts.vllm" in name} == {"accelplug.hosts.vllm", "accelplug.hosts.vllm.plugin"}
     assert not any(name.startswith("accelplug.spec") for name in modules)
+
+
+FILES = {
+    'drafter = "prompt_lookup(num_tokens=6)"\nrunner = "v1"': [WORKER, "custom_class", 6, False],
+    '[drafter]\nname = "suffix"\nnum_tokens = 5': [WORKER, "custom_class", 5, False],
+    "drafter = ": ["OptionError", "is no TOML"],
+    'draftr = "suffix"': ["OptionError", "did you mean 'drafter'?"],
+}
+
+
+def test_settings_in_a_file(model_dir: Path, tmp_path: Path) -> None:
+    given = []
+    for i, text in enumerate(FILES):
+        file = tmp_path / f"{i}.toml"
+        file.write_text(text)
+        given.append({"environment": {"ACCELPLUG_CONFIG": str(file)}})
+    for found, expected in zip(configure("v1", model_dir, given)[0], FILES.values(), strict=True):
+        if len(expected) == 4:
+            assert found == expected
+        else:
+            assert found[0] == expected[0]
+            assert expected[1] in found[1]
+            assert "\n" not in found[1]
 
 
 def test_untested_release_is_refused_only_when_configured(model_dir: Path, tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,17 @@ import openai
 import pytest
 from jobs import Run, engine, environment
 
-PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11]]
+CLIENTS = 32
+PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11], *([40 + i, 50 + i, 60 + i] for i in range(5))]
 TOKENS = 16
+LAST = [3, 4, 3, 4]
+"""A prompt that no other begins with: what is left over from the others must not show in its answer."""
 
 
 @pytest.fixture(scope="module")
 def outputs(run: Run, model_dir: Path) -> list[dict[str, Any]]:
     """What vLLM generates without a drafter and without a server."""
-    batch = {"prompts": PROMPTS, "params": {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}}
+    batch = {"prompts": [*PROMPTS, LAST], "params": {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}}
     found: list[dict[str, Any]] = run("v1", engine(model_dir, "plain", batch))["plain"]["outputs"][0]
     return found
 
@@ -39,7 +45,7 @@ class Server:
             self.port = free.getsockname()[1]
         self.log = log
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model_dir), "--served-model-name", "tiny", "--port", str(self.port)]
-        sizes = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "96", "--max-num-seqs", "4", "--host", "127.0.0.1"]
+        sizes = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "96", "--max-num-seqs", "8", "--host", "127.0.0.1"]
         with log.open("w") as out:
             self.process = subprocess.Popen(
                 [*command, *sizes, *flags], env=environment("v1", site, serve=True), stdout=out, stderr=out, start_new_session=True
@@ -49,7 +55,7 @@ class Server:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
             return str(answer.read().decode())
 
-    def wait(self, seconds: float = 180) -> None:
+    def wait(self, seconds: float = 400) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
@@ -91,39 +97,80 @@ class Server:
 
 @pytest.fixture
 def server(model_dir: Path, site: Path, tmp_path: Path, outputs: list[dict[str, Any]]) -> Iterator[Server]:
-    """A server whose drafter is right at first and raises in its tenth step."""
+    """A server whose drafter is right at first and raises in the middle, behind a verification rule that is not vLLM's."""
     sequences = tmp_path / "sequences.json"
-    sequences.write_text(json.dumps([[prompt, output["token_ids"]] for prompt, output in zip(PROMPTS, outputs, strict=True)]))
+    sequences.write_text(json.dumps([[prompt, output["token_ids"]] for prompt, output in zip([*PROMPTS, LAST], outputs, strict=True)]))
     dotted = [
         "--additional-config.accelplug.drafter.name", "oracle",
         "--additional-config.accelplug.drafter.sequences", str(sequences),
         "--additional-config.accelplug.drafter.pattern", "[[2, 1]]",
-        "--additional-config.accelplug.drafter.raise_at", "10",
+        "--additional-config.accelplug.drafter.raise_at", str(CLIENTS),
+        "--additional-config.accelplug.verifier=halved",
     ]  # fmt: skip
     started = Server(model_dir, site, tmp_path / "server.log", *dotted)
     yield started
     started.kill()
 
 
+def ask(client: openai.OpenAI, number: int, outputs: list[dict[str, Any]]) -> str:
+    """Stream one completion: every fourth is aborted, every third sampled, the others compared with plain vLLM's text."""
+    which = number % len(PROMPTS)
+    sampled = number % 3 == 2
+    stream = client.completions.create(
+        model="tiny", prompt=PROMPTS[which], max_tokens=TOKENS, temperature=0.9 if sampled else 0, seed=number, stream=True,
+        extra_body={"ignore_eos": True, "vllm_xargs": {"accelplug.num_tokens": number % 4}},
+    )  # fmt: skip
+    text = ""
+    for chunk in stream:
+        text += chunk.choices[0].text
+        if number % 4 == 3:
+            stream.close()
+            return "aborted"
+    if not sampled:
+        assert text == outputs[which]["text"]
+    return "sampled" if sampled else "greedy"
+
+
+def sample_of(metrics: str, name: str, *labels: str) -> float:
+    """Return a metric's value; the one line that has the name and the labels."""
+    (line,) = (line for line in metrics.splitlines() if re.match(rf"{name}(?:{{|\s)", line) and all(label in line for label in labels))
+    return float(line.rsplit(" ", 1)[1])
+
+
 def test_serves_right_and_survives_its_drafter(server: Server, outputs: list[dict[str, Any]]) -> None:
     server.wait()
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
-    for _ in range(3):
-        for prompt, expected in zip(PROMPTS, outputs, strict=True):
-            answer = client.completions.create(
-                model="tiny", prompt=prompt, max_tokens=TOKENS, temperature=0, extra_body={"ignore_eos": True, "return_token_ids": True}
-            )
-            assert answer.choices[0].token_ids == expected["token_ids"]  # type: ignore[attr-defined]
-            assert answer.choices[0].text == expected["text"]
-    counters = dict(line.rsplit(" ", 1) for line in server.get("/metrics").splitlines() if line.startswith("vllm:spec_decode_num_"))
-    accepted = next(float(value) for name, value in counters.items() if name.startswith("vllm:spec_decode_num_accepted_tokens_total"))
-    assert accepted > 0
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=300)
+    with pytest.raises(openai.BadRequestError, match="a request's draft length: num_tokens=9 is out of range, it takes between 0 and 4"):
+        client.completions.create(model="tiny", prompt=LAST, extra_body={"vllm_xargs": {"accelplug.num_tokens": 9}})
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        ended = Counter(clients.map(lambda number: ask(client, number, outputs), range(CLIENTS)))
+    assert min(ended[how] for how in ("aborted", "sampled", "greedy")) > 0
+    last = client.completions.create(
+        model="tiny", prompt=LAST, max_tokens=TOKENS, temperature=0, extra_body={"ignore_eos": True, "return_token_ids": True}
+    )
+    assert last.choices[0].token_ids == outputs[-1]["token_ids"]  # type: ignore[attr-defined]
+    check_metrics(server.get("/metrics"))
     log = server.log.read_text()
     assert "drafter 'oracle' (adversaries 1.5) drafts in vLLM's V1 runner; vLLM shows it as method 'custom_class'" in log
+    assert "verifier 'halved' (adversaries 1.5) verifies in place of vLLM's rejection sampler" in log
     assert log.count("propose raised RuntimeError: the oracle has fallen silent; it is switched off") == 1
     server.stop()
     assert server.process.returncode == 0
-    assert server.left_over(30) == []
+    assert server.left_over(60) == []
+
+
+def check_metrics(metrics: str) -> None:
+    drafter, rule = ('kind="drafter"', 'technique="oracle"', 'distribution="adversaries"', 'version="1.5"'), ('kind="verifier"', 'technique="halved"')
+    drafted, accepted = sample_of(metrics, "accelplug_drafted_tokens_total", *drafter), sample_of(metrics, "accelplug_accepted_tokens_total", *drafter)
+    assert 0 < accepted < drafted
+    assert sample_of(metrics, "accelplug_accepted_tokens_total", *rule) == accepted
+    assert sample_of(metrics, "accelplug_plugin_seconds_total", *drafter) > 0
+    assert sample_of(metrics, "accelplug_plugin_seconds_total", *rule) > 0
+    assert sample_of(metrics, "accelplug_lossy_accepts_total", *rule) == 0
+    assert (sample_of(metrics, "accelplug_switched_off", *drafter), sample_of(metrics, "accelplug_switched_off", *rule)) == (1, 0)
+    assert sample_of(metrics, "accelplug_refused_requests_total") == 1
+    assert sample_of(metrics, "vllm:spec_decode_num_accepted_tokens_total") > 0
+    assert (sample_of(metrics, "vllm:kv_cache_usage_perc"), sample_of(metrics, "vllm:num_requests_running")) == (0, 0)
 
 
 def test_refusal_stops_the_server_before_weights_load(model_dir: Path, site: Path, tmp_path: Path) -> None:

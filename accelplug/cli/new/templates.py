@@ -156,7 +156,7 @@ dist/
 
 WHERE: Final[Mapping[str, str]] = {
     "drafter": "one object, inside Transformers and vLLM",
-    "verifier": "a rule for drafts in Transformers, and in vLLM if it is the standard one (`standard=True`)",
+    "verifier": "a rule for drafts in Transformers and vLLM",
 }
 SOURCES: Final[Mapping[str, str]] = {"drafter": DRAFTER, "verifier": VERIFIER}
 KITS: Final[Mapping[str, str]] = {"drafter": "DrafterConformance", "verifier": "VerifierConformance"}

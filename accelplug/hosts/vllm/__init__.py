@@ -1,1 +1,1 @@
-"""The vLLM host: accelplug's drafters inside vLLM's V1 and V2 model runners, behind vLLM's own rejection sampler."""
+"""The vLLM host: accelplug's drafters and verification rules inside vLLM's V1 and V2 model runners."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from accelplug._errors import HostError
+from accelplug.hosts.vllm.board import Counters
 
 
 class Attachment(Protocol):
@@ -20,13 +21,16 @@ class Attachment(Protocol):
         """Return vLLM's DraftTokenIds without the tokens that the drafter did not draft."""
 
     def verify(self) -> None:
-        """Refuse to serve if the runner asks somebody else for drafts.
+        """Refuse to serve if the runner asks somebody else; called once vLLM has warmed up.
 
-        :raises HostError: naming who drafts instead.
+        :raises HostError: naming who is asked instead.
         """
 
     def status(self) -> dict[str, Any]:
         """Return what runs and what came of it, as plain JSON values."""
+
+    def counters(self) -> list[Counters]:
+        """Return every technique's counters, the same ones each time; may wait for the device."""
 
 
 class NoDrafts:
@@ -49,11 +53,15 @@ class NoDrafts:
         """Say that the last rank drafts."""
         return {"drafter": None, "verifier": None, "stats": None, "seams": []}
 
+    def counters(self) -> list[Counters]:
+        """Return none."""
+        return []
+
 
 def require_in_effect(found: object, expected: object, where: str) -> None:
-    """Refuse to serve if somebody took the drafter's place.
+    """Refuse to serve if somebody took the place of what accelplug put there.
 
     :raises HostError: naming who sits there.
     """
     if found is not expected:
-        raise HostError(f"accelplug's drafter is not in effect: {where} is a {type(found).__name__}; remove whatever replaced it")
+        raise HostError(f"accelplug is not in effect: {where} is a {type(found).__name__}; remove whatever replaced it")

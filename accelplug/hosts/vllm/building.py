@@ -8,47 +8,55 @@ from accelplug._errors import HostError
 from accelplug.hooks.binding import BoundDrafter, bind_drafter
 from accelplug.hooks.capabilities import Selection, admit, verifier_traits
 from accelplug.hooks.context import BuildContext
-from accelplug.hooks.registry import registry
+from accelplug.hooks.registry import Technique, registry
 from accelplug.hosts.vllm.capabilities import host_of
 from accelplug.hosts.vllm.compat import RunnerName
 from accelplug.hosts.vllm.context import build_context
+from accelplug.hosts.vllm.judging import Judge
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.settings import Settings
 
 
-def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session:
-    """Build and admit the drafter and the verifier.
+def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session | tuple[Technique, Judge | None]:
+    """Build and admit the drafter and the verifier; without a drafter, the verifier and what applies it.
 
     :param runner: vLLM's model runner.
     :raises AccelplugError: a plugin fails to build, or vLLM's runner of that name cannot run it.
     """
     context = build_context(runner)
     bound, selection = select(settings, context, name, runner.vllm_config.parallel_config.tensor_parallel_size)
-    session = Session(bound, selection, context.vocab_size)
-    _log(session, runner, name)
-    return session
+    rule = selection.verifier
+    judge = None if verifier_traits(rule).standard else Judge(rule, context.device)
+    if judge is not None:
+        judge.stops = settings.on_refused == "stop"
+    method = runner.vllm_config.speculative_config.method
+    if bound is None:
+        LOG.info("accelplug: vLLM's own %s drafts in its %s runner", method, name)
+    else:
+        LOG.info("accelplug: %s drafts in vLLM's %s runner; vLLM shows it as method %r", bound.technique, name, method)
+    if judge is None:
+        LOG.info("accelplug: %s is vLLM's own rejection sampler: exact match at temperature 0, token-wise above it", rule)
+    else:
+        LOG.info("accelplug: %s verifies in place of vLLM's rejection sampler%s", rule, "; it may change the output" if judge.lossy else "")
+    return (rule, judge) if bound is None else Session(bound, selection, context.vocab_size, judge)
 
 
-def select(settings: Settings, context: BuildContext, name: RunnerName, tensor_parallel_size: int = 1) -> tuple[BoundDrafter, Selection]:
+def select(settings: Settings, context: BuildContext, name: RunnerName, tensor_parallel_size: int = 1) -> tuple[BoundDrafter | None, Selection]:
     """Build what the settings name, and admit it to a runner.
 
     :raises AccelplugError: a plugin fails to build, or the runner cannot run it.
     """
     verifier = registry().build("verifier", settings.verifier, context)
-    drafter = registry().build("drafter", settings.drafter, context)
+    drafter = None if settings.drafter is None else registry().build("drafter", settings.drafter, context)
     selection = Selection(drafter, verifier)
-    standard = verifier_traits(verifier).standard
     # A standard rule is vLLM's own sampler, whatever it is called: exact match at temperature 0, token-wise above.
     # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.
-    admit(selection, host_of(name, tensor_parallel_size), sampling=not standard, allow_lossy=settings.allow_lossy)
+    sampling = not verifier_traits(verifier).standard
+    admit(selection, host_of(name, tensor_parallel_size), sampling=sampling, allow_lossy=settings.allow_lossy)
+    if drafter is None:
+        return None, selection
     bound = bind_drafter(drafter)
     if name == "V1" and bound.is_device_only:
         raise HostError(f"{drafter} drafts on the device only, which vLLM's V1 runner cannot use; give it propose(view) or use runner 'v2'")
     return bound, selection
-
-
-def _log(session: Session, runner: Any, name: RunnerName) -> None:
-    method = runner.vllm_config.speculative_config.method
-    LOG.info("accelplug: %s drafts in vLLM's %s runner; vLLM shows it as method %r", session.bound.technique, name, method)
-    LOG.info("accelplug: %s is vLLM's own rejection sampler: exact match at temperature 0, token-wise above it", session.verifier)

@@ -8,7 +8,7 @@ from accelplug.hosts.vllm.compat import RunnerName
 
 def host_of(runner: RunnerName, tensor_parallel_size: int) -> Host:
     """Return what one runner provides: V2 keeps committed tokens on the device; shards of a matrix are no matrix."""
-    provides = {"sampling"}
+    provides = {"sampling", "verify.rule", "verify.path"}
     if runner == "V2":
         provides.add("tokens.device")
     if tensor_parallel_size == 1:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
+from accelplug.hosts.vllm.requests import CAP
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import Request, SlotTable
 
@@ -38,15 +40,21 @@ class Chains:
         self.num_tokens = num_tokens
         self.max_length = max_length
         self.table = SlotTable(num_slots)
-        self._limits: dict[str, int] = {}
+        self._limits: dict[str, tuple[int, int]] = {}
 
-    def begin(self, req_id: str, limit: int) -> None:
-        """Remember the most tokens a request may have, its prompt included: drafts past them would be thrown away."""
-        self._limits[req_id] = limit
+    def begin(self, req_id: str, limit: int, params: Any = None) -> None:
+        """Remember what a request sets for itself, and the most tokens it may have.
+
+        :param limit: its prompt included: drafts past that would be thrown away.
+        :param params: vLLM's SamplingParams.
+        """
+        given = self.session.requests.begin(req_id, params)
+        self._limits[req_id] = limit, min(given.get(CAP, self.num_tokens), self.num_tokens)
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests that ended, were preempted, or begin anew under the same id."""
         self.session.finish(self.table.end(req_ids))
+        self.session.requests.end(req_ids)
         for req_id in req_ids:
             self._limits.pop(req_id, None)
 
@@ -80,14 +88,19 @@ class Chains:
             fresh.append(length - request.length)
             accepted.append(min(max(sampled - 1, 0), verified))
             # The target model adds one token of its own after the drafts, and that has to fit too.
-            budgets.append(min(max(request.limit - length - 1, 0), self.num_tokens))
+            budgets.append(min(max(request.limit - length - 1, 0), request.most))
             request.length, request.drafted = length, 0
         self.session.stats.count(drafted, sum(accepted))
         self.session.stats.tokens += sum(batch.sampled)
         columns = np.array((slots, fresh, accepted, budgets), dtype=np.int64)  # one array, since small ones cost as much as the loop
         if requests:
             self.session.observe(CommitView(columns[0], batch.rows, batch.tokens, batch.lengths, columns[1], columns[2]))
-        return requests, DraftView(columns[0], batch.rows, batch.tokens, batch.lengths, columns[3])
+        return requests, DraftView(columns[0], batch.rows, batch.tokens, batch.lengths, columns[3], self._parameters(batch.req_ids))
+
+    def _parameters(self, req_ids: list[str]) -> dict[str, IntArray]:
+        """Return the drafter's per-request options, where a request of the batch sets one."""
+        found = self.session.requests.values(self.session.defaults, req_ids)
+        return {name: np.array(values, dtype=object if None in values else None) for name, values in found.items()}
 
     def _claim(self, batch: Batch) -> list[Request]:
         """Return the batch's requests, after starting those that are new to the drafter."""
@@ -108,7 +121,7 @@ class Chains:
             lost += self.table.end((req_id,))  # its tokens were taken back: nothing that the drafter knows of it holds
             slot = self.table.free_slot(keep) if batch.slots is None else int(batch.slots[i])
             request, previous = self.table.claim(req_id, slot)
-            request.limit = self._limits.get(req_id, self.max_length)
+            request.limit, request.most = self._limits.get(req_id, (self.max_length, self.num_tokens))
             lost += [slot] if previous is not None else []
             started.append(slot)
         self.session.finish(lost)

@@ -14,6 +14,8 @@ FRONT_END: Final = (
     Seam("vllm.config:VllmConfig.use_v2_model_runner", (), "knowing which runner vLLM chose"),
     Seam("vllm.config:VllmConfig._get_v2_model_runner_unsupported_features", ("self",), "saying why V2 was not chosen"),
     Seam("vllm.config:ParallelConfig.worker_cls", (), "putting accelplug's worker in place"),
+    Seam("vllm.v1.engine.input_processor:InputProcessor._validate_params", ("params",), "refusing what a request sets for a technique"),
+    Seam("vllm.exceptions:VLLMValidationError", (), "refusing a request with HTTP 400"),
     Seam("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", (), "respecting the runner that the user forced"),
     Seam("vllm.triton_utils:HAS_TRITON", (), "knowing whether V2 can run"),
 )
@@ -47,6 +49,18 @@ V1: Final = (
         "sampling on a CPU, where vLLM's own kernel is wrong",
     ),
     Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample", ("logits", "spec_decode_metadata"), "steps in which nothing is drafted"),
+    Seam(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.forward",
+        ("metadata", "draft_probs", "logits", "sampling_metadata"),
+        "verification rules of plugins",
+    ),
+    Seam(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler._get_logprobs_tensors",
+        ("bonus_logits", "sampled_token_ids"),
+        "log-probabilities behind such rules",
+    ),
+    Seam("vllm.v1.sample.rejection_sampler:apply_sampling_constraints", ("logits", "cu_num_draft_tokens", "sampling_metadata"), "sampling behind such rules"),
+    Seam("vllm.v1.sample.rejection_sampler:generate_uniform_probs", ("num_draft_tokens", "generators"), "seeded requests behind such rules"),
 )
 """Looked at in workers of the V1 runner."""
 
@@ -58,6 +72,13 @@ V2: Final = (
     ),
     Seam("vllm.v1.worker.gpu.spec_decode.ngram.speculator:NgramGPUSpeculator", (), "the place that the drafter takes (method 'ngram_gpu')"),
     Seam("vllm.v1.worker.gpu.states:RequestState", ("use_dense_all_token_ids",), "reading committed tokens on the device"),
+    Seam(
+        "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler._verify",
+        ("draft_logits", "pos", "cu_num_logits", "idx_mapping", "seq_lens_upper_bound_np", "verify_draft_sampled"),
+        "verification rules of plugins",
+    ),
+    Seam("vllm.v1.worker.gpu.sample.sampler:Sampler.apply_sampling_params", ("expanded_local_pos", "seq_lens_upper_bound_np"), "sampling behind such rules"),
+    Seam("vllm.v1.worker.gpu.sample.gumbel:gumbel_sample", ("temperature", "seed", "pos", "is_drafting", "use_fp64"), "seeded requests behind such rules"),
     Seam("vllm.v1.worker.gpu.input_batch:InputBatch", ("req_ids", "idx_mapping_np", "cu_num_logits"), "knowing whose row is whose"),
 )
 """Looked at in workers of the V2 runner."""

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from accelplug._errors import HostError
+from accelplug._errors import AccelplugError, HostError
 from accelplug.hosts.vllm.compat import RunnerName, require_front_end
-from accelplug.hosts.vllm.plugin import KEY
-from accelplug.hosts.vllm.settings import Settings, read_settings
+from accelplug.hosts.vllm.log import LOG
+from accelplug.hosts.vllm.metrics import expose
+from accelplug.hosts.vllm.plugin import KEY, check_requests
+from accelplug.hosts.vllm.settings import Settings, read_settings, serves_anyway
+from accelplug.hosts.vllm.settings_file import settings_of
 from accelplug.hosts.vllm.worker import attached
 
 METHODS: Final[Mapping[RunnerName, Mapping[str, str]]] = {
@@ -22,26 +25,60 @@ METHODS: Final[Mapping[RunnerName, Mapping[str, str]]] = {
 def configure(args: Any, create: Callable[[], Any]) -> Any:
     """Return vLLM's configuration with accelplug's drafter in it.
 
-    :param args: vLLM's EngineArgs.
+    :param args: vLLM's EngineArgs, which are left as they came, since vLLM may ask again.
     :param create: makes vLLM's configuration out of `args`.
-    :raises AccelplugError: the settings are wrong, or vLLM cannot run them.
+    :raises AccelplugError: the settings are wrong, or vLLM cannot run them, unless they ask to serve then without accelplug.
     """
+    given = args.additional_config
+    settings = settings_of(given)
+    try:
+        args.additional_config = {**(given or {}), KEY: settings}
+        return _configured(args, create)
+    except AccelplugError as exc:
+        if not serves_anyway(settings):
+            raise
+        LOG.error("accelplug: %s; the engine serves without it, as on_refused='serve' asks", exc)
+        args.additional_config = {name: value for name, value in (given or {}).items() if name != KEY}
+        return create()
+    finally:
+        args.additional_config = given
+
+
+def _configured(args: Any, create: Callable[[], Any]) -> Any:
     require_front_end()
     settings = read_settings(args.additional_config[KEY])
     _refuse_conflicts(args, settings)
-    runner, config = _create(args, create, settings)
+    if settings.drafter is None:
+        runner, config = _with_vllms_drafter(create, settings)
+    else:
+        runner, config = _create(args, create, settings)
     if config.model_config.runner_type != "generate":
-        raise HostError(f"{settings.drafter} drafts for models that generate, and this one runs as {config.model_config.runner_type!r}")
+        raise HostError(f"{settings.drafter or settings.verifier} works for models that generate, and this one runs as {config.model_config.runner_type!r}")
     if runner == "V1":
         _refuse_dropped_processors()
+    check_requests()
+    expose()
     config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
     return config
 
 
 def _refuse_conflicts(args: Any, settings: Settings) -> None:
     given = args.speculative_config or {flag: value for flag in ("spec_method", "spec_model", "spec_tokens") if (value := getattr(args, flag, None))}
-    if given:
-        raise HostError(f"speculative_config={given} and accelplug's drafter '{settings.drafter}' are two drafters; remove one of them")
+    if given and settings.drafter is not None:
+        raise HostError(
+            f"speculative_config={given} and accelplug's drafter '{settings.drafter}' are two drafters; remove one of them "
+            "(accelplug's verifiers also judge what vLLM's drafters draft)"
+        )
+
+
+def _with_vllms_drafter(create: Callable[[], Any], settings: Settings) -> tuple[RunnerName, Any]:
+    """Leave vLLM's configuration as the user wrote it: our verifier judges what vLLM drafts."""
+    config = create()
+    if config.speculative_config is None:
+        raise HostError(
+            f"verifier '{settings.verifier}' judges drafts and nothing drafts; add {{'drafter': 'prompt_lookup'}} or a speculative_config"
+        )
+    return ("V2" if config.use_v2_model_runner else "V1"), config
 
 
 def _create(args: Any, create: Callable[[], Any], settings: Settings) -> tuple[RunnerName, Any]:

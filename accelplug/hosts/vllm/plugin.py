@@ -1,14 +1,17 @@
 """What vLLM calls when accelplug is installed: one look at the configuration, and nothing else.
 
 vLLM loads general plugins in every process, before it has a configuration. So `register` wraps the one function
-that makes the configuration; unless that names accelplug, the wrap calls straight through.
+that makes the configuration; unless that names accelplug, the wrap calls straight through. Once a configuration does, the
+front end's check of requests is wrapped too: vLLM has no other place where a request's options can be refused.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.abc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
@@ -18,7 +21,11 @@ from typing import Any, Final
 KEY: Final = "accelplug"
 """The key of ``additional_config`` under which accelplug's settings stand."""
 
+CONFIG_FILE: Final = "ACCELPLUG_CONFIG"
+"""The environment variable that names a file with the settings instead."""
+
 MODULE: Final = "vllm.engine.arg_utils"
+REQUESTS: Final = "vllm.v1.engine.input_processor"
 
 
 def register() -> None:
@@ -33,26 +40,53 @@ def register() -> None:
 def unregister() -> None:
     """Put everything back as it was before `register`."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _WrapOnImport)]
-    module = sys.modules.get(MODULE)
-    if module is not None and (original := _original(module)) is not None:
-        module.EngineArgs.create_engine_config = original
+    for name, owner, method in ((MODULE, "EngineArgs", "create_engine_config"), (REQUESTS, "InputProcessor", "_validate_params")):
+        module = sys.modules.get(name)
+        if module is not None and (original := _original(getattr(getattr(module, owner), method))) is not None:
+            setattr(getattr(module, owner), method, original)
 
 
-def _original(module: ModuleType) -> Callable[..., Any] | None:
-    """Return what the wrap replaced, or None where there is no wrap."""
-    found: Callable[..., Any] | None = getattr(module.EngineArgs.create_engine_config, "__accelplug_original__", None)
+def check_requests() -> None:
+    """Wrap the front end's check of requests, so that what a request sets for a technique is refused there with HTTP 400."""
+    module: Any = importlib.import_module(REQUESTS)
+    original = module.InputProcessor._validate_params
+    if _original(original) is not None:
+        return
+
+    @functools.wraps(original)
+    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm.exceptions import VLLMValidationError
+
+        from accelplug._errors import OptionError
+        from accelplug.hosts.vllm.metrics import count_refusal
+        from accelplug.hosts.vllm.requests import check_params
+
+        try:
+            check_params(self.vllm_config, params)
+        except OptionError as exc:
+            count_refusal()
+            raise VLLMValidationError(str(exc)) from exc
+        return original(self, params, *args, **kwargs)
+
+    _validate_params.__accelplug_original__ = original  # type: ignore[attr-defined]
+    module.InputProcessor._validate_params = _validate_params
+
+
+def _original(method: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return what a wrap replaced, or None where there is no wrap."""
+    found: Callable[..., Any] | None = getattr(method, "__accelplug_original__", None)
     return found
 
 
 def _wrap(module: ModuleType) -> None:
-    if _original(module) is not None:
+    if _original(module.EngineArgs.create_engine_config) is not None:
         return
     original = module.EngineArgs.create_engine_config
 
     @functools.wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = self.additional_config
-        if not isinstance(given, dict) or KEY not in given:
+        if not ((isinstance(given, dict) and KEY in given) or os.environ.get(CONFIG_FILE)):
             return original(self, *args, **kwargs)
         from accelplug.hosts.vllm.configure import configure
 

@@ -14,7 +14,10 @@ from accelplug.hooks.capabilities import Selection
 from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Drafts, DraftView
 from accelplug.hooks.registry import Technique
 from accelplug.hosts.stats import Stats, TechniqueStats
+from accelplug.hosts.vllm.board import Counters
+from accelplug.hosts.vllm.judging import Judge
 from accelplug.hosts.vllm.log import LOG
+from accelplug.hosts.vllm.requests import RequestOptions, defaults_of
 
 V = TypeVar("V")
 R = TypeVar("R")
@@ -25,11 +28,15 @@ class Session:
 
     :param bound: the drafter's methods.
     :param vocab_size: width of the model's logits.
+    :param judge: applies the verifier; None where that is vLLM's own.
     """
 
-    def __init__(self, bound: BoundDrafter, selection: Selection, vocab_size: int) -> None:
+    def __init__(self, bound: BoundDrafter, selection: Selection, vocab_size: int, judge: Judge | None = None) -> None:
         self.bound = bound
         self.verifier = selection.verifier
+        self.judge = judge
+        self.requests = RequestOptions()
+        self.defaults = defaults_of(bound.technique)
         self.vocab_size = vocab_size
         self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in (bound.technique, selection.verifier)])
         self.switched_off: str | None = None
@@ -87,12 +94,22 @@ class Session:
             self.bound.technique, self.switched_off, self.bound.technique.owner.distribution, exc_info=exc,
         )  # fmt: skip
 
+    def counters(self) -> list[Counters]:
+        """Return the drafter's counters and the verifier's."""
+        drafter, rule = self.stats.techniques
+        lossy, seconds, off = (0, 0.0, False) if self.judge is None else (self.judge.counts()[2], self.judge.seconds, self.judge.switched_off is not None)
+        return [
+            counters_of(drafter, 0, self.stats.propose_seconds, off=self.switched_off is not None),
+            counters_of(rule, lossy, seconds, off=off),
+        ]
+
     def status(self) -> dict[str, Any]:
         """Return who drafts, who verifies, and what came of it, as plain JSON values."""
-        drafter = _describe(self.bound.technique)
-        if self.switched_off is not None:
-            drafter["switched_off"] = self.switched_off
-        return {"drafter": drafter, "verifier": _describe(self.verifier), "stats": self.stats.as_dict()}
+        drafter = describe(self.bound.technique, self.switched_off)
+        if self.judge is not None:
+            self.stats.lossy_accepts = self.judge.counts()[2]
+        verifier = describe(self.verifier, None if self.judge is None else self.judge.switched_off)
+        return {"drafter": drafter, "verifier": verifier, "stats": self.stats.as_dict()}
 
 
 def check_device_drafts(who: Technique, drafts: DeviceDrafts, view: DeviceView, vocab_size: int) -> None:
@@ -114,7 +131,15 @@ def check_device_drafts(who: Technique, drafts: DeviceDrafts, view: DeviceView, 
         raise PluginError(f"{who} drafted token ids from {tokens.min()} to {tokens.max()}, outside 0 .. {vocab_size - 1}; pad with valid ids")
 
 
-def _describe(technique: Technique) -> dict[str, Any]:
+def counters_of(stats: TechniqueStats, lossy: int, seconds: float, *, off: bool) -> Counters:
+    """Return a technique's counters as they go to ``/metrics``."""
+    who = stats.kind, stats.name, stats.distribution, stats.version
+    return Counters(who, (float(stats.drafted), float(stats.accepted), float(lossy), seconds, float(off)))
+
+
+def describe(technique: Technique, switched_off: str | None) -> dict[str, Any]:
+    """Return who a technique is, and why it is no longer called, as plain JSON values."""
     owner = technique.owner
-    return {"name": technique.name, "spec": technique.spec, "distribution": owner.distribution, "version": owner.version}
+    described = {"name": technique.name, "spec": technique.spec, "distribution": owner.distribution, "version": owner.version}
+    return described if switched_off is None else {**described, "switched_off": switched_off}
 

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 
 from accelplug._errors import OptionError
 from accelplug.hooks.options import check_options
@@ -14,25 +14,29 @@ from accelplug.hooks.registry import Entry, registry
 from accelplug.hooks.spelling import Spec
 
 Runner = Literal["auto", "v1", "v2"]
+OnRefused = Literal["stop", "serve"]
 
 DEFAULT_NUM_TOKENS: Final = 4
-KEYS: Final = ("drafter", "verifier", "num_tokens", "allow_lossy", "runner")
+KEYS: Final = ("drafter", "verifier", "num_tokens", "allow_lossy", "runner", "on_refused")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the user asked for.
 
+    :param drafter: None where vLLM's own `speculative_config` drafts.
     :param num_tokens: the most tokens drafted for a request in one step.
     :param allow_lossy: output may differ from the target model's.
     :param runner: the model runner to use; ``"auto"`` leaves the choice to vLLM.
+    :param on_refused: what becomes of the engine where accelplug cannot run in it: ``"stop"``, or ``"serve"`` without it.
     """
 
-    drafter: Spec
+    drafter: Spec | None
     verifier: Spec
     num_tokens: int
     allow_lossy: bool = False
     runner: Runner = "auto"
+    on_refused: OnRefused = "stop"
 
 
 def read_settings(given: object) -> Settings:
@@ -45,9 +49,12 @@ def read_settings(given: object) -> Settings:
     if not isinstance(given, Mapping):
         raise OptionError(f"accelplug's settings are a mapping such as {{'drafter': 'prompt_lookup'}}, got {given!r}")
     _check_keys(given)
-    drafter, spec = _find("drafter", given["drafter"])
     _, rule = _find("verifier", given.get("verifier", "token_wise"))
-    return Settings(spec, rule, _num_tokens(drafter, spec, given), _boolean(given, "allow_lossy"), _runner(given.get("runner", "auto")))
+    spec, num_tokens = None, 0
+    if "drafter" in given:
+        drafter, spec = _find("drafter", given["drafter"])
+        num_tokens = _num_tokens(drafter, spec, given)
+    return Settings(spec, rule, num_tokens, _boolean(given, "allow_lossy"), _word(given, "runner", Runner), _word(given, "on_refused", OnRefused))
 
 
 def _check_keys(given: Mapping[str, Any]) -> None:
@@ -56,8 +63,10 @@ def _check_keys(given: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(str(key), KEYS, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise OptionError(f"accelplug has no setting {key!r}; {hint}its settings: {', '.join(KEYS)}")
-    if "drafter" not in given:
+    if "drafter" not in given and "verifier" not in given:
         raise OptionError("accelplug is configured without a drafter; add {'drafter': 'prompt_lookup'} or remove the settings")
+    if "drafter" not in given and (useless := {"num_tokens", "runner"} & set(given)):
+        raise OptionError(f"accelplug: {useless.pop()} belongs to a drafter, and vLLM's own drafts here; write it into speculative_config")
 
 
 def _find(kind: str, given: object) -> tuple[Entry, Spec]:
@@ -91,8 +100,15 @@ def _boolean(given: Mapping[str, Any], key: str) -> bool:
     return value
 
 
-def _runner(value: object) -> Runner:
-    if value not in get_args(Runner):
-        raise OptionError(f"accelplug has no runner {value!r}; it takes {', '.join(get_args(Runner))}")
-    return cast("Runner", value)
+def _word(given: Mapping[str, Any], key: str, words: Any) -> Any:
+    """Return the setting, or the first of its words where it is not given."""
+    value = given.get(key, get_args(words)[0])
+    if value not in get_args(words):
+        raise OptionError(f"accelplug has no {key} {value!r}; it takes {', '.join(get_args(words))}")
+    return value
+
+
+def serves_anyway(given: object) -> bool:
+    """Whether unchecked settings ask to serve where accelplug refuses."""
+    return isinstance(given, Mapping) and given.get("on_refused") == "serve"
 

@@ -17,12 +17,14 @@ class Request:
     :param length: committed tokens that the drafter has observed.
     :param drafted: tokens it drafted in the last step, padding not counted.
     :param limit: the most tokens it may have, its prompt included.
+    :param most: the most tokens to draft for it in a step.
     """
 
     slot: int
     length: int = 0
     drafted: int = 0
     limit: int = 0
+    most: int = 0
 
 
 def token_limit(num_prompt_tokens: int, sampling_params: Any, max_length: int) -> int:

@@ -5,7 +5,7 @@ vLLM makes the `Proposer` before the model is loaded, and accelplug's worker giv
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,9 +13,18 @@ from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.vllm import cpu_expand
 from accelplug.hosts.vllm.attachment import require_in_effect
+from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.chains import Batch, Chains
+from accelplug.hosts.vllm.seat import Seat
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import token_limit
+
+
+class Asked(Protocol):
+    """Who answers for the proposer."""
+
+    def propose(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> list[list[int]]:
+        """Return a chain for every row."""
 
 
 class Proposer:
@@ -23,7 +32,7 @@ class Proposer:
 
     def __init__(self, vllm_config: Any) -> None:
         self.num_tokens: int = vllm_config.speculative_config.num_speculative_tokens
-        self.attachment: V1Attachment | None = None
+        self.attachment: Asked | None = None
 
     def load_model(self, target_model: Any) -> None:
         """Do nothing: vLLM's CPU runner calls this always."""
@@ -44,6 +53,23 @@ class Proposer:
         return self.attachment.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
 
 
+def repair(runner: Any) -> list[str]:
+    """Work around what is wrong in the V1 runner as soon as anything drafts; return what that replaced.
+
+    vLLM's rejection sampler dies on a CPU when a step has requests with top-k and no draft at all, such as a step of
+    prompts only (0.32: ``max()`` of an empty tensor in ``apply_top_k_only``), so such steps are sampled plainly.
+    """
+    sample = runner._sample
+
+    def sample_plainly_without_drafts(logits: Any, spec_decode_metadata: Any) -> Any:
+        drafted = spec_decode_metadata is not None and any(spec_decode_metadata.num_draft_tokens)
+        return sample(logits, spec_decode_metadata if drafted else None)
+
+    runner._sample = sample_plainly_without_drafts
+    expanded = runner.device.type == "cpu" and cpu_expand.repair()
+    return ["_sample", *(["expand_batch_to_tokens"] if expanded else [])]
+
+
 class V1Attachment:
     """Feeds the V1 runner's batches to a host-memory drafter. V1 rows move between steps; slots do not.
 
@@ -59,9 +85,8 @@ class V1Attachment:
         self.proposer = runner.drafter
         self.proposer.attachment = self
         self.chains = Chains(session, self.proposer.num_tokens, config.model_config.max_model_len, config.scheduler_config.max_num_seqs)
-        self._repaired = runner.device.type == "cpu" and cpu_expand.repair()
-        self._verify = runner._sample
-        runner._sample = self._sample
+        self.repaired = repair(runner)
+        self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=False)
         self._scheduled: dict[str, int] = {}
         self._asked = False
 
@@ -71,7 +96,7 @@ class V1Attachment:
         self.chains.end(scheduler_output.finished_req_ids | new)
         for request in scheduler_output.scheduled_new_reqs:
             num_prompt_tokens = len(request.prompt_token_ids or ())
-            self.chains.begin(request.req_id, token_limit(num_prompt_tokens, request.sampling_params, self.chains.max_length))
+            self.chains.begin(request.req_id, token_limit(num_prompt_tokens, request.sampling_params, self.chains.max_length), request.sampling_params)
         drafts = scheduler_output.scheduled_spec_decode_tokens.items()
         self._scheduled = {req_id: len(tokens) - tokens.count(-1) for req_id, tokens in drafts}
         self._asked = False
@@ -93,15 +118,6 @@ class V1Attachment:
         rows = self.runner.input_batch
         self.chains.commit(self._batch(sampled, rows.num_tokens_no_spec, rows.token_ids_cpu), self._scheduled)
 
-    def _sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
-        """Sample plainly where no request of the step has a draft to verify.
-
-        vLLM's rejection sampler dies on a CPU when a step has requests with top-k and no draft at all, such as a step
-        of prompts only (0.32: ``max()`` of an empty tensor in ``apply_top_k_only``).
-        """
-        drafted = spec_decode_metadata is not None and any(spec_decode_metadata.num_draft_tokens)
-        return self._verify(logits, spec_decode_metadata if drafted else None)
-
     def trim(self, drafts: Any) -> Any:
         """Return no drafts where the drafter was not asked; vLLM would schedule rows of token 0 instead."""
         if drafts is None or self._asked:
@@ -109,12 +125,18 @@ class V1Attachment:
         return type(drafts)(drafts.req_ids, [[] for _ in drafts.req_ids])
 
     def verify(self) -> None:
-        """Refuse to serve if somebody replaced the proposer."""
+        """Refuse to serve if somebody replaced the proposer or the rejection sampler."""
         require_in_effect(self.runner.drafter, self.proposer, "runner.drafter")
+        if self.seat is not None:
+            self.seat.verify()
+
+    def counters(self) -> list[Counters]:
+        """Return the drafter's counters and the verifier's."""
+        return self.session.counters()
 
     def status(self) -> dict[str, Any]:
         """Return what runs and what came of it."""
-        seams = ["custom_class proposer", "_sample", *(["expand_batch_to_tokens"] if self._repaired else [])]
+        seams = ["custom_class proposer", *([] if self.seat is None else ["rejection_sampler"]), *self.repaired]
         return {"runner": "V1", "async": False, **self.session.status(), "seams": seams}
 
     def _batch(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> Batch:

@@ -15,7 +15,9 @@ from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
 from accelplug._errors import HostError
 from accelplug.hosts.vllm.attachment import require_in_effect
+from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.log import LOG
+from accelplug.hosts.vllm.seat import Seat
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import token_limit
 from accelplug.hosts.vllm.v2_device import DeviceSource
@@ -64,6 +66,15 @@ class Speculator(BaseSpeculator):  # type: ignore[misc]
         return drafts
 
 
+def trims(config: Any) -> bool:
+    """Whether vLLM can verify fewer drafts than it expects.
+
+    Full CUDA graphs replay decodes of one length only, and under asynchronous scheduling the next step is laid out
+    before this one's drafts are known.
+    """
+    return not config.scheduler_config.async_scheduling and not config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+
+
 class V2Attachment:
     """Puts the speculator in place.
 
@@ -81,10 +92,9 @@ class V2Attachment:
         self.source: Source = (DeviceSource if on_device else HostSource)(session, runner.req_states, num_tokens)
         self.speculator = Speculator(self.source, runner.req_states.max_num_reqs, num_tokens, runner.device)
         runner.speculator = self.speculator
+        self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=True, real=self.source.real)
         self.is_async = bool(config.scheduler_config.async_scheduling)
-        # Full CUDA graphs replay decodes of one length only, and under asynchronous scheduling the next step is laid
-        # out before this one's drafts are known.
-        self.trims = not self.is_async and not config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+        self.trims = trims(config)
         if not on_device and runner.device.type != "cpu":
             LOG.info("accelplug: %s drafts in host memory, which waits for the device once a step", session.bound.technique)
 
@@ -94,7 +104,7 @@ class V2Attachment:
         self.source.end(scheduler_output.finished_req_ids | new | (scheduler_output.preempted_req_ids or set()))
         for request in scheduler_output.scheduled_new_reqs:
             limit = token_limit(request.prompt_len, request.sampling_params, self.runner.req_states.max_model_len)
-            self.source.arrive(request.req_id, request.prefill_token_ids, limit)
+            self.source.arrive(request.req_id, request.prefill_token_ids, limit, request.sampling_params)
             # A preempted request comes back with what it had generated, and was counted the first time.
             self.session.stats.requests += len(request.prefill_token_ids) == request.prompt_len
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
@@ -111,11 +121,18 @@ class V2Attachment:
         return type(drafts)(drafts.req_ids, tokens)
 
     def verify(self) -> None:
-        """Refuse to serve if somebody replaced the speculator."""
+        """Refuse to serve if somebody replaced the speculator or the rejection sampler."""
         require_in_effect(self.runner.speculator, self.speculator, "runner.speculator")
+        if self.seat is not None:
+            self.seat.verify()
+
+    def counters(self) -> list[Counters]:
+        """Return the drafter's counters and the verifier's."""
+        self.source.settle()
+        return self.session.counters()
 
     def status(self) -> dict[str, Any]:
         """Return what runs and what came of it."""
         self.source.settle()
-        seams = ["speculator", "take_draft_token_ids"] if self.trims else ["speculator"]
+        seams = ["speculator", *(["take_draft_token_ids"] if self.trims else []), *([] if self.seat is None else ["rejection_sampler"])]
         return {"runner": "V2", "async": self.is_async, **self.session.status(), "seams": seams}

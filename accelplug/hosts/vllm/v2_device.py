@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from accelplug.hooks.drafting import DeviceView
+from accelplug.hosts.vllm.requests import CAP
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import SlotTable
 
@@ -25,21 +26,23 @@ class DeviceSource:
         self.num_tokens = num_tokens
         self.table = SlotTable(req_states.max_num_reqs)
         device = req_states.total_len.gpu.device
-        self._real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=device)  # [num_slots] drafts that are no padding
-        self._limits = torch.zeros_like(self._real)  # [num_slots] the most tokens of each request, its prompt included
-        self._arriving: dict[str, int] = {}
+        self.real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=device)  # [num_slots] drafts that are no padding
+        self._limits = torch.zeros_like(self.real).repeat(2, 1)  # [2, num_slots] the most tokens of each request, and the most to draft for it
+        self._arriving: dict[str, tuple[int, int]] = {}
         self._totals = torch.zeros(3, dtype=torch.int64, device=device)  # drafted, accepted, tokens; since settle()
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests, also such as never came to a step."""
         self.session.finish(self.table.end(req_ids))
+        self.session.requests.end(req_ids)
         for req_id in req_ids:
             self._arriving.pop(req_id, None)
 
-    def arrive(self, req_id: str, tokens: Sequence[int], limit: int) -> None:
-        """Remember the limit; the tokens are on the device."""
+    def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
+        """Remember the limits; the tokens are on the device."""
         del tokens
-        self._arriving[req_id] = limit
+        given = self.session.requests.begin(req_id, params)
+        self._arriving[req_id] = limit, min(given.get(CAP, self.num_tokens), self.num_tokens)
 
     def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:
         """Fill `drafts`; once the drafter is switched off, with each request's last token."""
@@ -48,24 +51,26 @@ class DeviceSource:
         self._start(input_batch.req_ids, input_batch.idx_mapping_np.tolist())
         states = self.req_states
         lengths = states.total_len.gpu[slots]
-        found = self.session.propose_on_device(DeviceView(slots, states.all_token_ids.gpu, lengths, self.num_tokens))
+        parameters = self._parameters(input_batch.req_ids)
+        found = self.session.propose_on_device(DeviceView(slots, states.all_token_ids.gpu, lengths, self.num_tokens, parameters))
         if found is None:
             drafts.copy_(last_sampled[slots].unsqueeze(1).expand_as(drafts))
-            self._real[slots] = 0
+            self.real[slots] = 0
             return
         # A token outside the vocabulary would be read out of the embedding's bounds; what is drafted instead is only
         # a draft, and the verifier judges it like any other.
         drafts.copy_(found.tokens.clamp(0, self.session.vocab_size - 1))
         # Drafts past a request's limit would be verified and thrown away; the target model adds one token of its own.
-        room = (self._limits[slots] - lengths.long() - 1).clamp(0, self.num_tokens)
-        self._real[slots] = torch.minimum(found.counts.long().clamp(min=0), room) * (num_sampled > 0)
+        limits, most = self._limits[:, slots]
+        room = torch.minimum(limits - lengths.long() - 1, most).clamp(min=0)
+        self.real[slots] = torch.minimum(found.counts.long().clamp(min=0), room) * (num_sampled > 0)
 
     def counts(self, req_ids: Sequence[str]) -> list[int] | None:
         """Return how many drafts of each request are no padding; None on a device that would have to be waited for."""
-        if self._real.device.type != "cpu":
+        if self.real.device.type != "cpu":
             return None
         found = [self.table.get(req_id) for req_id in req_ids]
-        return [0 if request is None else int(self._real[request.slot]) for request in found]
+        return [0 if request is None else int(self.real[request.slot]) for request in found]
 
     def settle(self) -> None:
         """Move the device's counters into the session's."""
@@ -81,7 +86,7 @@ class DeviceSource:
         :param num_sampled: [num_reqs].
         :param cu_num_logits: [num_reqs + 1] int32, where each request's rows of logits begin: its drafts and one more.
         """
-        real = torch.minimum(self._real[slots], cu_num_logits.diff().long() - 1) * (num_sampled > 0)
+        real = torch.minimum(self.real[slots], cu_num_logits.diff().long() - 1) * (num_sampled > 0)
         accepted = torch.minimum(real, num_sampled.long() - 1).clamp(min=0)
         self._totals += torch.stack([real.sum(), accepted.sum(), num_sampled.long().sum()])
 
@@ -95,5 +100,11 @@ class DeviceSource:
         self.session.finish(lost)
         self.session.start(started)
         if started:
-            limits = [self._arriving.pop(req_id, self.req_states.max_model_len) for req_id, slot in zip(req_ids, slots, strict=True) if slot in started]
-            self._limits[torch.tensor(started, device=self._limits.device)] = torch.tensor(limits, device=self._limits.device)
+            unlimited = self.req_states.max_model_len, self.num_tokens
+            limits = [self._arriving.pop(req_id, unlimited) for req_id, slot in zip(req_ids, slots, strict=True) if slot in started]
+            self._limits[:, torch.tensor(started, device=self._limits.device)] = torch.tensor(limits, device=self._limits.device).T
+
+    def _parameters(self, req_ids: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return the drafter's per-request options, where a request of the batch sets one."""
+        found = self.session.requests.values(self.session.defaults, req_ids)
+        return {name: torch.tensor(values, device=self.real.device) for name, values in found.items()}

@@ -28,6 +28,7 @@ class HostSource:
         self.chains = Chains(session, num_tokens, req_states.max_model_len, req_states.max_num_reqs)
         self.mirror = TokenMirror(req_states.max_num_reqs, req_states.max_model_len, num_tokens + 1)
         self._arriving: dict[str, IntArray] = {}
+        self.real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=req_states.total_len.gpu.device)
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests, also such as never came to a step."""
@@ -35,9 +36,9 @@ class HostSource:
         for req_id in req_ids:
             self._arriving.pop(req_id, None)
 
-    def arrive(self, req_id: str, tokens: Sequence[int], limit: int) -> None:
+    def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
         """Keep a copy: within one process the scheduler goes on to append to the same list."""
-        self.chains.begin(req_id, limit)
+        self.chains.begin(req_id, limit, params)
         self._arriving[req_id] = np.array(tokens, dtype=np.int32)
 
     def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:
@@ -54,6 +55,7 @@ class HostSource:
         for i, chain in zip(active.tolist(), chains, strict=True):
             padded[i, : len(chain)] = chain
         drafts.copy_(torch.from_numpy(padded))
+        self.real[input_batch.idx_mapping.long()] = torch.tensor(self.counts(input_batch.req_ids), device=self.real.device)
 
     def counts(self, req_ids: Sequence[str]) -> list[int]:
         """Return how many drafts of each request are no padding."""

@@ -10,13 +10,18 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Fills the speculator's drafts."""
+    """Fills the speculator's drafts.
+
+    :param real: how many drafts of each slot are no padding, [num_slots] int64 on the device.
+    """
+
+    real: Tensor
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests; unknown ones are passed over."""
 
-    def arrive(self, req_id: str, tokens: Sequence[int], limit: int) -> None:
-        """Learn the tokens that a request comes with, and the most that it may have."""
+    def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
+        """Learn the tokens that a request comes with, the most that it may have, and vLLM's SamplingParams."""
 
     def propose(self, input_batch: Any, num_sampled: Tensor, last_sampled: Tensor, drafts: Tensor) -> None:
         """Fill the drafts of a step.
@@ -32,3 +37,30 @@ class Source(Protocol):
 
     def settle(self) -> None:
         """Bring the session's counters up to date; may wait for the device."""
+
+
+class Nothing:
+    """A source of no drafts, only of padding."""
+
+    def __init__(self, num_slots: int, device: Any) -> None:
+        import torch
+
+        self.real = torch.zeros(num_slots, dtype=torch.int64, device=device)
+
+    def end(self, req_ids: set[str]) -> None:
+        """Do nothing."""
+
+    def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
+        """Do nothing."""
+
+    def propose(self, input_batch: Any, num_sampled: Tensor, last_sampled: Tensor, drafts: Tensor) -> None:
+        """Fill the drafts with each request's last token, which is a valid one."""
+        del num_sampled
+        drafts.copy_(last_sampled[input_batch.idx_mapping].unsqueeze(1).expand_as(drafts))
+
+    def counts(self, req_ids: Sequence[str]) -> list[int]:
+        """Return zeros."""
+        return [0] * len(req_ids)
+
+    def settle(self) -> None:
+        """Do nothing."""

@@ -12,13 +12,18 @@ import functools
 from importlib import import_module
 from typing import Any
 
-from accelplug._errors import HostError
+from accelplug._errors import AccelplugError, HostError
+from accelplug.hooks.registry import Technique
 from accelplug.hosts.vllm.attachment import Attachment, NoDrafts
+from accelplug.hosts.vllm.board import Board, board_of
 from accelplug.hosts.vllm.building import build_session
 from accelplug.hosts.vllm.compat import RunnerName, require_worker
+from accelplug.hosts.vllm.judging import Judge
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.plugin import KEY
-from accelplug.hosts.vllm.settings import read_settings
+from accelplug.hosts.vllm.requests import RequestOptions
+from accelplug.hosts.vllm.session import Session
+from accelplug.hosts.vllm.settings import Settings, read_settings
 
 METHODS = ("load_model", "compile_or_warm_up_model", "execute_model", "sample_tokens", "take_draft_token_ids")
 
@@ -53,11 +58,13 @@ class AttachedWorker:
     model_runner: Any
     use_v2_model_runner: bool
     accelplug: Attachment
+    accelplug_board: Board | None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then put the drafter in place: before vLLM profiles, compiles or captures anything."""
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         self.accelplug = attach(self.model_runner, v2=self.use_v2_model_runner)
+        self.accelplug_board = board_of(self.accelplug, self.model_runner.vllm_config, self.model_runner.device)
 
     def compile_or_warm_up_model(self) -> Any:
         """Warm up, then see that nobody took the drafter's place."""
@@ -74,6 +81,8 @@ class AttachedWorker:
         """Verify, and draft for the next step."""
         output = super().sample_tokens(grammar_output)  # type: ignore[misc]
         self.accelplug.end_step(output)
+        if self.accelplug_board is not None:
+            self.accelplug_board.write(self.accelplug)
         return output
 
     def take_draft_token_ids(self) -> Any:
@@ -96,13 +105,41 @@ def attach(runner: Any, *, v2: bool) -> Attachment:
     if not get_pp_group().is_last_rank:
         LOG.info("accelplug: the last pipeline rank drafts, this one does not")
         return NoDrafts()
+    settings = read_settings(runner.vllm_config.additional_config[KEY])
+    try:
+        return _attach(runner, settings, v2=v2)
+    except AccelplugError as exc:
+        if settings.on_refused == "stop":
+            raise
+        from accelplug.hosts.vllm.refused import Refused
+
+        return Refused(runner, exc, v2=v2, drafts=settings.drafter is not None)
+
+
+def _attach(runner: Any, settings: Settings, *, v2: bool) -> Attachment:
     name: RunnerName = "V2" if v2 else "V1"
     require_worker(name)
-    session = build_session(runner, name, read_settings(runner.vllm_config.additional_config[KEY]))
+    built = build_session(runner, name, settings)
+    if not isinstance(built, Session):
+        return _attach_rule(runner, *built, v2=v2)
     if v2:
         from accelplug.hosts.vllm.v2 import V2Attachment
 
-        return V2Attachment(runner, session)
+        return V2Attachment(runner, built)
     from accelplug.hosts.vllm.v1 import V1Attachment
 
-    return V1Attachment(runner, session)
+    return V1Attachment(runner, built)
+
+
+def _attach_rule(runner: Any, rule: Technique, judge: Judge | None, *, v2: bool) -> Attachment:
+    """Put a rule behind a drafter of vLLM's own."""
+    from accelplug.hosts.vllm.seat import Seat
+    from accelplug.hosts.vllm.verifier_only import VerifierOnly
+
+    repaired = []
+    if not v2:
+        from accelplug.hosts.vllm.v1 import repair
+
+        repaired = repair(runner)
+    seat = None if judge is None else Seat(runner, judge, RequestOptions(), v2=v2)
+    return VerifierOnly(runner, rule, seat, v2=v2, repaired=repaired)

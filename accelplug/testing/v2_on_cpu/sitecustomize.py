@@ -4,11 +4,11 @@ vLLM's CPU build contains the V2 runner and lacks only Triton, which has no CPU 
 kernel run in Triton's own interpreter: the semantics of V2 at a small fraction of its speed. Nothing here runs on CUDA.
 
 * ``ACCELPLUG_V2_ASYNC=1`` puts asynchronous scheduling back, which vLLM turns off on CPUs.
-* The interpreter rejects two kernels, the grammar bitmask's and top-k's; a few lines of torch stand in for them.
+* The interpreter refuses masks that are no booleans, as the grammar's and the n-gram drafter's kernels have; they are made such.
+* It rejects the kernel for top-k; a few lines of torch stand in for that.
 
 Seams: ``triton.backends:backends``, ``vllm.platforms.cpu:CpuPlatform.check_and_update_config``,
-``vllm.v1.worker.gpu.structured_outputs:_apply_grammar_bitmask_kernel`` and
-``vllm.v1.sample.ops.topk_topp_triton:apply_top_k_top_p_triton``, of vLLM 0.32.
+``triton.runtime.interpreter:InterpreterBuilder`` and ``vllm.v1.sample.ops.topk_topp_triton:apply_top_k_top_p_triton``, of vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -47,29 +47,21 @@ def _allow_async(platform: ModuleType) -> None:
     platform.CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
 
 
-class _BitmaskKernel:
-    """The contract of the Triton kernel: mask logits whose bit is 0, for every row that a bitmask came for."""
+def _take_any_mask(interpreter: ModuleType) -> None:
+    """Read masks by their lowest bit: the interpreter computes some as integers, and then refuses them."""
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    load, store = builder.create_masked_load, builder.create_masked_store
 
-    def __getitem__(self, grid: object) -> Callable[..., None]:
-        return self._run
+    def one_bit(mask: Any) -> Any:
+        return mask if mask.data.dtype == bool else handle((mask.data & 1).astype(bool), interpreter.tl.int1)
 
-    @staticmethod
-    def _run(*arguments: Any, **constants: Any) -> None:
-        """Take the kernel's arguments: logits, stride, rows, cu_num_logits, bitmask, stride, width; and MASK_STRIDE."""
-        import torch
+    def create_masked_load(self: Any, pointers: Any, mask: Any, *others: Any) -> Any:
+        return load(self, pointers, one_bit(mask), *others)
 
-        logits, _, rows, cu_num_logits, bitmask, _, width = arguments
-        shifts = torch.arange(32, dtype=torch.int32)
-        for bits, row in zip(bitmask, rows.tolist(), strict=False):
-            request, position = divmod(row, constants["MASK_STRIDE"])
-            first, end = int(cu_num_logits[request]), int(cu_num_logits[request + 1])
-            if position < end - first:
-                allowed = ((bits[:, None] >> shifts) & 1).bool().reshape(-1)[:width]
-                logits[first + position, :width].masked_fill_(~allowed, float("-inf"))
+    def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *others: Any) -> Any:
+        return store(self, pointers, value, one_bit(mask), *others)
 
-
-def _stand_in_for_bitmask(structured_outputs: ModuleType) -> None:
-    structured_outputs._apply_grammar_bitmask_kernel = _BitmaskKernel()  # type: ignore[attr-defined]
+    builder.create_masked_load, builder.create_masked_store = create_masked_load, create_masked_store
 
 
 def _stand_in_for_top_k(kernels: ModuleType) -> None:
@@ -121,7 +113,7 @@ def _install() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     changes = {
         "triton.backends": _declare_backend,
-        "vllm.v1.worker.gpu.structured_outputs": _stand_in_for_bitmask,
+        "triton.runtime.interpreter": _take_any_mask,
         "vllm.v1.sample.ops.topk_topp_triton": _stand_in_for_top_k,
     }
     if os.environ.get("ACCELPLUG_V2_ASYNC") == "1":

@@ -10,6 +10,7 @@ import torch
 from accelplug import AccelplugError
 from accelplug.cli.plugins import said_about
 from accelplug.hooks import registry
+from accelplug.hooks.capabilities import verifier_traits
 from accelplug.hosts.vllm.building import select
 from accelplug.hosts.vllm.compat import RunnerName
 from accelplug.hosts.vllm.context import build_context
@@ -27,11 +28,11 @@ REFUSED = {
     "fusion": "needs 'mask.tree'",
     "fusion(sources=['suffix', 'prompt_lookup'])": "needs 'mask.tree'",
     "adaptive": "this host does not measure its steps; use a drafter that needs no costs",
+    "transformers_candidates": "this host has no candidate generators of its own, and 'prompt_lookup' was asked for; use the transformers host",
     "draft_model(model='somewhere/small')": "this host runs no second model beside the target, and 'somewhere/small' was asked for",
 }
-RULES: dict[str, str | None] = {
-    "token_wise": None, "greedy": None, "typical": "verify.rule",
-    "block": "verify.path", "fly": "verify.path", "k_seq": "verify.path", "traversal": "verify.path",
+RULES = {
+    "token_wise": "vllm's", "greedy": "vllm's", "typical": "lossy", "fly": "lossy", "block": "ours", "k_seq": "ours", "traversal": "ours",
 }  # fmt: skip
 RUNNERS: tuple[RunnerName, ...] = ("V1", "V2")
 MODEL = SimpleNamespace(
@@ -55,6 +56,7 @@ def test_every_built_in_is_here() -> None:
 @pytest.mark.parametrize("drafter", CARRIED)
 def test_carried(drafter: str, runner: RunnerName) -> None:
     bound, _ = select(read_settings({"drafter": drafter}), CONTEXT, runner)
+    assert bound is not None
     on_device = runner == "V2" and bound.propose_on_device is not None
     assert ("device" if on_device else "host") == CARRIED[drafter][runner]
 
@@ -71,17 +73,24 @@ def test_refused(drafter: str, runner: RunnerName) -> None:
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("rule", RULES)
 def test_rules(rule: str, runner: RunnerName) -> None:
-    settings = read_settings({"drafter": "suffix", "verifier": rule, "allow_lossy": True})
-    if (word := RULES[rule]) is None:
-        select(settings, CONTEXT, runner)
-        return
-    with pytest.raises(AccelplugError, match=f"needs '{word}'"):
-        select(settings, CONTEXT, runner)
+    settings = {"drafter": "suffix", "verifier": rule}
+    if RULES[rule] == "lossy":
+        with pytest.raises(AccelplugError, match="may change the output; pass allow_lossy=True"):
+            select(read_settings(settings), CONTEXT, runner)
+        settings["allow_lossy"] = True
+    _, selection = select(read_settings(settings), CONTEXT, runner)
+    assert verifier_traits(selection.verifier).standard == (RULES[rule] == "vllm's")
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_rule_without_a_drafter(runner: RunnerName) -> None:
+    bound, selection = select(read_settings({"verifier": "block"}), CONTEXT, runner)
+    assert (bound, selection.drafter, selection.verifier.name) == (None, None, "block")
 
 
 def test_listing_tells_the_truth() -> None:
     """`accelplug plugins` reads the hosts off the module; what it says of vLLM is what vLLM does."""
-    for kind, carried in (("drafter", set(CARRIED)), ("verifier", {rule for rule, word in RULES.items() if word is None})):
+    for kind, carried in (("drafter", set(CARRIED)), ("verifier", set(RULES))):
         for name in offered(kind):
             entry, _ = registry().find(kind, name)
             hosts = said_about(entry.resolve(), "Hosts")

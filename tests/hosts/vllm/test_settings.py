@@ -21,6 +21,11 @@ def test_draft_length_is_the_drafters_own(given: dict[str, object], num_tokens: 
     assert read_settings(given).num_tokens == num_tokens
 
 
+def test_verifier_behind_vllms_own_drafter() -> None:
+    settings = read_settings({"verifier": "typical(epsilon=0.2)", "allow_lossy": True})
+    assert (settings.drafter, str(settings.verifier), settings.allow_lossy) == (None, "typical(epsilon=0.2)", True)
+
+
 def test_defaults() -> None:
     settings = read_settings({"drafter": "prompt_lookup"})
     assert (str(settings.verifier), settings.allow_lossy, settings.runner) == ("token_wise", False, "auto")
@@ -38,6 +43,8 @@ def test_defaults() -> None:
         ({"drafter": "prompt_lookup(max_ngrams=3)"}, "did you mean 'max_ngram'?"),
         ({"drafter": "prompt_lookup(num_tokens=1000)"}, "is out of range"),
         ({"drafter": None}, "is no text or mapping"),
+        ({"verifier": "block", "num_tokens": 3}, "num_tokens belongs to a drafter, and vLLM's own drafts here"),
+        ({"verifier": "block", "runner": "v1"}, "runner belongs to a drafter"),
     ],
 )
 def test_refused(given: object, message: str) -> None:

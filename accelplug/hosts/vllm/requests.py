@@ -1,0 +1,132 @@
+"""What a request sets for itself: ``extra_args={"accelplug": {"num_tokens": 0}}``, over HTTP ``vllm_xargs={"accelplug.num_tokens": 0}``.
+
+The front end checks it before the request is queued; the worker hands it to the techniques in their views.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from accelplug._errors import OptionError
+from accelplug.hooks.options import check_value, fields_of, per_request_options
+from accelplug.hooks.registry import Technique, registry
+from accelplug.hosts.vllm.plugin import KEY
+from accelplug.hosts.vllm.settings import Settings, read_settings
+
+CAP: Final = "num_tokens"
+"""The option that is the host's own, for every drafter: the most tokens to draft for the request, 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An option that requests may set: whose, its type and its bounds."""
+
+    who: str
+    annotation: object
+    metadata: Mapping[str, Any]
+
+
+def read_request(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a request sets, unchecked.
+
+    :param extra_args: of vLLM's SamplingParams; over HTTP its values are plain, so that the names are dotted.
+    """
+    if not extra_args:
+        return {}
+    nested = extra_args.get(KEY, {})
+    found = dict(nested) if isinstance(nested, Mapping) else {KEY: nested}
+    return found | {name.removeprefix(f"{KEY}."): value for name, value in extra_args.items() if name.startswith(f"{KEY}.")}
+
+
+def offers_of(settings: Settings) -> dict[str, Offer]:
+    """Return the options that requests may set under these settings."""
+    offers = {}
+    for kind, spec in (("verifier", settings.verifier), ("drafter", settings.drafter)):
+        if spec is None:
+            continue
+        entry, _ = registry().find(kind, spec)
+        factory = entry.resolve()
+        for name, metadata in per_request_options(factory).items():
+            offers[name] = Offer(str(entry), fields_of(factory)[name].annotation, metadata)
+    if settings.drafter is not None:
+        offers[CAP] = Offer("a request's draft length", "int", {"ge": 0, "le": settings.num_tokens})
+    return offers
+
+
+def check_request(given: Mapping[str, Any], offers: Mapping[str, Offer]) -> None:
+    """Refuse what nobody offers, and values out of bounds.
+
+    :raises OptionError: naming the option and what it takes.
+    """
+    for name, value in given.items():
+        if name not in offers:
+            near = difflib.get_close_matches(name, offers, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise OptionError(f"accelplug offers requests no option {name!r}; {hint}they may set {', '.join(sorted(offers)) or 'none'}")
+        check_value(offers[name].who, name, value, offers[name].annotation, offers[name].metadata)
+
+
+def check_params(vllm_config: Any, params: Any) -> None:
+    """Refuse a request that vLLM's front end is asked to queue; engines without accelplug's settings refuse nothing.
+
+    :param params: vLLM's SamplingParams, or PoolingParams, which set nothing.
+    :raises OptionError: as `check_request`.
+    """
+    given = read_request(getattr(params, "extra_args", None))
+    settings = (vllm_config.additional_config or {}).get(KEY) if given else None
+    if settings is not None:
+        check_request(given, _offers(json.dumps(settings)))
+
+
+@functools.cache
+def _offers(settings: str) -> dict[str, Offer]:
+    return offers_of(read_settings(json.loads(settings)))
+
+
+class RequestOptions:
+    """What the running requests set, on the worker's side."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def begin(self, req_id: str, params: Any) -> dict[str, Any]:
+        """Remember and return what a request sets.
+
+        :param params: vLLM's SamplingParams, or None for a request that does not sample.
+        """
+        given = read_request(getattr(params, "extra_args", None))
+        if given:
+            self._given[req_id] = given
+        return given
+
+    def end(self, req_ids: Iterable[str]) -> None:
+        """Forget requests; unknown ones are passed over."""
+        for req_id in req_ids if self._given else ():
+            self._given.pop(req_id, None)
+
+    def values(self, defaults: Mapping[str, Any], req_ids: Sequence[str]) -> dict[str, list[Any]]:
+        """Return a technique's options, one value for each request; only those that one of the requests sets.
+
+        :param defaults: the technique's options and what they are for requests that set nothing.
+        """
+        if not self._given:
+            return {}
+        given = [self._given.get(req_id, {}) for req_id in req_ids]
+        return {
+            name: [own.get(name, default) for own in given] for name, default in defaults.items() if any(name in own for own in given)
+        }
+
+
+def defaults_of(technique: Technique) -> dict[str, Any]:
+    """Return what a built technique's per-request options are for requests that set nothing; draft lengths are the host's business."""
+    fields = fields_of(technique.factory)
+    options = per_request_options(technique.factory)
+    return {name: getattr(technique.instance, name, fields[name].default) for name in options if name != CAP}

@@ -1,0 +1,140 @@
+"""What accelplug's host adds to a step of vLLM: vLLM's own n-gram drafter against the same search registered as a plugin.
+
+    python integration/speed/ngram_tax.py [--model DIR] [--rounds N] [--concurrency 1 8 32]
+
+Both draft with vLLM's own compiled function on the same tokens, so that drafts, steps and outputs are equal, which is
+checked, and the ratio of their times is the tax of views, checks and counters. Runs on the V1 runner, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import interleaved, ratios, record
+from vllm_speed import NEW_TOKENS, Engine, prompts
+
+import accelplug
+from accelplug.hooks import BuildContext, Drafts, DraftView
+
+NUM_TOKENS, MIN_N, MAX_N = 4, 2, 4
+NGRAM = {"method": "ngram", "num_speculative_tokens": NUM_TOKENS, "prompt_lookup_max": MAX_N, "prompt_lookup_min": MIN_N}
+CONTENDERS: Mapping[str, dict[str, Any]] = {
+    "plain": {},
+    "vllm ngram": {"speculative_config": NGRAM},
+    "the same as a plugin": {"additional_config": {"accelplug": {"drafter": "vllms_ngram", "num_tokens": NUM_TOKENS}}},
+}
+
+
+class VllmsNgram:
+    """vLLM's compiled search behind accelplug's interface."""
+
+    def __init__(self, context: BuildContext) -> None:
+        from vllm.v1.spec_decode.ngram_proposer import batch_propose_numba
+
+        assert context.num_slots is not None
+        self.search, self.max_length = batch_propose_numba, context.max_length
+        self.lengths = np.zeros(context.num_slots, dtype=np.int32)
+        self.drafts = np.zeros((context.num_slots, NUM_TOKENS), dtype=np.int32)
+        self.counts = np.zeros(context.num_slots, dtype=np.int32)
+        self._search([0], np.zeros((1, self.max_length), dtype=np.int32))  # compiles
+
+    def propose(self, view: DraftView) -> Drafts:
+        """Search every row; a request's budget cuts what vLLM would draft past its end."""
+        rows = view.rows
+        self.lengths[rows] = view.lengths
+        self._search(rows.tolist(), view.tokens)
+        counts = np.minimum(self.counts[rows], view.budgets)
+        kept = np.arange(NUM_TOKENS) < counts[:, None]
+        return Drafts(np.concatenate(([0], counts.cumsum())), self.drafts[rows][kept].astype(np.int64))
+
+    def _search(self, rows: list[int], tokens: Any) -> None:
+        if rows:
+            self.search(rows, self.lengths, tokens, MIN_N, MAX_N, self.max_length, NUM_TOKENS, self.drafts, self.counts)
+
+
+@accelplug.hookimpl
+def register_drafters(register: Any) -> None:
+    """Offer the drafter."""
+    register("vllms_ngram", VllmsNgram)
+
+
+def install(folder: Path) -> None:
+    """Make this file a plugin of the processes that this one starts."""
+    info = folder / "ngram_tax-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ngram-tax\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[accelplug]\nngram_tax = ngram_tax\n")
+    inherited = [entry for entry in [os.environ.get("PYTHONPATH")] if entry]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(Path(__file__).parent), *inherited])
+
+
+def serve(model: str, config: str, concurrency: int) -> None:
+    """Answer every line on standard input with one run over all prompts: the outputs, and last how much was drafted and accepted."""
+    from vllm import LLM, SamplingParams
+
+    sizes = {"max_model_len": 2048, "max_num_seqs": concurrency, "enable_prefix_caching": False, "disable_log_stats": False}
+    llm = LLM(model, dtype="float32", enforce_eager=True, **sizes, **json.loads(config))
+    sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
+    texts = prompts(max(4, concurrency))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        groups = [texts[i : i + concurrency] for i in range(0, len(texts), concurrency)]
+        outputs = [output for group in groups for output in llm.generate(group, sampling, use_tqdm=False)]
+        counted = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+        drafted = [int(counted.get(f"vllm:spec_decode_num_{what}_tokens", 0)) for what in ("draft", "accepted")]
+        print(json.dumps([*(list(output.outputs[0].token_ids) for output in outputs), drafted]), flush=True)
+
+
+def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
+    """Return a row for each contender; the tax is the plugin's time over vLLM's own."""
+    engines = {name: Engine(model, config, concurrency, script=__file__) for name, config in CONTENDERS.items()}
+    first = {name: engine() for name, engine in engines.items()}
+    seconds = interleaved({name: partial(engine) for name, engine in engines.items()}, rounds, f"concurrency {concurrency}")
+    for engine in engines.values():
+        engine.stop()
+    own, plugin = first["vllm ngram"], first["the same as a plugin"]
+    assert own[:-1] == plugin[:-1] == first["plain"][:-1], "three engines, one output"
+    assert own[-1][1] == plugin[-1][1], "the same drafts are accepted"
+    tokens = sum(map(len, own[:-1]))
+    faster, against = ratios(seconds, "plain"), ratios(seconds, "vllm ngram")
+    return [
+        {"concurrency": concurrency, "contender": name, "tokens/s": tokens / statistics.median(seconds[name]), "x plain": faster[name],
+         "tax, %": 100 * (1 / against[name] - 1) if name == "the same as a plugin" else None,
+         "drafted": first[name][-1][0], "accepted": first[name][-1][1]}
+        for name in CONTENDERS
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.model is None:
+        import accelplug_testbed
+
+        arguments.model = str(accelplug_testbed.path())
+    if arguments.serve:
+        serve(arguments.model, arguments.serve, arguments.concurrency[0])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        install(Path(folder))
+        rows = [row for concurrency in arguments.concurrency for row in compare(arguments.model, concurrency, arguments.rounds)]
+    record("vllm_ngram_tax", rows, {"new_tokens": NEW_TOKENS, "rounds": arguments.rounds, "runner": "V1", "ngram": [NUM_TOKENS, MIN_N, MAX_N]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Rules of plugins in vLLM: greedy output stays plain vLLM's, seeds repeat, masks hold, log-probabilities are the model's."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jobs import RUNNERS, Engine, Run, engine, other
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11, 9, 9], [100, 200, 30, 100, 200], [77] * 17]
+LENGTH = 24
+GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": LENGTH}
+WORDS = "one|two|red"
+ALLOWED = list(range(300, 330))
+MIXED = ({"accelplug.num_tokens": 1}, {"accelplug": {"num_tokens": 0}}, {"somebody": "else's"})
+BATCHES = {
+    "greedy": {"prompts": PROMPTS, "params": {**GREEDY, "logprobs": 0}},
+    "seeded": {"prompts": PROMPTS, "params": [{**GREEDY, "temperature": 1.2, "top_k": 5, "seed": i} for i in range(len(PROMPTS))]},
+    "masked": {"prompts": PROMPTS, "params": {**GREEDY, "temperature": 1.0, "seed": 3, "allowed_token_ids": ALLOWED}},
+    "structured": {"prompts": PROMPTS[:2], "params": {"temperature": 0, "max_tokens": LENGTH, "structured_outputs": {"regex": f"({WORDS}){{4}}"}}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(run: Run, model_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """What vLLM generates without a drafter."""
+    done = run("v1", engine(model_dir, "plain", *BATCHES.values()))["plain"]
+    return dict(zip(BATCHES, done["outputs"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def oracle(plain: dict[str, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A drafter that knows the greedy continuations, and drafts some of their tokens wrong."""
+    sequences = tmp_path_factory.mktemp("oracle") / "sequences.json"
+    sequences.write_text(json.dumps([[prompt, output["token_ids"]] for prompt, output in zip(PROMPTS, plain["greedy"], strict=True)]))
+    return {"name": "oracle", "sequences": str(sequences)}
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_rules(runner: str, run: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]], oracle: dict[str, Any]) -> None:
+    lossy: dict[str, Any] = {"drafter": oracle, "allow_lossy": True}
+    greedy, seeded, masked, structured = BATCHES.values()
+    unmasked = {**greedy, "params": {**GREEDY, "temperature": 1.2, "seed": 5}}
+    others: list[Engine] = [
+        other("block", {"drafter": oracle, "verifier": "block"}, greedy, seeded),
+        other("typical", {**lossy, "verifier": "typical"}, greedy, seeded),
+        other("everything", {**lossy, "verifier": "everything"}, greedy, masked, structured),
+        other("silent", {"drafter": oracle, "verifier": "halved(raise_at=3)"}, greedy),
+        other("unasked", {"drafter": oracle, "verifier": "everything"}),
+        other("per request", {**lossy, "verifier": "typical"}, of_requests(greedy, {"accelplug": {"num_tokens": 0}}), of_requests(greedy, *MIXED)),
+        other("generous", {**lossy, "verifier": "typical"}, of_requests(unmasked, {"accelplug.epsilon": 0.0})),
+        other("serving anyway", {"drafter": "hidden", "num_tokens": 4, "on_refused": "serve"}, greedy),
+        other("refused", {**lossy, "verifier": "typical"}, of_requests(greedy, {"accelplug.epsilon": 1.5})),
+    ]
+    done = run(runner, engine(model_dir, "halved", greedy, seeded, seeded, accelplug={"drafter": oracle, "verifier": "halved"}, others=others))
+    for name in ("halved", "block", "typical", "silent", "serving anyway"):
+        assert "error" not in done[name], done[name]
+        check_greedy(done[name]["outputs"][0], plain["greedy"])
+    halved = done["halved"]
+    assert halved["status"][0]["verifier"] == {"name": "halved", "spec": "halved", "distribution": "adversaries", "version": "1.5"}
+    assert "rejection_sampler" in halved["status"][0]["seams"]
+    assert 0 < halved["status"][0]["stats"]["accepted"] < halved["status"][0]["stats"]["drafted"]
+    assert halved["outputs"][1] == halved["outputs"][2], "the same seeds, the same tokens"
+    assert halved["status"][0]["stats"]["lossy_accepts"] == 0
+    assert done["typical"]["status"][0]["stats"]["lossy_accepts"] > 0
+    assert done["silent"]["status"][0]["verifier"]["switched_off"] == "raised RuntimeError: the rule has fallen silent"
+    anyway = done["serving anyway"]["status"][0]
+    assert "drafter 'hidden' (adversaries 1.5) needs 'hidden.last'" in anyway["refused"]
+    assert (anyway["drafter"], anyway["verifier"]) == (None, None)
+    assert done["unasked"]["error"] == "HostError"
+    assert "may change the output; pass allow_lossy=True" in done["unasked"]["message"]
+    check_everything(done["everything"], plain, model_dir)
+    check_requests(done, plain)
+
+
+def of_requests(batch: dict[str, Any], *extra_args: dict[str, Any]) -> dict[str, Any]:
+    """Give the requests of a batch options of their own, in turns."""
+    params = batch["params"] if isinstance(batch["params"], list) else [batch["params"]] * len(batch["prompts"])
+    return {**batch, "params": [{**one, "extra_args": extra_args[i % len(extra_args)]} for i, one in enumerate(params)]}
+
+
+def check_requests(done: dict[str, Any], plain: dict[str, list[dict[str, Any]]]) -> None:
+    own = done["per request"]
+    assert "error" not in own, own
+    for outputs in own["outputs"]:
+        check_greedy(outputs, plain["greedy"])
+    assert own["stats of batches"][0]["drafted"] == 0, "num_tokens=0 turns drafting off"
+    assert 0 < own["stats of batches"][1]["drafted"] < done["block"]["stats of batches"][0]["drafted"] / 2
+    generous = done["generous"]["status"][0]["stats"]
+    assert generous["accepted"] == generous["drafted"] > 0, "no draft is untypical at a threshold of 0"
+    assert done["refused"]["error"] == "VLLMValidationError"
+    assert done["refused"]["message"] == "verifier 'typical' (accelplug 0.1.0): epsilon=1.5 is out of range, it takes between 0.0 and 1.0"
+
+
+def check_greedy(outputs: list[dict[str, Any]], plain: list[dict[str, Any]]) -> None:
+    for mine, theirs in zip(outputs, plain, strict=True):
+        assert mine["token_ids"] == theirs["token_ids"]
+        assert mine["logprobs"] == pytest.approx(theirs["logprobs"], abs=1e-3)
+
+
+def check_everything(done: dict[str, Any], plain: dict[str, list[dict[str, Any]]], model_dir: Path) -> None:
+    assert "error" not in done, done
+    greedy, masked, structured = done["outputs"]
+    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    assert [output["token_ids"] for output in greedy] != [output["token_ids"] for output in plain["greedy"]], "wrong drafts stay"
+    unlikely = 0
+    for prompt, output in zip(PROMPTS, greedy, strict=True):
+        tokens = output["token_ids"]
+        with torch.no_grad():
+            rows = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert output["logprobs"] == pytest.approx(rows.gather(1, torch.tensor([tokens]).T).squeeze(1).tolist(), abs=1e-3)
+        unlikely += sum(token != best for token, best in zip(tokens, rows.argmax(-1).tolist(), strict=True))
+    assert unlikely > 0
+    assert done["status"][0]["stats"]["lossy_accepts"] >= unlikely
+    assert {token for output in masked for token in output["token_ids"]} <= set(ALLOWED)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    for output in structured:
+        text = tokenizer.decode(output["token_ids"], skip_special_tokens=True)
+        assert re.fullmatch(f"(?:{WORDS})*", text), output
+        assert output["finish_reason"] == "stop"
+
+
+VLLMS = {
+    "v1": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
+    "v2": {"method": "ngram_gpu", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
+}
+
+
+@pytest.mark.parametrize("runner", VLLMS)
+def test_behind_vllms_own_drafter(runner: str, run: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]]) -> None:
+    greedy, seeded = BATCHES["greedy"], BATCHES["seeded"]
+    others = [other("typical", {"verifier": "typical", "allow_lossy": True}, greedy, seeded), other("vllm's", {"verifier": "token_wise"}, greedy)]
+    done = run(runner, engine(model_dir, "halved", greedy, accelplug={"verifier": "halved"}, others=others, speculative_config=VLLMS[runner]))
+    for name in ("halved", "typical", "vllm's"):
+        assert "error" not in done[name], done[name]
+        check_greedy(done[name]["outputs"][0], plain["greedy"])
+        assert done[name]["status"][0]["drafter"]["name"] == VLLMS[runner]["method"]
+    for name in ("halved", "typical"):
+        stats = done[name]["status"][0]["stats"]
+        assert 0 < stats["accepted"] < stats["drafted"]
+    assert done["vllm's"]["status"][0]["stats"] is None

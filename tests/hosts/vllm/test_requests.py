@@ -1,0 +1,103 @@
+"""What requests set for themselves: read in both spellings, checked before they are queued, handed to techniques."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accelplug import OptionError
+from accelplug.hooks import Drafts, DraftView
+from accelplug.hosts.vllm.chains import Batch, Chains
+from accelplug.hosts.vllm.requests import RequestOptions, check_params, offers_of, read_request
+from accelplug.hosts.vllm.session import Session
+from accelplug.hosts.vllm.settings import read_settings
+
+LOSSY = {"drafter": "input_copy(num_tokens=6)", "verifier": "typical", "allow_lossy": True}
+
+
+def ask(settings: dict[str, Any] | None, extra_args: dict[str, Any] | None) -> None:
+    config = SimpleNamespace(additional_config=None if settings is None else {"accelplug": settings})
+    check_params(config, SimpleNamespace(extra_args=extra_args))
+
+
+def test_both_spellings() -> None:
+    assert read_request({"accelplug": {"num_tokens": 2}, "accelplug.epsilon": 0.5, "other": 1}) == {"num_tokens": 2, "epsilon": 0.5}
+    assert read_request(None) == {}
+
+
+def test_offers() -> None:
+    assert set(offers_of(read_settings(LOSSY))) == {"num_tokens", "epsilon", "delta", "span_start", "span_end"}
+    assert set(offers_of(read_settings({"verifier": "block"}))) == set(), "vLLM's own drafter cannot be told how much to draft"
+
+
+@pytest.mark.parametrize(
+    "extra_args",
+    [None, {}, {"other": 1}, {"accelplug": {}}, {"accelplug.num_tokens": 0}, {"accelplug": {"num_tokens": 6, "delta": 1, "span_end": None}}],
+)
+def test_allowed(extra_args: dict[str, Any] | None) -> None:
+    ask(LOSSY, extra_args)
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "message"),
+    [
+        ({"accelplug.num_tokens": 7}, "a request's draft length: num_tokens=7 is out of range, it takes between 0 and 6"),
+        ({"accelplug.num_tokens": True}, "num_tokens=True is a bool, it takes int"),
+        ({"accelplug.epsilon": 1.5}, "epsilon=1.5 is out of range"),
+        ({"accelplug.epsilon": "high"}, "it takes float"),
+        ({"accelplug.epsilom": 0.1}, "did you mean 'epsilon'? they may set delta, epsilon, num_tokens, span_end, span_start"),
+        ({"accelplug.max_ngram": 3}, "accelplug offers requests no option 'max_ngram'"),
+        ({"accelplug": 3}, "no option 'accelplug'"),
+    ],
+)
+def test_refused(extra_args: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        ask(LOSSY, extra_args)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_engine_without_settings_refuses_nothing() -> None:
+    ask(None, {"accelplug.nonsense": 1})
+
+
+def test_values_only_where_somebody_sets_one() -> None:
+    options, defaults = RequestOptions(), {"epsilon": 0.09, "delta": 0.3}
+    options.begin("a", SimpleNamespace(extra_args={"accelplug.epsilon": 0.5}))
+    options.begin("b", SimpleNamespace(extra_args=None))
+    options.begin("pooled", None)
+    assert options.values(defaults, ["b"]) == {}
+    assert options.values(defaults, ["b", "a"]) == {"epsilon": [0.09, 0.5]}
+    options.end({"a", "unknown"})
+    assert len(options) == 0
+    assert options.values(defaults, ["b", "a"]) == {}
+
+
+class Recorder:
+    """Drafts all it may, and keeps its views."""
+
+    def __init__(self) -> None:
+        self.views: list[DraftView] = []
+
+    def propose(self, view: DraftView) -> Drafts:
+        self.views.append(view)
+        return Drafts.chains([[7] * int(budget) for budget in view.budgets])
+
+
+def test_drafter_is_given_budgets_and_values(session: Callable[[object], Session]) -> None:
+    recorder = Recorder()
+    chains = Chains(session(recorder), 3, 40, num_slots=4)
+    chains.session.defaults = {"width": 5, "end": None}
+    for req_id, extra_args in {"a": {"accelplug.num_tokens": 0}, "b": {"accelplug.width": 9, "accelplug.num_tokens": 2}, "c": None}.items():
+        chains.begin(req_id, 40, SimpleNamespace(extra_args=extra_args))
+    tokens = np.ones((3, 40), dtype=np.int32)
+    batch = Batch(["a", "b", "c"], np.arange(3), tokens, np.array([5, 6, 7]), [1, 1, 1])
+    assert chains.step(batch, {}) == [[], [7, 7], [7, 7, 7]]
+    (view,) = recorder.views
+    assert {name: values.tolist() for name, values in view.parameters.items()} == {"width": [5, 9, 5]}
+    chains.end({"a", "b"})
+    assert len(chains.session.requests) == 0
