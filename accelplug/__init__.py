@@ -20,11 +20,12 @@ from accelplug._version import __version__
 from accelplug.hooks import hookimpl, load_registry, option, registry
 
 if TYPE_CHECKING:
-    from accelplug.hosts.hf import Session, attach, generate
+    from accelplug.hosts.hf import Grammar, Session, attach, generate, grammar
 
 __all__ = [
     "AccelplugError",
     "ConstraintError",
+    "Grammar",
     "HostError",
     "OptionError",
     "PluginError",
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "attach",
     "generate",
+    "grammar",
     "hookimpl",
     "load_config",
     "load_registry",
@@ -40,7 +42,7 @@ __all__ = [
     "registry",
 ]
 
-_LAZY = ("Session", "attach", "generate")
+_LAZY = ("Grammar", "Session", "attach", "generate", "grammar")
 
 
 def __getattr__(name: str) -> Any:

@@ -41,4 +41,11 @@ class HostError(AccelplugError):
 
 
 class ConstraintError(AccelplugError, ValueError):
-    """A grammar or schema cannot be enforced; the message names the part."""
+    """A grammar or schema cannot be enforced; the message names the part.
+
+    :ivar statement: what becomes of each keyword, an `accelplug.hooks.GrammarStatement`, where the engine came that far.
+    """
+
+    def __init__(self, message: str, statement: object = None) -> None:
+        super().__init__(message)
+        self.statement = statement

@@ -25,6 +25,7 @@ class Command:
     :param collect: does the work; whatever it prints to stdout goes to stderr.
     :param show: prints the document for people; ``--json`` prints the same document instead.
     :param status: the exit status that the document means.
+    :param lines: the documents that ``--json`` prints, one a line, in place of the one; None where that one is meant.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Command:
     collect: Callable[[Namespace], Document]
     show: Callable[[Document, Console], None]
     status: Callable[[Document], int]
+    lines: Callable[[Document], list[Document] | None] = lambda _: None

@@ -11,14 +11,14 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Final
 
 from accelplug._version import __version__
-from accelplug.cli import check, plugins, run
+from accelplug.cli import check, plugins, run, schema
 from accelplug.cli.bench import command as bench
 from accelplug.cli.command import Command, Document
 from accelplug.cli.errors import debugging, sentence
 from accelplug.cli.new import command as new
 from accelplug.cli.tune import command as tune
 
-COMMANDS: Final = (plugins.COMMAND, check.COMMAND, run.COMMAND, bench.COMMAND, tune.COMMAND, new.COMMAND)
+COMMANDS: Final = (plugins.COMMAND, check.COMMAND, run.COMMAND, bench.COMMAND, tune.COMMAND, new.COMMAND, schema.COMMAND)
 USAGE_ERROR: Final = 2
 INTERRUPTED: Final = 130
 READER_LEFT: Final = 141
@@ -77,6 +77,10 @@ def _stdout_on_stderr() -> Iterator[None]:
 
 
 def _write(command: Command, document: Document, *, as_json: bool) -> None:
+    if as_json and (lines := command.lines(document)) is not None:
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        return
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
         return

@@ -34,6 +34,8 @@ def exactness(kind: str, factory: Callable[..., object]) -> str:
     """Return what a technique's output is exact for, in words."""
     if kind == "drafter":
         return "decided by the verifier"
+    if kind == "grammar":
+        return "constrains: see docs/grammars.md"
     if kind not in RUN_KINDS:
         return "no host runs this kind yet"
     traits = getattr(factory, "traits", None)

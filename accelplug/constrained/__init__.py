@@ -1,1 +1,1 @@
-"""Grammar engines and constrained decoding. Nothing is built in yet: the kind has its hook and its protocol."""
+"""Grammar engines and constrained decoding: three engines behind one protocol, a router over them, and what they cannot do rewritten."""

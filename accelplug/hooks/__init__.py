@@ -17,7 +17,8 @@ from accelplug.hooks.drafting import (
     RequestDrafter,
     Verified,
 )
-from accelplug.hooks.later import GrammarEngine, KVCompressor, Matcher, VisionReducer
+from accelplug.hooks.later import KVCompressor, VisionReducer
+from accelplug.hooks.masking import CompiledGrammar, CompileLimits, GrammarEngine, GrammarSpec, GrammarStatement, Matcher, Vocabulary
 from accelplug.hooks.models import SecondModel
 from accelplug.hooks.options import option
 from accelplug.hooks.registry import Entry, Owner, Registry, Technique, registry
@@ -31,6 +32,8 @@ __all__ = [
     "BuildContext",
     "Choice",
     "CommitView",
+    "CompileLimits",
+    "CompiledGrammar",
     "DeviceDrafter",
     "DeviceDrafts",
     "DeviceView",
@@ -40,6 +43,8 @@ __all__ = [
     "Drafts",
     "Entry",
     "GrammarEngine",
+    "GrammarSpec",
+    "GrammarStatement",
     "IntArray",
     "KVCompressor",
     "Matcher",
@@ -58,6 +63,7 @@ __all__ = [
     "VerifierTraits",
     "VerifyView",
     "VisionReducer",
+    "Vocabulary",
     "hookimpl",
     "hookspec",
     "load_registry",

@@ -12,6 +12,7 @@ from typing import Final
 
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import DrafterTraits, NodeKind
+from accelplug.hooks.options import fields_of
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifierTraits
 
@@ -21,6 +22,7 @@ WORDS: Final[Mapping[str, str]] = {
     "verify.rule": "verification rules of plugins run; without it only the engine's own token-wise rule does",
     "verify.path": "rules that judge a request's drafts as a whole run",
     "sampling": "requests may be sampled at a temperature",
+    "mask.grammar": "a grammar's mask is laid on every row before a token is chosen from it",
     "tokens.device": "committed tokens are read on the device without synchronising",
     "logits.full": "whole logit rows of verified positions",
     "logits.topk": "the top-k of verified rows",
@@ -43,13 +45,14 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The techniques chosen for one engine. At most one drafter and one verifier."""
+    """The techniques chosen for one engine. At most one drafter, one verifier and one grammar's engine."""
 
     drafter: Technique | None
     verifier: Technique
+    grammar: Technique | None = None
 
     def __iter__(self) -> Iterator[Technique]:
-        return iter(technique for technique in (self.drafter, self.verifier) if technique is not None)
+        return iter(technique for technique in (self.drafter, self.verifier, self.grammar) if technique is not None)
 
 
 def drafter_traits(technique: Technique) -> DrafterTraits:
@@ -86,6 +89,8 @@ def admit(selection: Selection, host: Host, *, sampling: bool, allow_lossy: bool
     :raises HostError: one message that lists every problem, each with what to use instead.
     """
     problems = [*_drafter_problems(selection, host), *_verifier_problems(selection.verifier, host, sampling, allow_lossy)]
+    if selection.grammar is not None:
+        problems += _missing(selection.grammar, {"mask.grammar"}, host)
     if problems:
         raise HostError(f"{host.name} cannot run this selection: " + "; ".join(problems))
 
@@ -107,8 +112,14 @@ def _drafter_problems(selection: Selection, host: Host) -> Iterable[str]:
         yield f"{who} drafts {names} nodes, which {selection.verifier} cannot judge; use verifier 'token_wise'"
     if traits.shape == "tree" and verifier_traits(selection.verifier).shape == "chain":
         yield f"{who} drafts trees and {selection.verifier} judges chains only; use verifier 'token_wise'"
-    if traits.scope != "request":
-        yield f"{who} remembers across requests (scope {traits.scope!r}), which no host grants yet; use one whose scope is 'request'"
+    if traits.scope != "request" and not _chose_scope(who, traits.scope):
+        yield f"{who} remembers across requests (scope {traits.scope!r}), which nobody asked for by an option scope; use one whose scope is 'request'"
+
+
+def _chose_scope(who: Technique, scope: str) -> bool:
+    """Whether the user widened what the technique remembers, by an option of it that is ``"request"`` by default."""
+    offered = fields_of(who.factory).get("scope")
+    return offered is not None and offered.default == "request" and getattr(who.instance, "scope", None) == scope
 
 
 def _verifier_problems(who: Technique, host: Host, sampling: bool, allow_lossy: bool) -> Iterable[str]:

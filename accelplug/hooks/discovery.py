@@ -20,7 +20,7 @@ from accelplug.hooks.context import API_VERSION
 from accelplug.hooks.registry import ALLOW_LIST, HOOKS, Entry, Owner, Registry, check_name, one_line
 
 GROUP: Final = "accelplug"
-BUILTINS: Final = ("accelplug.spec.plugin",)
+BUILTINS: Final = ("accelplug.spec.plugin", "accelplug.constrained.plugin")
 
 
 def load_registry(plugins: Iterable[object] = (), *, entry_points: bool = True) -> Registry:

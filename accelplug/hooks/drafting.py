@@ -7,7 +7,7 @@ Views belong to the host: their arrays are reused from step to step and are vali
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from reprlib import repr as shortened
@@ -55,10 +55,11 @@ class DrafterTraits:
     :param kinds: the node kinds it may return.
     :param needs: capability words that the host must provide (see `accelplug.hooks.capabilities`).
     :param scope: what its state may remember: one ``"request"``, the requests of one ``"salt"`` (tenant), or the
-        whole ``"process"``; the wider two are refused unless the user asks for them, since acceptance leaks what
-        others wrote.
+        whole ``"process"``; the wider two are refused unless the user asks for them by an option ``scope`` that is
+        ``"request"`` by default, since acceptance leaks what others wrote.
     :param top_k: how many of the target's likeliest tokens it wants to see after every verified node
         (`CommitView.verified`); needs ``"logits.topk"``.
+    :param continues: it may be asked what follows text that is not committed yet (`DraftView.ahead`), as where a grammar forces tokens.
     """
 
     shape: Literal["chain", "tree"] = "chain"
@@ -66,6 +67,7 @@ class DrafterTraits:
     needs: frozenset[str] = frozenset()
     scope: Literal["request", "salt", "process"] = "request"
     top_k: int = 0
+    continues: bool = False
 
     def __post_init__(self) -> None:
         """Refuse misspelt words, and take any collection for `kinds` and `needs`.
@@ -74,6 +76,7 @@ class DrafterTraits:
         """
         check_word("DrafterTraits.shape", self.shape, ("chain", "tree"))
         check_word("DrafterTraits.scope", self.scope, ("request", "salt", "process"))
+        check_word("DrafterTraits.continues", self.continues, (True, False))
         object.__setattr__(self, "kinds", node_kinds("DrafterTraits.kinds", self.kinds))
         object.__setattr__(self, "needs", set_of("DrafterTraits.needs", self.needs, str, "{'hidden.last'}"))
         count: object = self.top_k
@@ -93,9 +96,11 @@ class DraftView:
     parameters: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)  # name -> [num_reqs]
     inputs: Sequence[IntArray] | None = None  # [num_reqs] of [length] the encoder's tokens; None for decoder-only models
     temperatures: npt.NDArray[np.floating] | None = None  # [num_reqs] 0 for greedy requests; None where the host does not tell
+    ahead: IntArray | None = None  # [num_reqs] how many of the last tokens are not committed yet; None: none, or traits lack `continues`
+    warp: Callable[[Tensor], Tensor] | None = None  # logits [n, vocab_size] -> what sampled requests draw from; None: by temperature alone
 
     def history(self, i: int) -> IntArray:
-        """Return the committed tokens of the i-th request, [length], without copying."""
+        """Return the tokens of the i-th request, [length], those ahead included, without copying."""
         return self.tokens[self.rows[i], : self.lengths[i]]
 
 
@@ -103,7 +108,8 @@ class DraftView:
 class Verified:
     """What the target model thought likely after every token of the last forward pass, accepted or not.
 
-    Request i owns rows ``offsets[i]:offsets[i + 1]``: the token that its drafts followed, then its drafts in their order.
+    Request i owns rows ``offsets[i]:offsets[i + 1]``: the token that its drafts followed, then what was verified behind it in its order:
+    its drafts, and where a grammar was at work what that left of them and forced.
     """
 
     offsets: IntArray  # [num_reqs + 1]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class SecondModel(Protocol):
     """What ``context.load_model(...)`` returns: a model with the target's vocabulary and a cache of its own for every slot.
 
+    One loaded with ``tokens="text"`` is given texts in the target's ids and drafts in its own, which are as many as its logits are wide.
+
     It reads committed text by `extend` and drafts by `expand`. What was drafted is forgotten at the next `extend`, so
     nothing needs to be rolled back.
     """
@@ -40,4 +42,10 @@ class SecondModel(Protocol):
         :param parents: [num_nodes]; nodes are numbered from 0 in the order they were given since the last `extend`,
             over all requests; ROOT (-1) for the first level. A parent is of an earlier call.
         :return: logits of each node's next token, [num_nodes, vocab_size], on the target's device.
+        """
+
+    def spelled(self, tokens: Sequence[int]) -> list[int]:
+        """Return the target's ids of what was drafted in one request; other ones for models loaded with ``tokens="text"`` only.
+
+        :param tokens: own ids, as `expand` was given them, that follow the request's text.
         """

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from accelplug.hooks.drafting import DeviceDrafter, Drafter, RequestDrafter
-    from accelplug.hooks.later import GrammarEngine, KVCompressor, VisionReducer
+    from accelplug.hooks.later import KVCompressor, VisionReducer
+    from accelplug.hooks.masking import GrammarEngine
     from accelplug.hooks.verifying import PathVerifier, Verifier
 
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -61,12 +62,12 @@ def register_verifiers(register: Register[Verifier | PathVerifier]) -> None:
 
 @hookspec
 def register_grammars(register: Register[GrammarEngine]) -> None:
-    """Offer grammar engines: compilers from schemas to token masks. No host runs this kind yet.
+    """Offer grammar engines: compilers from schemas to token masks.
 
     :param register: as for :func:`register_drafters`.
 
     When: once per process, in every process that the host starts; touch no device here.
-    Since: contract version 1, provisional.
+    Since: contract version 1.
     """
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
 
-_RECENT = 5  # steps that count
-_ENOUGH = 3  # steps before their median is told: the first ones of a width are slow
+_RECENT = 8  # steps that count
+_ENOUGH = 2  # steps before they are told: the first one of a width is slow
 
 
 class StepCosts:
-    """Seconds per step by the number of positions verified. Most sessions never ask, so medians wait until somebody does."""
+    """Seconds per step by the number of positions verified. Most sessions never ask, so figures wait until somebody does."""
 
     def __init__(self) -> None:
         self.latest: dict[int, deque[float]] = {}
@@ -26,9 +25,9 @@ class StepCosts:
 
     @property
     def seconds(self) -> dict[int, float]:
-        """Width -> median of the latest steps, of every width that has enough of them."""
+        """Width -> the least of the latest steps, of every width that has enough of them: whatever else runs on the machine only adds."""
         for width in self._changed:
             if len(self.latest[width]) >= _ENOUGH:
-                self._seconds[width] = median(self.latest[width])
+                self._seconds[width] = min(self.latest[width])
         self._changed.clear()
         return self._seconds

@@ -10,7 +10,7 @@ from accelplug.hooks.registry import Technique
 
 @dataclass(slots=True)
 class TechniqueStats:
-    """One technique's share, with its attribution. For a verifier, `drafted` is what it judged."""
+    """One technique's share, with its attribution. For a verifier, `drafted` is what it judged, for a grammar what it forced."""
 
     kind: str
     name: str
@@ -35,6 +35,7 @@ class Stats:
     draft nodes that were verified, `accepted` those that became output. `lossy_accepts` counts accepted tokens that
     the lossless rule would have rejected with the same random number. `batches` says how the rows of the last batch
     advanced, "ragged" or "lockstep", where the host has both, and `lockstep_because` why not each at its own pace.
+    `pruned` counts draft nodes that a grammar cut before they were verified.
     """
 
     requests: int = 0
@@ -43,6 +44,7 @@ class Stats:
     drafted: int = 0
     accepted: int = 0
     lossy_accepts: int = 0
+    pruned: int = 0
     propose_seconds: float = 0.0
     batches: str | None = None
     lockstep_because: str | None = None
@@ -58,13 +60,18 @@ class Stats:
         """Generated tokens per request and forward pass; 1 without speculation."""
         return self.tokens / self.forwards if self.forwards else 0.0
 
-    def count(self, drafted: int, accepted: int) -> None:
-        """Add one step's drafts to the totals and to every technique."""
+    def count(self, drafted: int, accepted: int, forced: tuple[int, int] = (0, 0)) -> None:
+        """Add one step's drafts to the totals and to every technique.
+
+        :param forced: how many of the drafted and of the accepted ones a grammar forced.
+        """
         self.drafted += drafted
         self.accepted += accepted
         for technique in self.techniques:
-            technique.drafted += drafted
-            technique.accepted += accepted
+            of_all = technique.kind == "verifier"
+            of_grammar = technique.kind == "grammar"
+            technique.drafted += drafted if of_all else forced[0] if of_grammar else drafted - forced[0]
+            technique.accepted += accepted if of_all else forced[1] if of_grammar else accepted - forced[1]
 
     def as_dict(self) -> dict[str, Any]:
         """Return every counter, and the two ratios, as plain JSON values."""

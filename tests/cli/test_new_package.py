@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capfd):
 
 @pytest.mark.parametrize("kind", [kind for kind in HOOKS if kind not in KINDS])
 def test_a_kind_that_no_host_runs_is_refused(kind):
-    with pytest.raises(OptionError, match=f"the kind '{kind}' is provisional, no host runs it yet; make a drafter or a verifier"):
+    with pytest.raises(OptionError, match=f"there is no kit that proves a '{kind}' yet, so no package to begin with; make a drafter or a verifier"):
         check_kind(kind)
 
 

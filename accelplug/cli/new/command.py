@@ -51,14 +51,14 @@ def collect(arguments: Namespace) -> Document:
 
 
 def check_kind(kind: str) -> None:
-    """Refuse a kind that no host runs.
+    """Refuse a kind that there is no kit for.
 
-    :raises OptionError: naming the kinds that are run.
+    :raises OptionError: naming the kinds that have one.
     """
     if kind in KITS:
         return
     if kind in HOOKS:
-        raise OptionError(f"the kind {kind!r} is provisional, no host runs it yet; make a {' or a '.join(KITS)}")
+        raise OptionError(f"there is no kit that proves a {kind!r} yet, so no package to begin with; make a {' or a '.join(KITS)}")
     raise OptionError(f"there is no kind {kind!r}; make a {' or a '.join(KITS)}")
 
 

@@ -7,7 +7,7 @@ from accelplug.hosts.seams import Engine, Seam
 
 HOST = Host(
     "transformers",
-    frozenset({"draft.rows", "mask.tree", "verify.rule", "verify.path", "sampling", "logits.full", "logits.topk", "embed", "model.second"}),
+    frozenset({"draft.rows", "mask.tree", "verify.rule", "verify.path", "sampling", "logits.full", "logits.topk", "embed", "model.second", "mask.grammar"}),
 )
 
 GENERATE = "transformers.generation.utils:GenerationMixin"
@@ -32,6 +32,11 @@ ENGINE = Engine(
             "transformers.modeling_utils:PreTrainedModel.get_compiled_call",
             ("compile_config",),
             "compiling the forward pass over static caches",
+        ),
+        Seam(
+            f"{GENERATE}._get_candidate_generator",
+            ("generation_config", "input_ids", "inputs_tensor", "logits_processor", "model_kwargs"),
+            "the drafter transformers_candidates",
         ),
         Seam("transformers.generation.configuration_utils:GenerationConfig.get_generation_mode", (), "refusing beams"),
         Seam("transformers.generation.stopping_criteria:StopStringCriteria", ("tokenizer", "stop_strings"), "stop strings"),

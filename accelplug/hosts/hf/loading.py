@@ -12,14 +12,16 @@ from accelplug._errors import HostError
 from accelplug.hosts.hf.forward import check_cache
 from accelplug.hosts.hf.masks import check_trees
 from accelplug.hosts.hf.second import Second
+from accelplug.hosts.hf.translated import Tokens, Translated
 
 
-def load_second(given: Any, target: Any, tokenizer: Any) -> Second:
+def load_second(given: Any, target: Any, tokenizer: Any, tokens: str = "same") -> Second | Translated:
     """Return a second model beside `target`.
 
     :param given: a model of Transformers, loaded, or what ``from_pretrained`` takes: a folder or a name on the hub, which
         is then loaded in the target's dtype and to its device.
     :param tokenizer: the target's, or None.
+    :param tokens: ``"same"``, or how a model with other tokens drafts: ``"intersection"`` or ``"text"``, see `Translated`.
     :raises HostError: it cannot be loaded, does not have the target's tokens, or cannot be read as drafts are.
     """
     model, own_tokenizer = _from_pretrained(given, target) if isinstance(given, str) else (given, None)
@@ -28,8 +30,22 @@ def load_second(given: Any, target: Any, tokenizer: Any) -> Second:
     if model.config.is_encoder_decoder:
         raise HostError(f"the second model {_name(model)} is an encoder-decoder; use a decoder-only one")
     check_readable(model)
+    if tokens != "same":
+        common = _common(model, target, own_tokenizer, tokenizer, tokens)
+        return Translated(Second(model, _width(model), target.device), common, tokens, _width(target))
     check_tokens(model, target, own_tokenizer, tokenizer)
     return Second(model, _width(target), target.device)
+
+
+def _common(model: Any, target: Any, own: Any, tokenizer: Any, tokens: str) -> Tokens:
+    if tokenizer is None:
+        raise HostError(f"tokens={tokens!r} translates between two tokenizers and the target's is not given; pass tokenizer=... to attach()")
+    if own is None:
+        raise HostError(
+            f"tokens={tokens!r} translates between two tokenizers and that of {_name(model)} is not at hand; give the second model by a path "
+            "that has one"
+        )
+    return Tokens(tokenizer, own, (_width(target), _width(model)))
 
 
 def _from_pretrained(name: str, target: Any) -> tuple[Any, Any]:
@@ -69,7 +85,7 @@ def check_tokens(model: Any, target: Any, own: Any, tokenizer: Any) -> None:
     both = f"the second model {_name(model)} and the target {_name(target)}"
     if own is not None and tokenizer is not None:
         if different := _differences(own, tokenizer):
-            raise HostError(f"{both} differ in {different} tokens; use a second model with the target's tokenizer")
+            raise HostError(f"{both} differ in {different} tokens; use a second model with the target's tokenizer, or tokens='intersection'")
     elif _width(model) != _width(target):
         raise HostError(
             f"{both} have {_width(model)} and {_width(target)} tokens; use a second model with the target's tokenizer, "

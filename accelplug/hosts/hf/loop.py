@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,9 @@ from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.compat import HOST
 from accelplug.hosts.hf.forward import Forward, growing, recording_past
+from accelplug.hosts.hf.guided import Guide
 from accelplug.hosts.hf.masks import capacity
+from accelplug.hosts.hf.processors import warping
 from accelplug.hosts.hf.ragged import Ragged, Rows, choose_batches, has_windows_to_keep, obstacle_to_ragged
 from accelplug.hosts.hf.request import Requests, encoder_tokens, own_tokens
 from accelplug.hosts.hf.tree import EMPTY, Tree
@@ -29,14 +31,15 @@ from accelplug.hosts.hf.verified import verified
 from accelplug.hosts.hf.verify import Walk
 
 if TYPE_CHECKING:
+    from accelplug.hosts.hf.grammar import GrammarProcessor
     from accelplug.hosts.hf.session import Session
 
 
 class Loop:
     """Passed to ``generate()`` as ``custom_generate``; called once with everything prepared."""
 
-    def __init__(self, session: Session, streamer: Any, *, keeps_cache: bool) -> None:
-        self.session, self.streamer, self.keeps_cache = session, streamer, keeps_cache
+    def __init__(self, session: Session, streamer: Any, *, keeps_cache: bool, masking: GrammarProcessor | None = None) -> None:
+        self.session, self.streamer, self.keeps_cache, self.masking = session, streamer, keeps_cache, masking
         self.has_run = False
 
     def __call__(
@@ -66,10 +69,14 @@ class Loop:
         obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
         drawback = None if obstacle else self._drawback(generation_config, model_kwargs["past_key_values"])
         batch = choose_batches(session, requests, obstacle, drawback)
+        if self.masking is not None:
+            self.masking.begin(requests)
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
             forward = self._decode(model, input_ids, generation_config, model_kwargs, batch, walk)
         if self.streamer is not None:
             self.streamer.end()
+        if self.masking is not None:
+            session.checks = self.masking.problems(batch.sequences())
         if not wants:
             return batch.sequences()
         scores = None if walk.scores is None else tuple(walk.scores)
@@ -88,12 +95,14 @@ class Loop:
             return "sampling, to draw the random numbers of plain generate()"
         if has_windows_to_keep(cache, config.max_length):
             return "attention windows, behind which layers would keep everything"
-        return None if self.session.drafter else "no drafter"
+        return None if self.session.drafter or self.masking else "no drafter"
 
     def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests | Rows, walk: Walk) -> Forward:
         stats = self.session.stats
         stats.requests += requests.count
-        with Drafting(self.session, requests, temperature_of(config)) as drafting, recording_past(model_kwargs["past_key_values"]):
+        guide = None if self.masking is None else Guide(self.masking, requests.tokens, self.session.selection, stats)
+        warp = warping(walk.processors) if config.do_sample else None
+        with Drafting(self.session, requests, temperature_of(config), guide, warp) as drafting, recording_past(model_kwargs["past_key_values"]):
             prompt = (model, input_ids, config, model_kwargs)
             forward = Ragged(*prompt, requests) if isinstance(requests, Rows) else Forward(*prompt)
             if isinstance(requests, Requests):
@@ -107,7 +116,9 @@ class Loop:
                 verdict = requests.verify(walk, logits, trees)
                 stats.tokens += requests.generated - before
                 stats.lossy_accepts += verdict.lossy
-                stats.count(sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active))
+                forced = [trees[row].forced for row in active], [sum(n < trees[row].forced for n in verdict.paths[row]) for row in active]
+                drafted, accepted = sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active)
+                stats.count(drafted, accepted, (sum(forced[0]), sum(forced[1])))
                 if has_stepped:
                     forward.commit(trees, verdict.paths, verdict.emitted - 1)
                     self.session.costs.add(1 + max(map(len, trees)), time.perf_counter() - began)
@@ -128,8 +139,16 @@ class Loop:
 class Drafting:
     """The rows' life with the session's drafter: start, observe and propose each step, finish whatever happens."""
 
-    def __init__(self, session: Session, requests: Requests | Rows, temperature: float = 0.0) -> None:
+    def __init__(
+        self,
+        session: Session,
+        requests: Requests | Rows,
+        temperature: float = 0.0,
+        guide: Guide | None = None,
+        warp: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.drafter: BoundDrafter | None = session.drafter
+        self.guide, self.warp = guide, warp
         self.stats, self.vocab_size, self.requests = session.stats, session.vocab_size, requests
         self.given, self.temperature = session.parameters, temperature
         self.roots = requests.last()  # what the next forward pass's drafts follow
@@ -164,7 +183,8 @@ class Drafting:
         self.commit_view = CommitView(rows, rows, self.tokens, self.lengths, self.fresh, self.accepted)
         inputs = None if self.requests.inputs is None else [self.requests.inputs[row] for row in rows]
         temperatures = np.full(len(rows), self.temperature)
-        self.draft_view = DraftView(rows, rows, self.tokens, self.lengths, self.budgets, parameters, inputs, temperatures)
+        ahead = np.zeros_like(rows) if self.guide is not None and self.guide.leads else None
+        self.draft_view = DraftView(rows, rows, self.tokens, self.lengths, self.budgets, parameters, inputs, temperatures, ahead, self.warp)
 
     def __enter__(self) -> Drafting:
         if self.drafter is not None:
@@ -178,24 +198,38 @@ class Drafting:
     def propose(self, paths: Sequence[Sequence[int]], logits: Tensor, verified_trees: Sequence[Tree]) -> list[Tree]:
         """Tell the drafter what was committed, and of which forward pass, and ask for the next drafts, one tree per row."""
         trees = [EMPTY] * self.requests.count
-        if self.drafter is None:
+        if self.drafter is None and self.guide is None:
             return trees
         self._drop_finished()
         committed = self.requests.lengths(self.rows)
         lengths = self._advance(committed)
         self.fresh[:] = lengths - self.lengths
-        self.lengths[:], self.accepted[:] = lengths, [len(paths[row]) for row in self.rows]
+        self.lengths[:] = lengths
         self.budgets[:] = self.requests.budgets(committed)
         began = time.perf_counter()
-        call = self.drafter.technique.call
-        call(self.drafter.observe, self._commit(logits, verified_trees))
-        drafts = call(self.drafter.propose, self.draft_view)
+        if self.guide is None:
+            self.accepted[:] = [len(paths[row]) for row in self.rows]
+        else:
+            self.accepted[:] = [self.guide.accepted(row, verified_trees[row], paths[row]) for row in self.rows.tolist()]
+        if self.drafter is not None:
+            self.drafter.technique.call(self.drafter.observe, self._commit(logits, verified_trees))
+        if self.guide is None:
+            self._ask(trees)
+        else:
+            with self.guide.shaping(self.draft_view, committed, trees):
+                self._ask(trees)
         self.stats.propose_seconds += time.perf_counter() - began
+        return self.requests.with_padding(trees)
+
+    def _ask(self, trees: list[Tree]) -> None:
+        """Have the drafter, if there is one, fill in the rows' trees."""
+        if self.drafter is None:
+            return
+        drafts = self.drafter.technique.call(self.drafter.propose, self.draft_view)
         self.drafter.check(drafts, self.budgets, self.vocab_size)
         bounds = drafts.offsets.tolist()
         for i, row in enumerate(self.rows.tolist()):
             trees[row] = Tree.of(drafts, bounds[i], bounds[i + 1])
-        return self.requests.with_padding(trees)
 
     def _commit(self, logits: Tensor, trees: Sequence[Tree]) -> CommitView:
         """Return what was committed, with the runners-up where the drafter asks for them."""
@@ -211,8 +245,8 @@ class Drafting:
         if len(self.rows) == self.requests.count - self.requests.num_over:
             return
         over = np.array([self.requests.is_over(row) for row in self.rows.tolist()])
-        assert self.drafter is not None
-        self.drafter.technique.call(self.drafter.finish, self.rows[over])
+        if self.drafter is not None:
+            self.drafter.technique.call(self.drafter.finish, self.rows[over])
         self._watch(self.rows[~over], self.lengths[~over])
 
 

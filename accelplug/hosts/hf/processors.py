@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
+import torch
+from torch import Tensor
 from transformers.generation import logits_process
 
 # Transformers' own that look at one row's tokens and scores at a time and remember nothing: called for one row they
@@ -19,6 +22,32 @@ _ROW_WISE: Final = frozenset(
         "TypicalLogitsWarper", "WatermarkLogitsProcessor",
     )
 )  # fmt: skip
+
+# Those that look at nothing but the scores: what they leave, a draft may be drawn from before its tokens are known to anybody.
+_WARPERS: Final = frozenset(
+    getattr(logits_process, name, None)
+    for name in (
+        "EpsilonLogitsWarper", "EtaLogitsWarper", "MinPLogitsWarper", "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper",
+        "TopPLogitsWarper", "TypicalLogitsWarper",
+    )
+)  # fmt: skip
+
+
+def warping(processors: Any) -> Callable[[Tensor], Tensor] | None:
+    """Return the temperature, top-k, top-p and their like among a call's processors as one function of scores, [n, vocab_size].
+
+    A copy of the scores is changed. None where there are none.
+    """
+    warpers = [processor for processor in processors if type(processor) in _WARPERS]
+
+    def warp(scores: Tensor) -> Tensor:
+        nothing = torch.empty(len(scores), 0, dtype=torch.long, device=scores.device)
+        scores = scores.clone()
+        for warper in warpers:
+            scores = warper(nothing, scores)
+        return scores
+
+    return warp if warpers else None
 
 
 def is_prefix_pure(processor: Any) -> bool:

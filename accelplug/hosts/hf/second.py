@@ -77,6 +77,18 @@ class Second:
         self.asked = rows
         return self._fitted(logits[torch.tensor(rows, device=logits.device), -1])
 
+    def forget(self, slot: int, keep: int) -> None:
+        """Take all but the first `keep` tokens out of what was read of a request, for `extend` to read others."""
+        row = self.rows[slot]
+        if keep < self.read[row]:
+            valid = self.columns.valid[row]
+            valid &= valid.cumsum(0) <= keep
+            self.read[row] = keep
+
+    def spelled(self, tokens: Sequence[int]) -> list[int]:
+        """Return the target's tokens of own ones: they are the same."""
+        return list(tokens)
+
     def _read(self, rows: Sequence[int], fresh: Sequence[IntArray]) -> Tensor:
         """Append committed tokens; return the last column's logits, [num_rows, 1, model's vocabulary]."""
         width = max(map(len, fresh))

@@ -11,22 +11,27 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 from accelplug._errors import HostError, OptionError
 from accelplug.hooks.binding import bind_drafter
-from accelplug.hooks.capabilities import Selection, admit
+from accelplug.hooks.capabilities import Selection, admit, judges_paths
 from accelplug.hooks.context import BuildContext
+from accelplug.hooks.masking import CompileLimits, GrammarSpec
 from accelplug.hooks.options import check_value, fields_of, per_request_options
 from accelplug.hooks.registry import Registry, Technique, registry
 from accelplug.hosts.costs import StepCosts
 from accelplug.hosts.hf import continuous
+from accelplug.hosts.hf.candidates import candidates_of
 from accelplug.hosts.hf.checking import check_weights
 from accelplug.hosts.hf.compat import ENGINE, HOST
+from accelplug.hosts.hf.grammar import Grammar, GrammarProcessor
 from accelplug.hosts.hf.loading import load_second
 from accelplug.hosts.hf.loop import Loop
+from accelplug.hosts.hf.positions import Positions
 from accelplug.hosts.stats import Stats, TechniqueStats
-from accelplug.hosts.vocabulary import token_bytes
+from accelplug.hosts.vocabulary import token_bytes, vocabulary_of
 
 # Arguments that Transformers answers with another loop, or with one that waits for other ranks.
 _OWN_LOOP = (
@@ -39,9 +44,11 @@ class Session:
     """Techniques built for one model. Inside ``with``, every ``model.generate()`` runs through them.
 
     :ivar stats: what was done since the session began, by which plugin.
+    :ivar grammar: the compiled grammar, whose ``statement`` says what the mask enforces; None without one.
+    :ivar checks: per row of the last call what the finished answer violates, in one sentence, or None; empty without a grammar.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of the user's
         self,
         model: Any,
         *,
@@ -52,6 +59,7 @@ class Session:
         parameters: Mapping[str, Any] | None = None,
         plugins: Registry | None = None,
         batches: Literal["auto", "ragged", "lockstep"] = "auto",
+        grammar: object | None = None,
     ) -> None:
         ENGINE.require()
         if batches not in ("auto", "ragged", "lockstep"):
@@ -65,7 +73,11 @@ class Session:
         self.costs = StepCosts()
         context = build_context(model, tokenizer, self.costs)
         built = None if drafter is None else offered.build("drafter", drafter, context)
-        self.selection = Selection(built, offered.build("verifier", verifier, context))
+        self.grammar = None if grammar is None else compile_for(model, grammar, tokenizer, offered)
+        self.positions = None if self.grammar is None else Positions(self.grammar.compiled)
+        self.checks: list[str | None] = []
+        engine = None if self.grammar is None else self.grammar.engine
+        self.selection = Selection(built, offered.build("verifier", verifier, context), engine)
         self.allow_lossy = allow_lossy
         admit(self.selection, HOST, sampling=False, allow_lossy=allow_lossy)
         self.drafter = None if built is None else bind_drafter(built)
@@ -81,6 +93,12 @@ class Session:
     def __del__(self) -> None:
         if not getattr(self, "entered", True):
             warnings.warn("an accelplug session was made and never entered; write 'with accelplug.attach(...):'", stacklevel=2)
+
+    def masking(self) -> GrammarProcessor | None:
+        """Return the processor of one call's grammar, if there is one."""
+        if self.grammar is None:
+            return None
+        return GrammarProcessor(self.grammar, positions=self.positions, defers=judges_paths(self.selection.verifier))
 
     def __enter__(self) -> Session:
         self.entered = True
@@ -99,7 +117,7 @@ class Session:
             self.model.generate = self._shadowed
 
 
-def attach(
+def attach(  # noqa: PLR0913 - each is a choice of the user's
     model: Any,
     *,
     drafter: object | None = None,
@@ -109,6 +127,7 @@ def attach(
     parameters: Mapping[str, Any] | None = None,
     plugins: Registry | None = None,
     batches: Literal["auto", "ragged", "lockstep"] = "auto",
+    grammar: object | None = None,
 ) -> Session:
     """Run every ``model.generate()`` inside ``with attach(model, drafter=...) as session:`` through techniques.
 
@@ -121,6 +140,8 @@ def attach(
     :param plugins: where names are looked up; by default whatever is installed.
     :param batches: whether the rows of a batch each keep all they accept (``"ragged"``) or advance together
         (``"lockstep"``); by default the former where the output is then plain ``generate()``'s.
+    :param grammar: what every answer must be, ``{"json_schema": {...}}`` (see `accelplug.hooks.GrammarSpec`), or what `grammar` compiled.
+        Its mask lies on every token, and what it forces is drafted, with or without a drafter.
     :raises AccelplugError: the selection is unknown, misconfigured, or cannot run on this model.
     """
     return Session(
@@ -132,10 +153,11 @@ def attach(
         parameters=parameters,
         plugins=plugins,
         batches=batches,
+        grammar=grammar,
     )
 
 
-def generate(
+def generate(  # noqa: PLR0913 - each is a choice of the user's
     model: Any,
     inputs: torch.Tensor | None = None,
     *,
@@ -145,6 +167,7 @@ def generate(
     allow_lossy: bool = False,
     parameters: Mapping[str, Any] | None = None,
     batches: Literal["auto", "ragged", "lockstep"] = "auto",
+    grammar: object | None = None,
     **generate_arguments: Any,
 ) -> Any:
     """Call ``model.generate(inputs, **generate_arguments)`` with techniques; returns what it returns.
@@ -159,9 +182,48 @@ def generate(
         allow_lossy=allow_lossy,
         parameters=parameters,
         batches=batches,
+        grammar=grammar,
     )
     with session:
         return model.generate(inputs, **generate_arguments)
+
+
+def grammar(
+    model: Any,
+    given: object,
+    *,
+    tokenizer: Any,
+    engine: object = "auto",
+    limits: CompileLimits | None = None,
+    plugins: Registry | None = None,
+) -> Grammar:
+    """Compile a grammar for a model: for several sessions, by another engine, or for Transformers' own decoding loops.
+
+    The latter take it as ``model.generate(**inputs, logits_processor=[compiled.after(inputs)])``, with beams too.
+
+    :param given: ``{"json_schema": {...}}`` with one of the kinds of `accelplug.hooks.GrammarSpec` and its options.
+    :param tokenizer: the model's.
+    :param engine: the grammar engine, spelled as any technique; ``"auto"`` chooses by what the grammar needs.
+    :param limits: how much compiling may take.
+    :param plugins: where names are looked up; by default whatever is installed.
+    :raises ConstraintError: the grammar cannot be enforced, or exceeds a limit.
+    """
+    return compile_for(model, given, tokenizer, plugins or registry(), engine, limits)
+
+
+def compile_for(
+    model: Any, given: object, tokenizer: Any, offered: Registry, engine: object = "auto", limits: CompileLimits | None = None
+) -> Grammar:
+    """Return the grammar that users wrote, compiled for this model."""
+    context = build_context(model, tokenizer)
+    if isinstance(given, Grammar):
+        given.check_width(context.vocab_size)
+        return given
+    spec = GrammarSpec.of(given)
+    if tokenizer is None:
+        raise HostError("a grammar needs the model's tokenizer; pass tokenizer=... to attach(), generate() or grammar()")
+    vocabulary = vocabulary_of(tokenizer, context.vocab_size, context.eos_token_ids)
+    return Grammar(offered.build("grammar", engine, context), spec, vocabulary, limits or CompileLimits())
 
 
 class Front:
@@ -199,9 +261,12 @@ class Front:
         strings, generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
         if strings:
             criteria.append(_stop_strings(strings, tokenizer or session.tokenizer))
+        masking = session.masking()
+        if masking is not None:
+            logits_processor = LogitsProcessorList([*(logits_processor or ()), masking])
         if not session.busy.acquire(blocking=False):
             raise HostError("another thread is generating with this accelplug session; attach one model per thread")
-        loop = Loop(session, streamer, keeps_cache=arguments.get("past_key_values") is not None)
+        loop = Loop(session, streamer, keeps_cache=arguments.get("past_key_values") is not None, masking=masking)
         try:
             output = self.plain(
                 *(() if inputs is None else (inputs,)),  # the first argument is not called inputs everywhere
@@ -278,8 +343,9 @@ def build_context(model: Any, tokenizer: Any, costs: StepCosts | None = None) ->
         vocabulary=vocabulary,
         embeddings=lambda: model.get_input_embeddings().weight,
         output_head=lambda: model.get_output_embeddings().weight,
-        load_model=lambda given: load_second(given, model, tokenizer),
+        load_model=lambda given, tokens="same": load_second(given, model, tokenizer, tokens),
         step_seconds=lambda: measured.seconds,
+        candidates=lambda name, options: candidates_of(model, name, options),
     )
 
 

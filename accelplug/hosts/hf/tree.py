@@ -21,6 +21,7 @@ class Tree:
     row_ids: list[int] | None = None
     rows: Tensor | None = None  # [num_rows, vocab_size]
     children: dict[int, list[int]] = field(default_factory=dict)  # parent -> nodes in drawing order; empty for a chain
+    forced: int = 0  # how many of the first nodes a grammar forces
 
     @classmethod
     def of(cls, drafts: Drafts, begin: int, end: int) -> Tree:

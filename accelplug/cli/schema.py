@@ -1,0 +1,163 @@
+"""``accelplug schema``: what becomes of a JSON Schema under a mask, or of every schema in a file of instances."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from accelplug._errors import ConstraintError, OptionError
+from accelplug.cli.command import Command, Document
+from accelplug.hooks import CompileLimits, GrammarEngine, GrammarSpec, Vocabulary, registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TEKKEN: Final = "tekken"
+BYTES: Final = "bytes"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("file", help="a schema (JSON), or a file of schemas with instances, one a line (.jsonl)")
+    parser.add_argument("--engine", default="auto", help="a registered grammar engine: auto (default), llguidance, xgrammar, outlines")
+    parser.add_argument(
+        "--tokenizer", help="tekken (131,072 tokens, from mistral_common), bytes, or a folder; default tekken where installed"
+    )
+    parser.add_argument("--strict", action="store_true", help="refuse what the mask does not enforce")
+    parser.add_argument("--format", choices=("assert", "annotate"), default="assert", help="whether the keyword format constrains")
+    parser.add_argument("--order", choices=("declared", "any"), default="declared", help="of an object's properties")
+    parser.add_argument("--walks", type=int, default=0, metavar="N", help="also draw N texts by chance under each mask, and check them")
+    parser.add_argument("--seconds", type=float, default=30.0, help="most time for compiling one schema")
+
+
+def collect(given: Namespace) -> Document:
+    """Look at one schema, or judge a file."""
+    vocabulary = _vocabulary(given.tokenizer)
+    entry, _ = registry().find("grammar", given.engine)
+    engine: Any = entry.resolve()()
+    limits = CompileLimits(given.seconds)
+    path = Path(given.file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise OptionError(f"cannot read {given.file!r} ({type(exc).__name__}: {exc}); name a JSON Schema or a .jsonl file") from exc
+    if path.suffix == ".jsonl":
+        return {"lines": _judge(text.splitlines(), engine, vocabulary, limits, given.walks)}
+    return _one(text, engine, vocabulary, limits, given)
+
+
+def _one(text: str, engine: GrammarEngine, vocabulary: Vocabulary, limits: CompileLimits, given: Namespace) -> Document:
+    from accelplug.constrained.walking import example
+
+    began = time.perf_counter()
+    spec = GrammarSpec("json_schema", text, format=given.format, strict=given.strict, order=given.order)
+    try:
+        compiled = engine.compile(spec, vocabulary, limits)
+    except ConstraintError as exc:
+        refused = list(getattr(exc.statement, "refused", ()))
+        return {"engine": None, "enforced": [], "checked": [], "refused": refused, "reason": str(exc), "compile_ms": None, "example": None}
+    seconds = time.perf_counter() - began
+    said = compiled.statement
+    listed = {"engine": said.engine, "enforced": list(said.enforced), "checked": list(said.checked), "refused": list(said.refused)}
+    return {**listed, "reason": None, "compile_ms": round(seconds * 1e3, 2), "example": example(compiled, vocabulary)}
+
+
+def _judge(lines: Iterable[str], engine: GrammarEngine, vocabulary: Vocabulary, limits: CompileLimits, walks: int) -> list[Document]:
+    from accelplug.constrained.judging import judged, read_rows, summary
+
+    rows, found = list(read_rows(lines)), []
+    for row in _progress(rows):
+        line = judged(engine, row, vocabulary, limits)
+        found.append(line | (_walks(engine, row, line, vocabulary, limits, walks) if walks and line["outcome"] != "refused" else {}))
+    last = summary(found)
+    if walks:
+        done, failed = sum(line.get("walks", 0) for line in found), sum(line.get("walks_failed", 0) for line in found)
+        last |= {"walks": done, "walks_failed": failed, "walks_failed_share": round(failed / max(1, done), 5)}
+    return [*found, {"summary": last}]
+
+
+def _walks(engine: GrammarEngine, row: Document, line: Document, vocabulary: Vocabulary, limits: CompileLimits, count: int) -> Document:
+    from accelplug.constrained.walking import walk
+
+    compiled = engine.compile(
+        GrammarSpec("json_schema", json.dumps(row["schema"], ensure_ascii=False), order=line["order"]), vocabulary, limits
+    )
+    chance = random.Random(0)
+    texts = [text for _ in range(count) if (text := walk(compiled, vocabulary, chance)) is not None]
+    failed = [text for text in texts if compiled.check(text) is not None]
+    return {"walks": len(texts), "walks_failed": len(failed)} | ({"walk_failed": failed[0][:200]} if failed else {})
+
+
+def _progress(rows: list[Document]) -> Iterator[Document]:
+    """Go through rows, with a bar on stderr where somebody watches."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return iter(track(rows, "judging", console=console, disable=not console.is_terminal, transient=True))
+
+
+def _vocabulary(name: str | None) -> Vocabulary:
+    from importlib.util import find_spec
+
+    from accelplug.constrained.probes import bytes_only
+
+    if name == BYTES or (name is None and find_spec("mistral_common") is None):
+        return bytes_only()
+    if name in {None, TEKKEN}:
+        from accelplug.constrained.tekken import tekken
+
+        return tekken()
+    from transformers import AutoTokenizer
+
+    from accelplug.hosts.vocabulary import vocabulary_of
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    return vocabulary_of(tokenizer, len(tokenizer), (tokenizer.eos_token_id,))
+
+
+def lines_of(document: Document) -> list[Document] | None:
+    """Return the lines of a judged file, None for one schema."""
+    lines: list[Document] | None = document.get("lines")
+    return lines
+
+
+def show(document: Document, console: Console) -> None:
+    """Print a schema's statement, or a table of outcomes."""
+    from rich.table import Table
+
+    if "lines" not in document:
+        _show_one(document, console)
+        return
+    *rows, last = document["lines"]
+    table = Table("schema", "outcome", "engine", "order", "checked", "compile ms", header_style="bold")
+    for row in rows:
+        if row["outcome"] != "right_by_mask":
+            table.add_row(row["name"], row["outcome"], row["engine"], row["order"], str(len(row["checked"])), f"{row['compile_ms']:.1f}")
+    console.print(table)
+    console.print(", ".join(f"{name} {value}" for name, value in last["summary"].items()), soft_wrap=True)
+
+
+def _show_one(document: Document, console: Console) -> None:
+    for name in ("engine", "reason", "compile_ms", "example"):
+        if document[name] is not None:
+            console.print(f"{name}: {document[name]}", markup=False, soft_wrap=True)
+    for name in ("enforced", "checked", "refused"):
+        console.print(f"{name}: {', '.join(document[name]) or '-'}", markup=False, soft_wrap=True)
+
+
+def status(document: Document) -> int:
+    """Return 1 for a refused schema, or a wrongly judged one."""
+    if "lines" in document:
+        return 1 if document["lines"][-1]["summary"]["wrong"] else 0
+    return 1 if document["reason"] else 0
+
+
+COMMAND: Final = Command(
+    "schema", "say what a mask enforces of a JSON Schema, or judge a file of schemas", configure, collect, show, status, lines_of
+)

@@ -1,0 +1,120 @@
+"""The grammar engines: ``auto`` routes each grammar to the engine that enforces most of it, the others are one engine as it is.
+
+Paper      JSONSchemaBench (arXiv 2501.10868) for what engines are judged by
+Output     only what the grammar allows; the statement says what is enforced by mask and what is checked at the end
+Hosts      transformers
+Needs      llguidance, xgrammar or outlines-core; jsonschema for schemas
+Devices    masks are worked out on the CPU
+Cost       compiling once a grammar, milliseconds to seconds; a mask a step
+Good for   JSON that must follow a schema
+Poor for   what is only wished for: say it in the prompt
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+from typing import Final
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.engines.known import begin, enforces, label
+from accelplug.constrained.engines.matching import Compiled
+from accelplug.constrained.finishing import problem
+from accelplug.constrained.routing import Route, route_other, route_schema
+from accelplug.constrained.schema.document import Document
+from accelplug.constrained.statements import uses
+from accelplug.constrained.worker import tried
+from accelplug.hooks import CompiledGrammar, CompileLimits, GrammarSpec, GrammarStatement, Vocabulary
+
+MOST_KEPT: Final = 256
+
+
+class Cached:
+    """An engine that compiles each grammar once for each vocabulary, and keeps the last ones."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[GrammarSpec, str], CompiledGrammar] = OrderedDict()
+        self._lock = Lock()
+
+    def compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> CompiledGrammar:
+        """Compile a grammar, or return what was compiled before.
+
+        :raises ConstraintError: naming the keyword or the limit.
+        """
+        key = spec, vocabulary.digest
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        found = self._compile(spec, vocabulary, limits)
+        with self._lock:
+            self._kept[key] = found
+            if len(self._kept) > MOST_KEPT:
+                self._kept.popitem(last=False)
+        return found
+
+    def _compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> CompiledGrammar:
+        raise NotImplementedError
+
+
+class Auto(Cached):
+    """Routes each grammar to the engine that enforces most of it; schemas that none enforces whole are rewritten first."""
+
+    def _compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> CompiledGrammar:
+        if spec.kind != "json_schema":
+            tried("auto", spec, limits)
+            route = route_other(spec, vocabulary)
+            return Compiled(route.statement, route.begin, _nothing_more)
+        document = Document(spec.value(), asserted=spec.format == "assert")
+        tried("auto", spec, limits)
+        route = route_schema(document, spec, vocabulary, limits)
+        return _checked(document, route)
+
+
+class Alone(Cached):
+    """One engine as it is; what it was not seen to enforce is checked at the end."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> CompiledGrammar:
+        if spec.kind != "json_schema":
+            tried(self.name, spec, limits)
+            return Compiled(GrammarStatement(label(self.name), (spec.kind,)), begin(self.name, spec, vocabulary), _nothing_more)
+        document = Document(spec.value(), asserted=spec.format == "assert")
+        if spec.order != "declared":
+            raise ConstraintError(f"{self.name} alone writes properties as they are declared; use the engine auto for any order")
+        tried(self.name, spec, limits)
+        found = uses(document)
+        checked = tuple(dict.fromkeys(use.place for use in found if not enforces(self.name, use.feature)))
+        enforced = tuple(dict.fromkeys(use.place for use in found if use.place not in checked))
+        if spec.strict and checked:
+            statement = GrammarStatement(label(self.name), enforced, (), checked)
+            raise ConstraintError(
+                f"strict: {self.name} does not enforce {', '.join(checked[:5])}; use the engine auto, or drop strict", statement
+            )
+        return _checked(document, Route(begin(self.name, spec, vocabulary), GrammarStatement(label(self.name), enforced, checked)))
+
+
+def llguidance() -> Alone:
+    """Make the engine ``llguidance``."""
+    return Alone("llguidance")
+
+
+def xgrammar() -> Alone:
+    """Make the engine ``xgrammar``."""
+    return Alone("xgrammar")
+
+
+def outlines() -> Alone:
+    """Make the engine ``outlines``."""
+    return Alone("outlines")
+
+
+def _checked(document: Document, route: Route) -> Compiled:
+    return Compiled(route.statement, route.begin, lambda text: problem(document, text))
+
+
+def _nothing_more(_: str) -> None:
+    """Nothing is left to be checked: the mask enforces the whole grammar."""

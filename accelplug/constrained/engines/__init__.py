@@ -1,0 +1,1 @@
+"""The engines behind one protocol: llguidance, xgrammar and outlines-core, each optional."""

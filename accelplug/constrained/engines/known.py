@@ -1,0 +1,62 @@
+"""The engines by name, imported when they are asked for, and what each was seen to enforce."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Final
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.engines.recorded import RECORDED
+from accelplug.constrained.probes import PROBES, seen
+from accelplug.hooks import GrammarSpec, Matcher, Vocabulary
+
+PACKAGES: Final = {"llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
+_MATCHERS: Final = {"llguidance": "LlguidanceMatcher", "xgrammar": "XgrammarMatcher", "outlines": "OutlinesMatcher"}
+
+
+def installed(name: str) -> bool:
+    """Whether an engine's package can be imported."""
+    return find_spec(PACKAGES[name]) is not None
+
+
+def module_of(name: str) -> ModuleType:
+    """Return the module of an engine.
+
+    :raises ConstraintError: its package is not installed.
+    """
+    if not installed(name):
+        raise ConstraintError(f"{PACKAGES[name]} is not installed; install accelplug[grammar], or name another engine")
+    return import_module(f"accelplug.constrained.engines.on_{name}")
+
+
+def begin(name: str, spec: GrammarSpec, vocabulary: Vocabulary) -> Callable[[], Matcher]:
+    """Compile with one engine, as it is; return what makes matchers.
+
+    :raises ConstraintError: the engine refuses the grammar, or is not installed.
+    """
+    module = module_of(name)
+    if name == "llguidance":
+        found = module.template(module.source_of(spec), vocabulary)
+    else:
+        found = module.compiled(spec, vocabulary)
+    matcher = getattr(module, _MATCHERS[name])
+    return lambda: matcher(found, vocabulary)
+
+
+@cache
+def label(name: str) -> str:
+    """Return an engine's name with its release."""
+    return f"{name} {module_of(name).release()}"
+
+
+@cache
+def enforces(name: str, feature: str) -> bool:
+    """Whether the installed release of an engine enforces a feature: as recorded for that release, else probed once per process."""
+    recorded = RECORDED.get(label(name))
+    if recorded is not None:
+        return feature in PROBES and feature not in recorded
+    return feature in PROBES and seen(PROBES[feature], lambda spec, vocabulary: begin(name, spec, vocabulary))

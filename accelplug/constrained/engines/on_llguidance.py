@@ -1,0 +1,181 @@
+"""llguidance: an Earley parser over lazily built lexers. JSON Schema, expressions, Lark, choices.
+
+Source: https://github.com/guidance-ai/llguidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher
+from accelplug.constrained.lark.terminals import choice
+from accelplug.hooks import GrammarSpec, Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from torch import Tensor
+
+NAME: Final = "llguidance"
+KINDS: Final = ("json_schema", "regex", "ebnf", "lark", "choice")
+_FUEL: Final = 10_000_000
+"""Of one step of the lexer. With less, llguidance drops what it has no time to look at, and refuses texts that are legal."""
+
+
+def release() -> str:
+    """Return the installed release."""
+    return version("llguidance")
+
+
+class _Tokens:
+    """The vocabulary as llguidance asks for it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.eos_token_id = vocabulary.eos_token_ids[0]
+        self.bos_token_id = None
+        names = {index: name.encode() for name, index in vocabulary.special.items()}
+        self.tokens = [names.get(index, token) for index, token in enumerate(vocabulary.tokens)]
+        self.special_token_ids = sorted({*names, *vocabulary.eos_token_ids})
+        self._encode = vocabulary.encode or _greedy(vocabulary)
+
+    def __call__(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise TypeError("text is expected")  # llguidance asks with bytes first, to see whether those will do
+        return [int(token) for token in self._encode(text)]
+
+
+def _new_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(_Tokens(vocabulary)), n_vocab=len(vocabulary), eos_token=list(vocabulary.eos_token_ids))
+
+
+_tokenizer = ByVocabulary(_new_tokenizer)
+
+
+def _greedy(vocabulary: Vocabulary) -> Callable[[str], Sequence[int]]:
+    """Return a tokenizer that takes the longest token each time, where the real one is not known."""
+    index = {token: number for number, token in enumerate(vocabulary.tokens) if token}
+    longest = max(map(len, index), default=1)
+
+    def encode(text: str) -> list[int]:
+        data, found, at = text.encode(), [], 0
+        while at < len(data):
+            for size in range(min(longest, len(data) - at), 0, -1):
+                number = index.get(data[at : at + size])
+                if number is not None:
+                    found.append(number)
+                    at += size
+                    break
+            else:
+                at += 1
+        return found
+
+    return encode
+
+
+def source_of(spec: GrammarSpec) -> str:
+    """Return a grammar as llguidance takes it.
+
+    :raises ConstraintError: it takes none of this kind.
+    """
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    if spec.kind == "json_schema":
+        try:
+            return LLMatcher.grammar_from_json_schema("{}" if spec.text.strip() == "true" else spec.text, overrides=_spacing(spec))
+        except ValueError as exc:
+            raise ConstraintError(f"llguidance refuses the schema: {' '.join(str(exc).split()):.200}") from exc
+    if spec.kind == "regex":
+        return LLMatcher.grammar_from_regex(spec.text)
+    if spec.kind == "lark":
+        return LLMatcher.grammar_from_lark(spec.text)
+    if spec.kind == "ebnf":
+        return LLMatcher.grammar_from_lark(gbnf_to_lark(spec.text))
+    if spec.kind == "choice":
+        return LLMatcher.grammar_from_lark(f"start: T\nT: {choice(choices(spec))}\n")
+    raise ConstraintError(f"llguidance compiles {', '.join(KINDS)} and no {spec.kind}; use xgrammar")
+
+
+def choices(spec: GrammarSpec) -> list[str]:
+    """Return the texts of a choice.
+
+    :raises ConstraintError: it is no list of texts.
+    """
+    texts = spec.value()
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ConstraintError(f"a choice is a list of texts, at least one, got {spec.text:.80}")
+    return texts
+
+
+def _spacing(spec: GrammarSpec) -> Any:
+    if spec.whitespace == "any":
+        return {"whitespace_flexible": True}
+    comma, colon = (", ", ": ") if spec.whitespace == "spaced" else (",", ":")
+    return {"whitespace_flexible": False, "item_separator": comma, "key_separator": colon}
+
+
+def template(source: str, vocabulary: Vocabulary) -> LLMatcher:
+    """Compile a grammar; the matcher is only ever copied.
+
+    :raises ConstraintError: llguidance refuses it, with its words.
+    """
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(step_lexer_fuel=_FUEL)
+    found = LLMatcher(_tokenizer(vocabulary), source, limits=limits, log_level=0)
+    if found.is_error():
+        raise ConstraintError(f"llguidance refuses the grammar: {' '.join(found.get_error().split()):.300}")
+    return found
+
+
+def lark_source(text: str) -> str:
+    """Return a Lark grammar as llguidance takes it."""
+    from llguidance import LLMatcher
+
+    return LLMatcher.grammar_from_lark(text)
+
+
+class LlguidanceMatcher(EndingMatcher):
+    """A position in a text."""
+
+    def __init__(self, template: LLMatcher, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
+        self._matcher = template.deep_copy()
+
+    def _advance(self, tokens: list[int]) -> int:
+        count = self._matcher.try_consume_tokens(tokens)
+        self._check()
+        return count
+
+    def _retreat(self, count: int) -> None:
+        if not self._matcher.rollback(count):
+            raise ConstraintError(f"llguidance took {count} tokens back in vain: {' '.join(self._matcher.get_error().split()):.200}")
+
+    def _look(self, tokens: list[int]) -> int:
+        return self._matcher.validate_tokens(tokens)
+
+    def _fill(self, row: Tensor) -> None:
+        import numpy as np
+
+        from accelplug.constrained.engines.matching import with_ends
+
+        if self._matcher.is_stopped():
+            row.zero_()
+            with_ends(row.numpy().view(np.uint32), self._ends, set_them=self._may_end())
+            return
+        self._matcher.unsafe_compute_mask_ptr(row.data_ptr(), row.numel() * row.element_size())
+        self._check()
+
+    def _may_end(self) -> bool:
+        return self._matcher.is_accepting()
+
+    def _forced(self) -> Sequence[int]:
+        return [] if self._matcher.is_accepting() else self._matcher.compute_ff_tokens()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ConstraintError(f"llguidance gave a text up: {' '.join(self._matcher.get_error().split()):.300}")

@@ -1,0 +1,122 @@
+"""xgrammar: a pushdown automaton with masks worked out in advance. JSON Schema, expressions, EBNF, choices, structural tags.
+
+Source: https://github.com/mlc-ai/xgrammar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher
+from accelplug.constrained.engines.on_llguidance import choices
+from accelplug.hooks import GrammarSpec, Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAME: Final = "xgrammar"
+KINDS: Final = ("json_schema", "regex", "ebnf", "choice", "structural_tag")
+_SHORTEST_FORCED: Final = 2
+
+
+def release() -> str:
+    """Return the installed release."""
+    return version("xgrammar")
+
+
+def _new_compiler(vocabulary: Vocabulary) -> Any:
+    import xgrammar
+
+    known = xgrammar.TokenizerInfo(
+        list(vocabulary.tokens),
+        vocab_type=xgrammar.VocabType.RAW,
+        vocab_size=len(vocabulary),
+        stop_token_ids=list(vocabulary.eos_token_ids),
+    )
+    return xgrammar.GrammarCompiler(known, max_threads=1)
+
+
+_compiler = ByVocabulary(_new_compiler)
+
+
+def compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
+    """Compile a grammar.
+
+    :raises ConstraintError: xgrammar refuses it, with its words, or takes none of this kind.
+    """
+    compiler = _compiler(vocabulary)
+    try:
+        if spec.kind == "json_schema":
+            return compiler.compile_json_schema(spec.text, strict_mode=False, **_spacing(spec))
+        if spec.kind == "regex":
+            return compiler.compile_regex(spec.text)
+        if spec.kind == "ebnf":
+            return compiler.compile_grammar(spec.text)
+        if spec.kind == "choice":
+            return compiler.compile_grammar("root ::= " + " | ".join(_quoted(text) for text in choices(spec)))
+        if spec.kind == "structural_tag":
+            return compiler.compile_structural_tag(spec.text)
+    except ConstraintError:
+        raise
+    except Exception as exc:
+        raise ConstraintError(f"xgrammar refuses the {spec.kind}: {' '.join(str(exc).split()):.300}") from exc
+    raise ConstraintError(f"xgrammar compiles {', '.join(KINDS)} and no {spec.kind}; use llguidance")
+
+
+def _quoted(text: str) -> str:
+    return '"' + "".join(f"\\u{ord(char):04x}" if ord(char) < 0x20 else "\\" + char if char in '"\\' else char for char in text) + '"'
+
+
+def _spacing(spec: GrammarSpec) -> dict[str, Any]:
+    if spec.whitespace == "any":
+        return {"any_whitespace": True}
+    return {"any_whitespace": False, "separators": (", ", ": ") if spec.whitespace == "spaced" else (",", ":")}
+
+
+class XgrammarMatcher(EndingMatcher):
+    """A position in a text."""
+
+    def __init__(self, compiled: Any, vocabulary: Vocabulary) -> None:
+        import xgrammar
+
+        super().__init__(vocabulary)
+        self._matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=False)
+        self._encode, self._stop, self._width = vocabulary.encode, vocabulary.eos_token_ids[0], len(vocabulary)
+
+    def _advance(self, tokens: list[int]) -> int:
+        for count, token in enumerate(tokens):
+            if not self._matcher.accept_token(token):
+                return count
+        return len(tokens)
+
+    def _retreat(self, count: int) -> None:
+        self._matcher.rollback(count)
+
+    def _fill(self, row: Tensor) -> None:
+        self._matcher.fill_next_token_bitmask(row.unsqueeze(0), 0)
+        self._clear_tail(row)
+
+    def _clear_tail(self, row: Tensor) -> None:
+        import numpy as np
+
+        width = self._width
+        if width % 32:
+            row.numpy().view(np.uint32)[-1] &= (1 << width % 32) - 1
+
+    def _may_end(self) -> bool:
+        if not self._matcher.accept_token(self._stop):
+            return False
+        self._matcher.rollback(1)
+        return True
+
+    def _forced(self) -> Sequence[int]:
+        if self._encode is None:
+            return []
+        text = self._matcher.find_jump_forward_string()
+        return [] if len(text) < _SHORTEST_FORCED else self._legal(list(self._encode(text))[:-1])
+
+    def _legal(self, tokens: list[int]) -> list[int]:
+        return tokens[: self._look(tokens)]

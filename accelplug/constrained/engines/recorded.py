@@ -1,0 +1,48 @@
+"""What the probes found with releases that were tested; of other releases they are run when they are needed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+RECORDED: Final[dict[str, frozenset[str]]] = {
+    "llguidance 1.7.6": frozenset({"contains", "propertyNames", "uniqueItems"}),
+    "xgrammar 0.2.8": frozenset(
+        {
+            "allOf",
+            "const of parts",
+            "contains",
+            "enum of parts",
+            "maxLength",
+            "minLength",
+            "pattern",
+            "patternProperties",
+            "required",
+            "uniqueItems",
+        }
+    ),
+    "outlines 0.2.14": frozenset(
+        {
+            "additionalProperties",
+            "allOf",
+            "contains",
+            "exclusiveMaximum",
+            "exclusiveMinimum",
+            "format hostname",
+            "format ipv4",
+            "format ipv6",
+        }
+        | {
+            "format time",
+            "maxProperties",
+            "maximum",
+            "minProperties",
+            "minimum",
+            "multipleOf",
+            "pattern",
+            "pattern with classes",
+            "patternProperties",
+        }
+        | {"patternProperties with classes", "prefixItems", "propertyNames", "required", "uniqueItems"}
+    ),
+}
+"""Engine and release -> the features of the table that it does not enforce."""

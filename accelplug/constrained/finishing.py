@@ -1,0 +1,31 @@
+"""The final check of a finished text, in one sentence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from accelplug.constrained.schema.document import Document
+
+
+def problem(document: Document, text: str) -> str | None:
+    """Return what is wrong with a text that should satisfy a schema, None if nothing is."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as exc:
+        return f"the text is no JSON: {exc}"
+    return fault(document, value)
+
+
+def fault(document: Document, value: Any) -> str | None:
+    """Return what is wrong with a value, None if nothing is."""
+    if not isinstance(document.schema, dict):
+        return None if document.schema else "the schema is false, which nothing satisfies"
+    for error in document.validator.iter_errors(value):
+        where = "/".join(map(str, error.absolute_path))
+        return f"{where or 'the value'} breaks {error.validator}: {' '.join(str(error.message).split()):.200}"
+    return None
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,1 @@
+"""Schemas as llguidance's Lark grammars, whose terminals know intersection and complement."""

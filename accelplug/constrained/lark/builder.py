@@ -1,0 +1,173 @@
+"""A Lark grammar being written: rules by state, terminals by expression, and what no rule could say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any, Final
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.lark.terminals import choice, terminal
+from accelplug.constrained.regex.derive import is_empty_if_decided
+from accelplug.constrained.regex.quoted import quoted
+from accelplug.constrained.regex.tree import EVERY, Regex, depends_on_algebra
+from accelplug.constrained.schema.atoms import Inexact
+from accelplug.constrained.schema.branches import Branch, Tableau
+from accelplug.constrained.schema.document import State
+
+Symbols = list[str]
+MOST_SYMBOLS: Final = 150_000
+MOST_PERMUTED: Final = 4
+FREE_STRING: Final = r'/"(\\(["\\\/bfnrt]|u[a-fA-F0-9]{4})|[^"\\\x00-\x1F\x7F])*"/'
+_SEPARATORS: Final = {"any": (",", ":"), "spaced": (", ", ": "), "compact": (",", ":")}
+
+
+class TooLargeError(ConstraintError):
+    """A schema's grammar is larger than an engine should be given."""
+
+
+class Builder:
+    """Collects rules. A rule's name begins with a small letter, a terminal's with a capital; anything else is written as it is."""
+
+    def __init__(self, tableau: Tableau, whitespace: str, *, any_order: bool, coarse: bool = False) -> None:
+        """Begin a grammar.
+
+        :param whitespace: as in a GrammarSpec.
+        :param any_order: whether an object's required properties may come in any order.
+        :param coarse: leave intersections and complements of expressions to the final check.
+        """
+        self.tableau, self.whitespace, self.any_order, self.coarse = tableau, whitespace, any_order, coarse
+        comma, colon = _SEPARATORS[whitespace]
+        self.comma, self.colon = json.dumps(comma), json.dumps(colon)
+        self.rules: dict[str, list[Symbols]] = {}
+        self.inexact: dict[str, None] = {}
+        self._terminals: dict[str, str] = {}
+        self._strings: dict[Regex, str | None] = {}
+        self._states: dict[State, str] = {}
+        self._waiting: list[tuple[str, State]] = []
+        self._symbols = 0
+
+    def terminal(self, text: str) -> str:
+        """Return the name of a terminal."""
+        return self._terminals.setdefault(text, f"T{len(self._terminals)}")
+
+    def string(self, regex: Regex) -> str | None:
+        """Return the terminal of the JSON strings whose value matches, None if there are none."""
+        if regex not in self._strings:
+            self._strings[regex] = self._new_string(regex)
+        return self._strings[regex]
+
+    def _new_string(self, regex: Regex) -> str | None:
+        empty = is_empty_if_decided(regex)
+        if empty is None or (self.coarse and depends_on_algebra(regex)):  # engines, too, would take for ever
+            self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))
+            regex = EVERY
+        return None if empty and regex != EVERY else self.terminal(FREE_STRING if regex == EVERY else terminal(quoted(regex)))
+
+    def texts(self, texts: list[str]) -> str:
+        """Return the terminal of literal texts."""
+        return self.terminal(choice(texts))
+
+    def new(self, kind: str) -> str:
+        """Return a fresh rule name."""
+        name = f"{kind}{len(self.rules)}"
+        self.rules[name] = []
+        return name
+
+    def add(self, rule: str, *symbols: str) -> None:
+        """Give a rule one more alternative.
+
+        :raises TooLargeError: the grammar has grown too large.
+        """
+        self.rules[rule].append(list(symbols))
+        self._symbols += len(symbols)
+        if self._symbols > MOST_SYMBOLS:
+            raise TooLargeError(f"the schema becomes a grammar of more than {MOST_SYMBOLS} symbols; simplify its combinations")
+
+    def checked(self, *atoms: object) -> None:
+        """Note what is checked at the end."""
+        self.inexact.update((atom.place, None) for atom in atoms if isinstance(atom, Inexact))
+
+    def value(self, state: State) -> str:
+        """Return the rule of a state."""
+        state = frozenset(signed for signed in state if signed[1].value is not signed[0])
+        if state not in self._states:
+            self._states[state] = name = f"v{len(self._states)}"
+            self.rules[name] = []
+            self._waiting.append((name, state))
+        return self._states[state]
+
+    def work(self, shapes: dict[str, Callable[[Builder, Branch], list[Symbols]]]) -> None:
+        """Write the rules of every state that was asked for, and of those that they ask for."""
+        while self._waiting:
+            name, state = self._waiting.pop()
+            for kind, branches in self.tableau.kinds(state):
+                for branch in branches:
+                    for symbols in shapes[kind](self, branch):
+                        self.checked(*branch)
+                        self.add(name, *symbols)
+
+    def literal(self, value: Any) -> Symbols:
+        """Return the symbols of a fixed value, with freedom between its parts only."""
+        if isinstance(value, dict) and value:
+            pairs = [[self.texts([json.dumps(key, ensure_ascii=False)]), self.colon, *self.literal(one)] for key, one in value.items()]
+            return ['"{"', *self._in_order(pairs), '"}"']
+        if isinstance(value, list) and value:
+            return ['"["', *self._listed([self.literal(one) for one in value]), '"]"']
+        if value in ({}, []) and not isinstance(value, bool | int | float):
+            return ['"{"', '"}"'] if value == {} else ['"["', '"]"']
+        return [self.texts([json.dumps(value, ensure_ascii=False)])]
+
+    def _in_order(self, pairs: list[Symbols]) -> Symbols:
+        """Put a fixed object's properties one after the other, in any order where that is asked for and they are few."""
+        if not self.any_order or not 1 < len(pairs) <= MOST_PERMUTED:
+            return self._listed(pairs)
+        rule = self.new("fixed")
+        for order in permutations(pairs):
+            self.add(rule, *self._listed(list(order)))
+        return [rule]
+
+    def _listed(self, parts: list[Symbols]) -> Symbols:
+        return [*parts[0], *(symbol for part in parts[1:] for symbol in (self.comma, *part))]
+
+    def write(self, start: str) -> str | None:
+        """Return the grammar's text, None where it has no text at all. What can never be finished is left out."""
+        alive = self._alive()
+        if start not in alive:
+            return None
+        lines = [f"start: {start}"]
+        for name, alternatives in self.rules.items():
+            kept = dict.fromkeys(
+                " ".join(_written(symbol, alive) for symbol in s) for s in alternatives if all(_known(symbol, alive) for symbol in s)
+            )
+            if name in alive:
+                lines.append(f"{name}: " + "\n  | ".join(text or '""' for text in kept))
+        lines.extend(f"{name}: {text}" for text, name in self._terminals.items())
+        if self.whitespace == "any":
+            lines.append(r"%ignore /[ \t\r\n]+/")
+        return "\n".join(lines) + "\n"
+
+    def _alive(self) -> set[str]:
+        """Return the rules that lead to a finished text: the least fixed point."""
+        alive: set[str] = set()
+        uses: dict[str, list[str]] = {}
+        for name, alternatives in self.rules.items():
+            for symbol in {symbol.partition("{")[0] for symbols in alternatives for symbol in symbols if symbol[0].islower()}:
+                uses.setdefault(symbol, []).append(name)
+        waiting = list(self.rules)
+        while waiting:
+            name = waiting.pop()
+            if name not in alive and any(all(_known(symbol, alive) for symbol in symbols) for symbols in self.rules[name]):
+                alive.add(name)
+                waiting.extend(uses.get(name, ()))
+        return alive
+
+
+def _known(symbol: str, alive: set[str]) -> bool:
+    """Whether a symbol leads to a finished text: a terminal does, and so does a rule that may be left out."""
+    return not symbol[0].islower() or symbol.partition("{")[0] in alive or "{0," in symbol
+
+
+def _written(symbol: str, alive: set[str]) -> str:
+    return "" if symbol[0].islower() and symbol.partition("{")[0] not in alive else symbol

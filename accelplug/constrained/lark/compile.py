@@ -1,0 +1,59 @@
+"""A schema to a Lark grammar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.lark.arrays import array
+from accelplug.constrained.lark.builder import Builder, Symbols, TooLargeError
+from accelplug.constrained.lark.objects import obj
+from accelplug.constrained.lark.scalars import boolean, null, number, string
+from accelplug.constrained.schema.branches import Branch, Tableau
+from accelplug.constrained.schema.document import Document
+
+SHAPES: Final[dict[str, Callable[[Builder, Branch], list[Symbols]]]] = {
+    "null": null,
+    "boolean": boolean,
+    "number": number,
+    "string": string,
+    "array": array,
+    "object": obj,
+}
+
+
+class Written(NamedTuple):
+    """A grammar's text, and the places of the keywords that it does not enforce."""
+
+    text: str
+    inexact: tuple[str, ...]
+
+
+def to_lark(document: Document, whitespace: str, seconds: float, *, any_order: bool = False, coarse: bool = False) -> Written:
+    """Write the grammar of the JSON texts that satisfy a schema, or of more than those: what more, it says.
+
+    :param seconds: most time this may take.
+    :param any_order: whether properties may come in any order.
+    :param coarse: say less, for an engine that gave the exact grammar up.
+    :raises ConstraintError: nothing satisfies the schema, or it is too large.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        return _write(Tableau(document, deadline), whitespace, any_order=any_order, coarse=coarse)
+    except TooLargeError:
+        return _write(Tableau(document, deadline, loose=True), whitespace, any_order=any_order, coarse=coarse)
+
+
+def _write(tableau: Tableau, whitespace: str, *, any_order: bool, coarse: bool) -> Written:
+    builder = Builder(tableau, whitespace, any_order=any_order, coarse=coarse)
+    try:
+        start = builder.value(frozenset({(True, tableau.document.root)}))
+        builder.work(SHAPES)
+    except RecursionError as exc:
+        raise ConstraintError("the schema is nested too deeply to compile; flatten it with $defs and $ref") from exc
+    text = builder.write(start)
+    if text is None:
+        raise ConstraintError("no value satisfies the schema: its keywords contradict each other")
+    return Written(text, tuple(builder.inexact))

@@ -1,0 +1,116 @@
+"""Rules of objects: named properties in the schema's order or any, then all other names, by what holds of them."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from accelplug.constrained.lark.builder import Builder, Symbols
+from accelplug.constrained.lark.scalars import fixed
+from accelplug.constrained.regex.derive import is_empty, matches
+from accelplug.constrained.regex.tree import Regex, alt, both, literal, without
+from accelplug.constrained.schema.alive import property_state
+from accelplug.constrained.schema.atoms import Absent, Inexact, Keys, Property, Required, Size, Some
+from accelplug.constrained.schema.branches import Branch
+from accelplug.constrained.schema.document import State
+
+MOST_PATTERNS: Final = 7
+MOST_SOME: Final = 4
+
+
+class Pair(NamedTuple):
+    """Properties that are written alike: a name, or all names that match, with the state of their values.
+
+    :param name: the name, None for a class of names.
+    :param proves: which of the object's demands for some property such a pair may meet, with what its value must be in addition.
+    """
+
+    name: str | None
+    keys: Regex
+    state: State
+    proves: tuple[tuple[int, State], ...]
+
+
+class Shape(NamedTuple):
+    """An object's facts."""
+
+    named: list[Pair]
+    others: list[Pair]
+    required: frozenset[str]
+    demands: int
+    low: int
+    high: int | None
+
+
+def obj(builder: Builder, branch: Branch) -> list[Symbols]:
+    """Objects."""
+    given = fixed(builder, branch)
+    if given is not None:
+        return given
+    shape = shape_of(builder, branch)
+    if shape is None:
+        return []
+    from accelplug.constrained.lark.sequences import sequence
+
+    return [['"{"', sequence(builder, shape), '"}"']]
+
+
+def shape_of(builder: Builder, branch: Branch) -> Shape | None:
+    """Put the atoms of a branch together, None where they leave no object."""
+    names = dict.fromkeys(atom.name for kind in (Property, Required, Absent) for atom in branch if isinstance(atom, kind))
+    required = frozenset(atom.name for atom in branch if isinstance(atom, Required))
+    some = [atom for atom in branch if isinstance(atom, Some)]
+    if len(some) > MOST_SOME:
+        builder.checked(*(Inexact(atom.place) for atom in some[MOST_SOME:]))
+        some = some[:MOST_SOME]
+    named = [pair for name in names if (pair := _named(builder, branch, name, some)) is not None]
+    if not required <= {pair.name for pair in named}:
+        return None
+    others = _others(builder, branch, list(names), some)
+    low, high = _size(branch, len(required), len(named) if not others else None)
+    if high is not None and high < low:
+        return None
+    if others and (low > len(required) or some):  # a name written twice counts once
+        builder.checked(*(Inexact(atom.place) for atom in some))
+    return Shape(named, others, required, len(some), low, high)
+
+
+def _size(branch: Branch, required: int, possible_names: int | None) -> tuple[int, int | None]:
+    """Return the bounds on the number of properties, None as upper one where it is never reached."""
+    sizes = [atom for atom in branch if isinstance(atom, Size)]
+    low = max((size.low for size in sizes), default=0)
+    high = min((size.high for size in sizes if size.high is not None), default=None)
+    if possible_names is not None:
+        if low > possible_names:
+            return 1, 0
+        high = None if high is not None and high >= possible_names else high
+    return max(low, required), high
+
+
+def _named(builder: Builder, branch: Branch, name: str, some: list[Some]) -> Pair | None:
+    state = property_state(branch, name)
+    if state is None or not builder.tableau.possible(state):
+        return None
+    proves = tuple((index, atom.conj) for index, atom in enumerate(some) if matches(atom.regex, name))
+    return Pair(name, literal(name), state, proves)
+
+
+def _others(builder: Builder, branch: Branch, names: list[str], some: list[Some]) -> list[Pair]:
+    """Divide all other names by which expressions they match."""
+    rules = [atom for atom in branch if isinstance(atom, Keys)]
+    regexes = list(dict.fromkeys([*(atom.regex for atom in rules), *(atom.regex for atom in some)]))
+    if len(regexes) > MOST_PATTERNS:
+        builder.checked(*(Inexact(atom.place) for atom in rules if atom.regex in regexes[MOST_PATTERNS:]))
+        regexes = regexes[:MOST_PATTERNS]
+    cells: list[tuple[Regex, frozenset[Regex]]] = [(without(alt(*map(literal, names))), frozenset())]
+    for regex in regexes:
+        split = [(both(cell, regex), inside | {regex}) for cell, inside in cells] + [
+            (both(cell, without(regex)), inside) for cell, inside in cells
+        ]
+        cells = [(cell, inside) for cell, inside in split if not is_empty(cell)]
+    found = []
+    for cell, inside in cells:
+        state: State = frozenset().union(*(atom.conj for atom in rules if atom.regex in inside))
+        if builder.tableau.possible(state):
+            proves = tuple((index, atom.conj) for index, atom in enumerate(some) if atom.regex in inside)
+            found.append(Pair(None, cell, state, proves))
+    return found

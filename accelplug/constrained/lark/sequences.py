@@ -1,0 +1,119 @@
+"""The properties of an object as rules that remember how far it is, what was proved and how many there were."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from accelplug.constrained.lark.builder import Builder
+from accelplug.constrained.lark.objects import Pair, Shape
+from accelplug.constrained.schema.atoms import Inexact
+from accelplug.constrained.schema.document import State
+
+MOST_RULES: Final = 4000
+MOST_IN_ANY_ORDER: Final = 6000
+
+
+class At(NamedTuple):
+    """Where an object is: the index of the next named property, or the required ones already written where order is free."""
+
+    named: int | frozenset[str]
+    proved: int
+    pairs: int
+    begun: bool
+
+
+def sequence(builder: Builder, shape: Shape) -> str:
+    """Return the rule of an object's inside."""
+    counted = shape.low > len(shape.required) or shape.high is not None
+    most = (shape.high if shape.high is not None else shape.low) if counted else 0
+    if (len(shape.named) + 1) * (most + 1) * (1 << shape.demands) > MOST_RULES:
+        builder.checked(Inexact("*/minProperties"), Inexact("*/maxProperties"))
+        counted, most = False, 0
+    if builder.any_order and shape.named:
+        steps = (len(shape.named) + len(shape.others)) * (most + 1) * (1 << shape.demands)
+        if steps << len(shape.required) > MOST_IN_ANY_ORDER:
+            builder.checked(Inexact("*/required"), Inexact("*/dependencies"), Inexact("*/dependentRequired"))
+            shape = shape._replace(required=frozenset())
+        return _Free(builder, shape, counted=counted).rule(At(frozenset(), 0, 0, begun=False))
+    return _Ordered(builder, shape, counted=counted).rule(At(0, 0, 0, begun=False))
+
+
+class _Sequence:
+    """The rules of one object."""
+
+    def __init__(self, builder: Builder, shape: Shape, *, counted: bool) -> None:
+        self.builder, self.shape, self.counted = builder, shape, counted
+        self.names: dict[At, str] = {}
+        self.all = (1 << shape.demands) - 1
+
+    def rule(self, at: At) -> str:
+        """Return the rule of what may follow."""
+        if at not in self.names:
+            self.names[at] = name = self.builder.new("obj")
+            self.fill(name, at)
+        return self.names[at]
+
+    def fill(self, name: str, at: At) -> None:
+        """Write the alternatives of a rule."""
+        raise NotImplementedError
+
+    def may_end(self, at: At) -> bool:
+        """Whether enough was written and proved."""
+        return at.proved == self.all and (not self.counted or at.pairs >= self.shape.low)
+
+    def step(self, name: str, at: At, pair: Pair, named: int | frozenset[str]) -> None:
+        """Write one property, which may meet a demand."""
+        count = at.pairs
+        if self.counted:
+            if self.shape.high is not None and count >= self.shape.high:
+                return
+            count = count + 1 if self.shape.high is not None else min(count + 1, self.shape.low)
+        key = self.builder.string(pair.keys)
+        if key is None:
+            return
+        comma = [self.builder.comma] if at.begun else []
+        for proved, state in _ways(pair, at.proved):
+            following = At(named, at.proved | proved, count, begun=True)
+            if self.builder.tableau.possible(state):
+                self.builder.add(name, *comma, key, self.builder.colon, self.builder.value(state), self.rule(following))
+
+
+def _ways(pair: Pair, proved: int) -> list[tuple[int, State]]:
+    """Return which open demands a property may meet, none or several, each with the state of its value then."""
+    ways = [(0, pair.state)]
+    for index, conj in pair.proves:
+        if not proved >> index & 1:
+            ways += [(met | 1 << index, state | conj) for met, state in ways]
+    return ways
+
+
+class _Ordered(_Sequence):
+    """Named properties in their order, then the others."""
+
+    def fill(self, name: str, at: At) -> None:
+        index = at.named
+        assert isinstance(index, int)
+        if index < len(self.shape.named):
+            pair = self.shape.named[index]
+            self.step(name, at, pair, index + 1)
+            if pair.name not in self.shape.required:
+                self.builder.add(name, self.rule(at._replace(named=index + 1)))
+            return
+        if self.may_end(at):
+            self.builder.add(name)
+        for pair in self.shape.others:
+            self.step(name, at, pair, index)
+
+
+class _Free(_Sequence):
+    """Properties in any order; which of the required ones were written is remembered, the others may come again."""
+
+    def fill(self, name: str, at: At) -> None:
+        written = at.named
+        assert isinstance(written, frozenset)
+        if written == self.shape.required and self.may_end(at):
+            self.builder.add(name)
+        for pair in [*self.shape.named, *self.shape.others]:
+            if pair.name in written:
+                continue
+            self.step(name, at, pair, written | ({pair.name} & self.shape.required if pair.name is not None else frozenset()))

@@ -1,0 +1,114 @@
+"""What an engine really enforces: for every feature a schema, texts it must let through and texts it must not.
+
+The table is run against the installed release on a vocabulary of bytes, once per process: an engine is trusted with what it was seen to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+from accelplug._errors import ConstraintError
+from accelplug.hooks import GrammarSpec, Matcher, Vocabulary
+
+
+class Probe(NamedTuple):
+    """A schema with values that satisfy it and values that do not."""
+
+    schema: Any
+    good: tuple[Any, ...]
+    bad: tuple[Any, ...]
+
+
+def _string(**keywords: Any) -> dict[str, Any]:
+    return {"type": "string", **keywords}
+
+
+def _object(**keywords: Any) -> dict[str, Any]:
+    return {"type": "object", **keywords}
+
+
+def _array(**keywords: Any) -> dict[str, Any]:
+    return {"type": "array", **keywords}
+
+
+_A: Final = {"a": {"type": "integer"}}
+PROBES: Final[dict[str, Probe]] = {
+    "type": Probe({"type": ["integer", "null"]}, (1, -7, None), (1.5, "a", True, [], {})),
+    "const": Probe({"const": "ab"}, ("ab",), ("a", "abc", 1)),
+    "const of parts": Probe({"const": {"a": [1, 2.5]}}, ({"a": [1, 2.5]},), ({"a": [1]}, {"a": [1, 2.5], "b": 1}, {})),
+    "enum": Probe({"enum": ["a", 1, None]}, ("a", 1, None), ("b", 2, "1", False)),
+    "enum of parts": Probe({"enum": [{"a": 1}, [1], 0.5]}, ({"a": 1}, [1], 0.5), ({}, [], {"a": 2}, 1)),
+    "minimum": Probe({"type": "integer", "minimum": 5}, (5, 10, 123), (4, -6, 0)),
+    "maximum": Probe({"type": "number", "maximum": 5.5}, (5.5, 5, -100), (5.6, 6, 51)),
+    "exclusiveMinimum": Probe({"type": "number", "exclusiveMinimum": 0}, (0.1, 1), (0, -1)),
+    "exclusiveMaximum": Probe({"type": "integer", "exclusiveMaximum": 10}, (9, -1), (10, 11, 100)),
+    "multipleOf": Probe({"type": "integer", "multipleOf": 7}, (7, 14, 0, 70), (1, 15, 71)),
+    "minLength": Probe(_string(minLength=2), ("ab", "abc", "\u00e4\u00e4", 'a"'), ("", "a", "\u00e4", '"')),
+    "maxLength": Probe(_string(maxLength=2), ("", "ab", "\u00e4\u00e4", '""'), ("abc", "\u00e4\u00e4\u00e4")),
+    "pattern": Probe(_string(pattern="^a[bc]+$|x"), ("abc", "yxy"), ("a", "abd", "")),
+    "pattern with classes": Probe(_string(pattern=r"^\d\w.$"), ("1a!",), ("\u0663a!", "1\u00e4!", "1a\n", "1a!!")),
+    "properties": Probe(_object(properties=_A, additionalProperties=False), ({}, {"a": 1}), ({"a": "x"}, {"b": 1})),
+    "required": Probe(_object(properties=_A, required=["a", "b"]), ({"a": 1, "b": 2},), ({}, {"a": 1}, {"b": 1})),
+    "additionalProperties": Probe(
+        _object(properties=_A, additionalProperties={"type": "string"}),
+        ({"a": 1, "b": "x"}, {"ab": "x"}),
+        ({"b": 1}, {"a": "x"}, {"a": 1, "b": 1}),
+    ),
+    "patternProperties": Probe(
+        _object(patternProperties={"^a": {"type": "integer"}}, additionalProperties=False), ({}, {"a": 1, "ab": 2}), ({"a": "x"}, {"b": 1})
+    ),
+    "patternProperties with classes": Probe(
+        _object(patternProperties={r"^\d$": {"type": "integer"}}, additionalProperties=False),
+        ({}, {"1": 1}),
+        ({"a": 1}, {"\u0663": 1}, {"1": "x"}),
+    ),
+    "minProperties": Probe(_object(minProperties=2), ({"a": 1, "b": 2},), ({}, {"a": 1})),
+    "maxProperties": Probe(_object(maxProperties=1), ({}, {"a": 1}), ({"a": 1, "b": 2},)),
+    "propertyNames": Probe(_object(propertyNames={"maxLength": 1}), ({}, {"a": 1}), ({"ab": 1},)),
+    "items": Probe(_array(items={"type": "integer"}), ([], [1, 2]), (["a"], [1, "a"])),
+    "prefixItems": Probe(_array(prefixItems=[{"type": "integer"}, {"type": "string"}]), ([], [1, "a", None]), (["a"], [1, 2])),
+    "minItems": Probe(_array(minItems=2), ([1, 2], [1, 2, 3]), ([], [1])),
+    "maxItems": Probe(_array(maxItems=2), ([], [1, 2]), ([1, 2, 3],)),
+    "uniqueItems": Probe(_array(uniqueItems=True), ([], [1, 2]), ([1, 1],)),
+    "contains": Probe(_array(contains={"const": 1}), ([1], [2, 1]), ([], [2])),
+    "anyOf": Probe({"anyOf": [{"type": "integer"}, {"type": "string"}]}, (1, "a"), (1.5, None, [])),
+    "allOf": Probe({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}, (3, 5), (2, 6, "a")),
+    "oneOf": Probe({"oneOf": [{"type": "integer"}, {"type": "string"}]}, (1, "a"), (None, 1.5)),
+    "$ref": Probe({"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}}, (1,), ("a",)),
+    "format date": Probe(_string(format="date"), ("2024-12-31",), ("2024-13-01", "2024-1-1", "x", "")),
+    "format time": Probe(_string(format="time"), ("12:00:00Z", "23:59:59+01:00"), ("24:00:00Z", "12:00", "x")),
+    "format date-time": Probe(_string(format="date-time"), ("2024-12-31T12:00:00Z",), ("2024-12-31", "2024-13-31T12:00:00Z", "x")),
+    "format uuid": Probe(_string(format="uuid"), ("123e4567-e89b-12d3-a456-426614174000",), ("123e4567", "x")),
+    "format ipv4": Probe(_string(format="ipv4"), ("127.0.0.1",), ("256.0.0.1", "1.2.3")),
+    "format ipv6": Probe(_string(format="ipv6"), ("::1", "2001:db8::8a2e:370:7334"), ("12345::", "x")),
+    "format hostname": Probe(_string(format="hostname"), ("example.com",), ("-a.com", "a b")),
+    "format email": Probe(_string(format="email"), ("a@example.com",), ("a", "a@", "@b")),
+    "format uri": Probe(_string(format="uri"), ("https://example.com/a?b#c",), ("a b", "example")),
+}
+
+
+@cache
+def bytes_only() -> Vocabulary:
+    """Return a vocabulary of single bytes and an end."""
+    return Vocabulary((*(bytes([byte]) for byte in range(256)), b""), (256,), encode=lambda text: list(text.encode()))
+
+
+def passes(probe: Probe, begin: Callable[[], Matcher]) -> bool:
+    """Whether a compiled schema lets through what it must, and nothing that it must not."""
+
+    def legal(value: Any) -> bool:
+        tokens = [*json.dumps(value, ensure_ascii=False).encode(), 256]
+        return begin().validate(tokens) == len(tokens)
+
+    return all(map(legal, probe.good)) and not any(map(legal, probe.bad))
+
+
+def seen(probe: Probe, compile_schema: Callable[[GrammarSpec, Vocabulary], Callable[[], Matcher]]) -> bool:
+    """Whether an engine was seen to enforce a feature."""
+    try:
+        return passes(probe, compile_schema(GrammarSpec("json_schema", json.dumps(probe.schema)), bytes_only()))
+    except ConstraintError:
+        return False

@@ -1,0 +1,105 @@
+"""Character classes and escapes of ECMA 262 expressions."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from functools import cache
+from typing import Final
+
+from accelplug.constrained.regex.tree import Ranges, inverted, normal
+
+DIGIT: Final[Ranges] = ((0x30, 0x39),)
+WORD: Final[Ranges] = normal([*DIGIT, (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)])
+SPACE: Final[Ranges] = normal(
+    [
+        (9, 13),
+        (32, 32),
+        (160, 160),
+        (0x1680, 0x1680),
+        (0x2000, 0x200A),
+        (0x2028, 0x2029),
+        (0x202F, 0x202F),
+        (8287, 8287),
+        (12288, 12288),
+        (0xFEFF, 0xFEFF),
+    ]
+)
+NO_LINE_END: Final[Ranges] = inverted(normal([(10, 10), (13, 13), (0x2028, 0x2029)]))
+_SIMPLE: Final = {"d": DIGIT, "D": inverted(DIGIT), "w": WORD, "W": inverted(WORD), "s": SPACE, "S": inverted(SPACE)}
+_CONTROL: Final = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
+_LONG: Final = {"Letter": "L", "Number": "N", "Punctuation": "P", "Symbol": "S", "Separator": "Z", "Mark": "M", "Uppercase_Letter": "Lu"}
+_LONG_TOO: Final = {
+    "Lowercase_Letter": "Ll",
+    "Decimal_Number": "Nd",
+    "digit": "Nd",
+    "Alphabetic": "L",
+    "Uppercase": "Lu",
+    "Lowercase": "Ll",
+}
+
+
+def inverse(ranges: list[tuple[int, int]]) -> Ranges:
+    """Return all other code points."""
+    return inverted(normal(ranges))
+
+
+def escaped(pattern: str, at: int, *, inside: bool) -> tuple[Ranges | None, int]:
+    """Read what stands behind a backslash; return it, None if that is no set of characters, and where it ends."""
+    char = pattern[at : at + 1]
+    if char in _SIMPLE and char:
+        return _SIMPLE[char], at + 1
+    if char in _CONTROL and char:
+        return _one(_CONTROL[char]), at + 1
+    if char == "b" and inside:
+        return _one(8), at + 1
+    if char in {"p", "P"} and pattern[at + 1 : at + 2] == "{":
+        return _property(pattern, at, negated=char == "P")
+    if char in {"x", "u", "c"}:
+        return _by_number(pattern, at)
+    if not char or char.isalnum():  # a back reference, a word boundary, or nothing known
+        return None, at
+    return _one(ord(char)), at + 1
+
+
+def _one(point: int) -> Ranges:
+    return ((point, point),)
+
+
+def _property(pattern: str, at: int, *, negated: bool) -> tuple[Ranges | None, int]:
+    end = pattern.find("}", at)
+    name = pattern[at + 2 : end].rpartition("=")[2]
+    ranges = _category(_LONG.get(name, _LONG_TOO.get(name, name)))
+    if end < 0 or not ranges:
+        return None, at
+    return (inverted(ranges) if negated else ranges), end + 1
+
+
+@cache
+def _category(name: str) -> Ranges:
+    """Return the code points of a general category such as ``L`` or ``Lu``; nothing for names that are none."""
+    points = (
+        point for point in range(sys.maxunicode + 1) if unicodedata.category(chr(point)).startswith(name) and not 0xD800 <= point <= 0xDFFF
+    )
+    return normal((point, point) for point in points) if 0 < len(name) <= 2 else ()
+
+
+def _by_number(pattern: str, at: int) -> tuple[Ranges | None, int]:
+    if pattern[at] == "c":
+        return (_one(ord(pattern[at + 1]) % 32), at + 2) if pattern[at + 1 : at + 2].isalpha() else (None, at)
+    if pattern[at : at + 2] == "u{":
+        end = pattern.find("}", at)
+        digits, behind = pattern[at + 2 : end], end + 1
+    else:
+        width = 2 if pattern[at] == "x" else 4
+        digits, behind = pattern[at + 1 : at + 1 + width], at + 1 + width
+        if len(digits) != width:
+            return None, at
+    try:
+        point = int(digits, 16)
+    except ValueError:
+        return None, at
+    if 0xD800 <= point <= 0xDBFF and pattern[behind : behind + 2] == "\\u":  # a pair of surrogates is one character
+        low = int(pattern[behind + 2 : behind + 6] or "0", 16)
+        return (_one(0x10000 + ((point - 0xD800) << 10) + low - 0xDC00), behind + 6) if 0xDC00 <= low <= 0xDFFF else (None, at)
+    return (_one(point), behind) if point <= 0x10FFFF else (None, at)

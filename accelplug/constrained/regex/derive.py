@@ -1,0 +1,155 @@
+"""Brzozowski derivatives: does a text match, does any, and which.
+
+Source: J. A. Brzozowski, Derivatives of regular expressions, 1964; S. Owens, J. Reppy, A. Turon, Regular-expression
+derivatives re-examined, 2009.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Final
+
+from accelplug.constrained.regex.tree import EMPTY, NOTHING, Ranges, Regex, alt, both, cat, rep, without
+
+MOST_STATES: Final = 3000
+MOST_WORK: Final = 150_000
+"""Nodes of all derivatives that one search may look at; what is not decided by then counts as not empty."""
+
+
+def contains(ranges: Ranges, point: int) -> bool:
+    """Whether a code point is in sorted ranges."""
+    at = bisect_right(ranges, (point, 0x110000)) - 1
+    return at >= 0 and ranges[at][0] <= point <= ranges[at][1]
+
+
+@lru_cache(maxsize=1 << 15)
+def derivative(regex: Regex, point: int) -> Regex:
+    """Return what must follow once the character `point` was read."""
+    if regex.op == "set":
+        return EMPTY if contains(regex.ranges, point) else NOTHING
+    if regex.op == "alt":
+        return alt(*(derivative(part, point) for part in regex.parts))
+    if regex.op == "and":
+        return both(*(derivative(part, point) for part in regex.parts))
+    if regex.op == "not":
+        return without(derivative(regex.parts[0], point))
+    if regex.op == "rep":
+        return _of_repeat(regex, point)
+    return _of_sequence(regex, point)
+
+
+def _of_repeat(regex: Regex, point: int) -> Regex:
+    high = None if regex.high is None else regex.high - 1
+    return cat(derivative(regex.parts[0], point), rep(regex.parts[0], max(0, regex.low - 1), high))
+
+
+def _of_sequence(regex: Regex, point: int) -> Regex:
+    found = []
+    for at, part in enumerate(regex.parts):
+        found.append(cat(derivative(part, point), *regex.parts[at + 1 :]))
+        if not part.nullable:
+            break
+    return alt(*found)
+
+
+def matches(regex: Regex, text: str) -> bool:
+    """Whether the whole text matches."""
+    for char in text:
+        regex = derivative(regex, ord(char))
+        if regex == NOTHING:
+            return False
+    return regex.nullable
+
+
+def _sets(regex: Regex) -> Iterator[Ranges]:
+    if regex.op == "set":
+        yield regex.ranges
+    for part in regex.parts:
+        yield from _sets(part)
+
+
+def representatives(regex: Regex) -> list[int]:
+    """Return one code point of every class that the expression tells apart, printable ones where there are any."""
+    sets = list(dict.fromkeys(_sets(regex)))
+    edges = sorted({0x61, 0x20, *(point for ranges in sets for low, high in ranges for point in (low, high + 1))})
+    found: dict[tuple[bool, ...], int] = {}
+    for point in edges:
+        if point <= 0x10FFFF and not 0xD800 <= point <= 0xDFFF:
+            kind = tuple(contains(ranges, point) for ranges in sets)
+            if kind not in found or _printable(point) > _printable(found[kind]):
+                found[kind] = point
+    return list(found.values())
+
+
+def _printable(point: int) -> int:
+    return 2 if 0x61 <= point < 0x7B else 1 if 0x20 <= point < 0x7F and point not in (0x22, 0x5C) else 0
+
+
+@lru_cache(maxsize=4096)
+def shortest(regex: Regex, most: int = MOST_STATES) -> str | None:
+    """Return a shortest text that matches, None if none does.
+
+    :raises OverflowError: not decided within `most` derivatives.
+    """
+    seen, waiting = {regex}, deque([(regex, "")])
+    points = representatives(regex)
+    while waiting:
+        state, text = waiting.popleft()
+        if state.nullable:
+            return text
+        for point in points:
+            following = derivative(state, point)
+            if following != NOTHING and following not in seen:
+                seen.add(following)
+                waiting.append((following, text + chr(point)))
+        if len(seen) > most:
+            raise OverflowError("too many derivatives")
+    return None
+
+
+def is_empty(regex: Regex) -> bool:
+    """Whether certainly no text matches; False also where that is not decided in reasonable time."""
+    return is_empty_if_decided(regex) is True
+
+
+def is_empty_if_decided(regex: Regex) -> bool | None:
+    """Whether no text matches, None where that is not decided in reasonable time."""
+    try:
+        return not _plainly_has_some(regex) and not _has_some(regex)
+    except (OverflowError, RecursionError):
+        return None
+
+
+@lru_cache(maxsize=1 << 14)
+def _plainly_has_some(regex: Regex) -> bool:
+    """Whether some text matches, seen without derivatives; False where intersections or complements hide that."""
+    if regex.nullable:
+        return True
+    if regex.op == "set":
+        return bool(regex.ranges)
+    if regex.op in {"and", "not"}:
+        return False
+    return (any if regex.op == "alt" else all)(_plainly_has_some(part) for part in regex.parts)
+
+
+@lru_cache(maxsize=1 << 14)
+def _has_some(regex: Regex) -> bool:
+    """Search derivatives, deep first, since counters make texts long, for one that is seen to match something."""
+    seen, waiting, work = {regex}, [regex], 0
+    points = representatives(regex)
+    while waiting:
+        state = waiting.pop()
+        work += state.size * len(points)
+        if _plainly_has_some(state):
+            return True
+        for point in reversed(points):
+            following = derivative(state, point)
+            if following != NOTHING and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+        if len(seen) > MOST_STATES or work > MOST_WORK:
+            raise OverflowError("too many derivatives")
+    return False

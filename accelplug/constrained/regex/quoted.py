@@ -1,0 +1,38 @@
+"""Texts as JSON writes them: an expression over characters becomes one over the source of a JSON string.
+
+Every character has one spelling: itself, or behind a backslash where it must be escaped, in the form that `json.dumps` writes.
+Two spellings would let a forbidden text through under its other name.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+from accelplug.constrained.regex.tree import ANY, Ranges, Regex, alt, both, cat, chars, common, inverted, literal, rep, without
+
+_SHORT: Final = {0x22: '\\"', 0x5C: "\\\\", 8: "\\b", 9: "\\t", 10: "\\n", 12: "\\f", 13: "\\r"}
+_ESCAPED: Final[Ranges] = ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
+_PLAIN: Final = inverted(_ESCAPED)
+
+
+@lru_cache(maxsize=4096)
+def _character(ranges: Ranges) -> Regex:
+    escapes = [_SHORT.get(point, f"\\u{point:04x}") for low, high in common(ranges, _ESCAPED) for point in range(low, high + 1)]
+    return alt(chars(common(ranges, _PLAIN)), *map(literal, escapes))
+
+
+def _body(regex: Regex) -> Regex:
+    if regex.op == "set":
+        return _character(regex.ranges)
+    parts = [_body(part) for part in regex.parts]
+    if regex.op == "rep":
+        return rep(parts[0], regex.low, regex.high)
+    if regex.op == "not":
+        return both(rep(_character(ANY.ranges)), without(parts[0]))
+    return {"cat": cat, "alt": alt, "and": both}[regex.op](*parts)
+
+
+def quoted(regex: Regex) -> Regex:
+    """Return the JSON strings, with their quotes, whose value matches."""
+    return cat(literal('"'), _body(regex), literal('"'))

@@ -1,0 +1,187 @@
+"""Regular expressions as trees over code points, with intersection and complement.
+
+Built through the functions here, which simplify as they build: derivatives then come back to few different trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Final
+
+Ranges = tuple[tuple[int, int], ...]
+LAST: Final = 0x10FFFF
+SURROGATES: Final = (0xD800, 0xDFFF)
+_OPS: Final = ("set", "cat", "alt", "and", "not", "rep")
+
+
+@dataclass(frozen=True, eq=True)
+class Regex:
+    """One node.
+
+    :param op: ``"set"`` (one character of `ranges`), ``"cat"``, ``"alt"``, ``"and"``, ``"not"`` (of `parts`), or ``"rep"``:
+        `parts[0]` from `low` to `high` times, None for no end. No text at all is an empty set, the empty text an empty cat.
+    """
+
+    op: str
+    parts: tuple[Regex, ...] = ()
+    ranges: Ranges = ()
+    low: int = 0
+    high: int | None = None
+
+    @cached_property
+    def _hash(self) -> int:
+        high = -1 if self.high is None else self.high  # numbers only: the order of alternatives is the same in every process
+        return hash((_OPS.index(self.op), self.parts, self.ranges, self.low, high))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def size(self) -> int:
+        """How many nodes there are."""
+        return 1 + sum(part.size for part in self.parts)
+
+    @cached_property
+    def nullable(self) -> bool:
+        """Whether the empty text matches."""
+        if self.op == "rep":
+            return self.low == 0 or self.parts[0].nullable
+        if self.op == "alt":
+            return any(part.nullable for part in self.parts)
+        if self.op == "not":
+            return not self.parts[0].nullable
+        return self.op != "set" and all(part.nullable for part in self.parts)
+
+
+NOTHING: Final = Regex("set")
+EMPTY: Final = Regex("cat")
+
+
+def normal(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Return ranges sorted and merged."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        elif low <= high:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def inverted(ranges: Ranges) -> Ranges:
+    """Return every code point that is no surrogate and not in `ranges`."""
+    found, start = [], 0
+    for low, high in normal([*ranges, SURROGATES]):
+        found.append((start, low - 1))
+        start = high + 1
+    return normal([*found, (start, LAST)])
+
+
+def common(one: Ranges, other: Ranges) -> Ranges:
+    """Return the code points in both."""
+    return inverted(normal([*inverted(one), *inverted(other)]))
+
+
+def chars(ranges: Iterable[tuple[int, int]]) -> Regex:
+    """One character out of ranges of code points."""
+    return Regex("set", ranges=normal(ranges))
+
+
+ANY: Final = Regex("set", ranges=inverted(()))
+
+
+def cat(*parts: Regex) -> Regex:
+    """One after the other."""
+    flat: list[Regex] = []
+    for part in parts:
+        if part == NOTHING:
+            return NOTHING
+        flat.extend(part.parts if part.op == "cat" else (part,))
+    return flat[0] if len(flat) == 1 else Regex("cat", tuple(flat))
+
+
+def rep(part: Regex, low: int = 0, high: int | None = None) -> Regex:
+    """Return `part` from `low` to `high` times."""
+    if high == 0 or part == EMPTY or (part == NOTHING and low == 0):
+        return EMPTY
+    if part == NOTHING or (low == 1 and high == 1):
+        return part
+    if part.op == "rep" and part.low == 0 and part.high is None:
+        return part
+    return Regex("rep", (part,), low=low, high=high)
+
+
+EVERY: Final = rep(ANY)
+"""Every text."""
+
+
+def alt(*parts: Regex) -> Regex:
+    """Any of them; single characters are merged into one set."""
+    flat: dict[Regex, None] = {}
+    single: list[tuple[int, int]] = []
+    for part in parts:
+        for one in part.parts if part.op == "alt" else (part,):
+            if one == EVERY:
+                return EVERY
+            if one.op == "set":
+                single.extend(one.ranges)
+            else:
+                flat[one] = None
+    if single:
+        flat[chars(single)] = None
+    return next(iter(flat), NOTHING) if len(flat) < 2 else Regex("alt", tuple(sorted(flat, key=hash)))
+
+
+def both(*parts: Regex) -> Regex:
+    """What matches all of them."""
+    flat: dict[Regex, None] = {}
+    for part in parts:
+        if part == NOTHING:
+            return NOTHING
+        flat.update(dict.fromkeys(one for one in (part.parts if part.op == "and" else (part,)) if one != EVERY))
+    sets = [one for one in flat if one.op == "set"]
+    if sets:
+        ranges = sets[0].ranges
+        for one in sets[1:]:
+            ranges = common(ranges, one.ranges)
+        flat = {chars(ranges): None, **{one: None for one in flat if one.op != "set"}}
+        if not ranges:
+            return NOTHING
+    refused = alt(*(one.parts[0] for one in flat if one.op == "not"))
+    if refused != NOTHING:
+        wanted = [one for one in flat if one.op != "not"]
+        if refused == EVERY or any(_within(one, refused) for one in wanted):
+            return NOTHING
+        flat = dict.fromkeys([*wanted, without(refused)])
+    return next(iter(flat), EVERY) if len(flat) < 2 else Regex("and", tuple(sorted(flat, key=hash)))
+
+
+def _within(one: Regex, other: Regex) -> bool:
+    """Whether one is part of the other, as seen from their alternatives."""
+    alternatives = set(other.parts) if other.op == "alt" else {other}
+    return all(part in alternatives for part in (one.parts if one.op == "alt" else (one,)))
+
+
+def without(part: Regex) -> Regex:
+    """Every text that `part` does not match."""
+    if part.op == "not":
+        return part.parts[0]
+    return NOTHING if part == EVERY else EVERY if part == NOTHING else Regex("not", (part,))
+
+
+@lru_cache(maxsize=1 << 14)
+def literal(text: str) -> Regex:
+    """This text."""
+    return cat(*(chars([(ord(char), ord(char))]) for char in text))
+
+
+def length(low: int, high: int | None) -> Regex:
+    """Every text of so many characters."""
+    return rep(ANY, low, high)
+
+
+def depends_on_algebra(part: Regex) -> bool:
+    """Whether intersection or complement occur, which a plain expression cannot say."""
+    return part.op in {"and", "not"} or any(depends_on_algebra(one) for one in part.parts)

@@ -1,0 +1,98 @@
+"""Which engine compiles a schema, and from what: the schema as it is where an engine enforces all of it, rewritten otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.engines.known import begin, enforces, installed, label
+from accelplug.constrained.lark.compile import to_lark
+from accelplug.constrained.schema.document import Document
+from accelplug.constrained.statements import Use, split, uses
+from accelplug.hooks import CompileLimits, GrammarSpec, GrammarStatement, Matcher, Vocabulary
+
+OTHER_KINDS: Final = {
+    "regex": ("llguidance", "xgrammar", "outlines"),
+    "ebnf": ("xgrammar", "llguidance"),
+    "lark": ("llguidance",),
+    "choice": ("llguidance", "xgrammar", "outlines"),
+    "structural_tag": ("xgrammar",),
+}
+"""Which engines take what is no schema, the first that is installed."""
+
+
+class Route(NamedTuple):
+    """A compiled grammar: how to begin a text, and what is said about it."""
+
+    begin: Callable[[], Matcher]
+    statement: GrammarStatement
+
+
+def route_schema(document: Document, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
+    """Compile a schema with the engine that enforces most of it.
+
+    :raises ConstraintError: none compiles it; in strict mode, something is left to the final check.
+    """
+    found = uses(document)
+    if installed("llguidance"):
+        route = _as_it_is("llguidance", found, spec, vocabulary) or _rewritten(document, found, spec, vocabulary, limits)
+    else:
+        route = _as_far_as_it_goes(found, spec, vocabulary)
+    if spec.strict and route.statement.checked:
+        left = ", ".join(route.statement.checked[:5])
+        statement = GrammarStatement(route.statement.engine, route.statement.enforced, (), route.statement.checked)
+        raise ConstraintError(f"strict: no mask enforces {left}; drop strict to have it checked at the end, or the keyword", statement)
+    return route
+
+
+def _as_it_is(name: str, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary) -> Route | None:
+    """Give the schema to an engine that enforces every keyword in it; None where it does not, or refuses."""
+    if spec.order != "declared" or spec.format != "assert" or not all(enforces(name, use.feature) for use in found):
+        return None
+    if "x-guidance" in spec.text:
+        return None
+    try:
+        return Route(begin(name, spec, vocabulary), GrammarStatement(label(name), tuple(dict.fromkeys(use.place for use in found))))
+    except ConstraintError:
+        return None
+
+
+def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
+    """Write the schema as a grammar of our own."""
+    any_order = spec.order == "any"
+    written = to_lark(document, spec.whitespace, limits.seconds, any_order=any_order)
+    try:
+        begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
+    except ConstraintError:
+        written = to_lark(document, spec.whitespace, limits.seconds, any_order=any_order, coarse=True)
+        begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
+    enforced, checked = split(found, written.inexact)
+    return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))
+
+
+def _as_far_as_it_goes(found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary) -> Route:
+    """Without llguidance: the other engines as they are, with everything checked that they were not seen to enforce."""
+    names = [name for name in ("xgrammar", "outlines") if installed(name)]
+    if not names:
+        raise ConstraintError("no grammar engine is installed; install accelplug[grammar]")
+    refusal = ConstraintError("no engine was asked")
+    for name in names:
+        enforced = tuple(dict.fromkeys(use.place for use in found if enforces(name, use.feature)))
+        checked = tuple(dict.fromkeys(use.place for use in found if not enforces(name, use.feature)))
+        try:
+            return Route(begin(name, spec, vocabulary), GrammarStatement(label(name), enforced, checked))
+        except ConstraintError as exc:
+            refusal = exc
+    raise refusal
+
+
+def route_other(spec: GrammarSpec, vocabulary: Vocabulary) -> Route:
+    """Compile what is no schema.
+
+    :raises ConstraintError: no installed engine takes it.
+    """
+    names = [name for name in OTHER_KINDS[spec.kind] if installed(name)]
+    if not names:
+        raise ConstraintError(f"a {spec.kind} needs {' or '.join(OTHER_KINDS[spec.kind])}; install accelplug[grammar]")
+    return Route(begin(names[0], spec, vocabulary), GrammarStatement(label(names[0]), (spec.kind,)))

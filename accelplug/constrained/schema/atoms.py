@@ -1,0 +1,158 @@
+"""What can be known about a value of one type. A branch is a list of these, all of which hold.
+
+``conj`` is a state: signed nodes that all hold of a value inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from accelplug.constrained.regex.tree import Regex
+from accelplug.constrained.schema.document import State
+
+KINDS: Final = ("null", "boolean", "number", "string", "array", "object")
+
+
+@dataclass(frozen=True, slots=True)
+class Inexact:
+    """Something holds that no mask of ours says: the keyword at this place is checked at the end."""
+
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The value is one of these; each as JSON, so that 1 and true differ."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """The number is an integer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fractional:
+    """The number is no integer."""
+
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The number is at least (`lower`) or at most `value`, not equal to it where `exclusive`."""
+
+    value: Any
+    lower: bool
+    exclusive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Multiple:
+    """The number is a multiple of `step`."""
+
+    step: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The string matches."""
+
+    regex: Regex
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """So many items, or properties."""
+
+    low: int
+    high: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Items `start` .. `stop` - 1, as far as there are any, are in `conj`."""
+
+    start: int
+    stop: int | None
+    conj: State
+
+
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """From `low` to `high` of the items from `start` on are in `conj`; `others` is its complement."""
+
+    start: int
+    conj: State
+    others: State
+    low: int
+    high: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """No two items are equal."""
+
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """The property `name`, if there is one, is in `conj`."""
+
+    name: str
+    conj: State
+
+
+@dataclass(frozen=True, slots=True)
+class Required:
+    """There is a property `name`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """There is no property `name`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Every property whose name matches is in `conj`."""
+
+    regex: Regex
+    conj: State
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """There is a property whose name matches and which is in `conj`."""
+
+    regex: Regex
+    conj: State
+    place: str
+
+
+Atom = (
+    Inexact
+    | Values
+    | Integer
+    | Fractional
+    | Bound
+    | Multiple
+    | Text
+    | Size
+    | Items
+    | Contains
+    | Unique
+    | Property
+    | Required
+    | Absent
+    | Keys
+    | Some
+)

@@ -1,0 +1,96 @@
+"""A schema object as a conjunction of clauses, each with its complement.
+
+A clause is one keyword: `holds` are the alternatives of which one must be true for the keyword to be satisfied, `fails` those of
+which one must be true for it to be violated. An alternative is a list of signed nodes and atoms, all of them true. So a negated schema
+is one choice between all `fails`, and negation is only ever of a keyword, whose complement is known here, never of an approximation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.schema.atoms import Atom, Inexact
+from accelplug.constrained.schema.document import Document, Node, Signed, State
+
+Alternative = list["Atom | Signed"]
+Alternatives = list[Alternative]
+
+
+class Clause(NamedTuple):
+    """One keyword: when it is satisfied, and when it is not."""
+
+    holds: Alternatives
+    fails: Alternatives
+
+
+class Place(NamedTuple):
+    """A keyword of a node, in a document, for one type of value."""
+
+    document: Document
+    node: Node
+    keyword: str
+    kind: str
+
+    @property
+    def value(self) -> Any:
+        """What the keyword says."""
+        return self.node.value[self.keyword]
+
+    @property
+    def name(self) -> str:
+        """Where it stands, e.g. ``"#/properties/age/minimum"``."""
+        return f"{self.node.place}/{self.keyword}"
+
+    def below(self, *path: str | int) -> Node:
+        """Return a subschema of the keyword's value."""
+        return self.document.below(self.node, self.keyword, *path)
+
+    def unknown(self) -> Clause:
+        """The keyword is beyond any mask: both ways it is checked at the end."""
+        return Clause([[Inexact(self.name)]], [[Inexact(self.name)]])
+
+    @property
+    def legacy(self) -> bool:
+        """Whether the schema's draft is one before 2019-09."""
+        return self.document.draft <= 7
+
+
+Keyword = Callable[[Place], Iterator[Clause]]
+TRUE: Final[Alternatives] = [[]]
+FALSE: Final[Alternatives] = []
+
+
+def just(*signed: Signed) -> State:
+    """Return the state in which these hold."""
+    return frozenset(signed)
+
+
+def always(clause: Alternatives) -> Clause:
+    """Return a clause from what satisfies it, which is all or nothing."""
+    return Clause(clause, FALSE if clause else TRUE)
+
+
+def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
+    """Return what a schema object says about values of one type.
+
+    :raises ConstraintError: a keyword's value is not what the specification asks for.
+    """
+    from accelplug.constrained.schema.vocabulary import KEYWORDS
+
+    keywords = ["$ref"] if document.draft <= 7 and "$ref" in node.value else list(node.value)
+    found: list[Clause] = []
+    for keyword in keywords:
+        handler = KEYWORDS.get(keyword)
+        if handler is None:
+            continue
+        place = Place(document, node, keyword, kind)
+        try:
+            found.extend(handler(place))
+        except (TypeError, ValueError, AttributeError, LookupError) as exc:
+            if isinstance(exc, ConstraintError):
+                raise
+            raise ConstraintError(f"{place.name} is {json.dumps(place.value):.60}, which the specification does not know there") from exc
+    return found

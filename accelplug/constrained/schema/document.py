@@ -1,0 +1,180 @@
+"""A schema document: its draft, its references, and its nodes, each with one identity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.schema.validation import validator_class
+
+if TYPE_CHECKING:
+    from referencing._core import Resolver
+
+DRAFTS: Final = {
+    "draft-03": 3,
+    "draft-04": 4,
+    "draft-06": 6,
+    "draft-07": 7,
+    "2019-09": 2019,
+    "2020-12": 2020,
+}
+MOST_DEPTH: Final = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A subschema, compared by where it stands: the same text at two places is two nodes.
+
+    :param number: in the order of the first visit, the same in every process.
+    :param place: where it stands, for sentences.
+    """
+
+    number: int
+    value: Any = field(compare=False, hash=False)
+    place: str = field(compare=False, hash=False)
+    resolver: Any = field(compare=False, hash=False, repr=False)
+
+
+Signed = tuple[bool, Node]
+"""A node, True where a value must satisfy it and False where it must not."""
+State = frozenset[Signed]
+
+
+class Document:
+    """One schema with everything it refers to."""
+
+    def __init__(self, schema: Any, *, asserted: bool) -> None:
+        """Look at a schema.
+
+        :param asserted: whether ``format`` constrains.
+        :raises ConstraintError: the schema is neither an object nor a truth value, or is nested too deeply.
+        """
+        if not isinstance(schema, dict | bool):
+            raise ConstraintError(f"a JSON Schema is an object, true or false, got {json.dumps(schema):.60}")
+        if _depth(schema) > MOST_DEPTH:
+            raise ConstraintError(f"the schema is nested more than {MOST_DEPTH} deep; flatten it with $defs and $ref")
+        self.schema, self.asserted = schema, asserted
+        self.draft = draft_of(schema)
+        self._nodes: dict[int, Node] = {}
+        self._truths: dict[bool, Node] = {value: Node(number, value, "", None) for number, value in enumerate((False, True))}
+        self._valid: dict[tuple[int, str], bool] = {}
+
+    @property
+    def false(self) -> Node:
+        """The schema that nothing satisfies."""
+        return self._truths[False]
+
+    @property
+    def truth(self) -> Node:
+        """The schema that everything satisfies."""
+        return self._truths[True]
+
+    @cached_property
+    def validator(self) -> Any:
+        """The final check of this schema."""
+        return validator_class(self.draft, declared=_declared(self.schema) is not None).over(self.schema, asserted=self.asserted)
+
+    @cached_property
+    def root(self) -> Node:
+        """The whole schema."""
+        return self.node(self.schema, "#", self.validator._resolver)
+
+    def node(self, value: Any, place: str, resolver: Resolver[Any]) -> Node:
+        """Return the node of a subschema.
+
+        :raises ConstraintError: it is no schema.
+        """
+        if isinstance(value, bool):
+            return self._truths[value]
+        if not isinstance(value, dict):
+            raise ConstraintError(f"{place} should be a schema and is {json.dumps(value):.60}")
+        found = self._nodes.get(id(value))
+        if found is None:
+            if place != "#" and ("$id" in value or "id" in value):
+                resolver = resolver.in_subresource(self._specification.create_resource(value))
+            found = self._nodes[id(value)] = Node(len(self._nodes) + 2, value, place, resolver)
+        return found
+
+    @cached_property
+    def _specification(self) -> Any:
+        from referencing.jsonschema import DRAFT3, DRAFT4, DRAFT6, DRAFT7, DRAFT201909, DRAFT202012
+
+        return {3: DRAFT3, 4: DRAFT4, 6: DRAFT6, 7: DRAFT7, 2019: DRAFT201909, 2020: DRAFT202012}[self.draft]
+
+    def below(self, node: Node, *path: str | int) -> Node:
+        """Return the subschema at `path` below a node."""
+        value, place = node.value, node.place
+        for step in path:
+            value, place = value[step], f"{place}/{_escaped(step)}"
+        return self.node(value, place, node.resolver)
+
+    def target(self, node: Node, keyword: str) -> Node | None:
+        """Return what a reference names, None if that depends on how one came there.
+
+        :raises ConstraintError: it names nothing here.
+        """
+        reference = node.value[keyword]
+        if keyword != "$ref" and self._anchors(reference) > 1:
+            return None
+        try:
+            found = node.resolver.lookup(reference)
+        except Exception as exc:
+            raise ConstraintError(
+                f"{node.place}/{keyword} names {reference!r:.100}, which is not in the schema; nothing is fetched"
+            ) from exc
+        return self.node(found.contents, reference if isinstance(reference, str) else node.place, found.resolver)
+
+    def _anchors(self, reference: Any) -> int:
+        name = str(reference).rpartition("#")[2]
+        named = [one for one in _objects(self.schema) if one.get("$dynamicAnchor") == name or "$recursiveAnchor" in one]
+        return len(named) + any("$recursiveAnchor" in one for one in named)
+
+    def holds(self, signed: Signed, value: Any) -> bool:
+        """Whether a value satisfies a node, or does not, as the sign asks."""
+        sign, node = signed
+        if isinstance(node.value, bool):
+            return node.value is sign
+        key = (node.number, json.dumps(value, sort_keys=True))
+        if key not in self._valid:
+            self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver).is_valid(value)
+        return self._valid[key] is sign
+
+
+def _declared(schema: Any) -> str | None:
+    given = schema.get("$schema") if isinstance(schema, dict) else None
+    return given if isinstance(given, str) else None
+
+
+def draft_of(schema: Any) -> int:
+    """Return the draft that a schema declares; without one 2020-12, or 2019-09 where ``items`` is a list."""
+    declared = _declared(schema)
+    for name, draft in DRAFTS.items():
+        if declared and name in declared:
+            return draft
+    return 2019 if any(isinstance(one.get("items"), list) for one in _objects(schema)) else 2020
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for child in children:
+        yield from _objects(child)
+
+
+def _depth(value: Any) -> int:
+    deepest, waiting = 0, [(value, 1)]
+    while waiting:
+        one, depth = waiting.pop()
+        deepest = max(deepest, depth)
+        children = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        waiting.extend((child, depth + 1) for child in children if isinstance(child, dict | list))
+    return deepest
+
+
+def _escaped(step: str | int) -> str:
+    return str(step).replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,70 @@
+"""Formats as expressions, where those say what the format means.
+
+`exact` formats are those whose expression is the whole truth; of the others the expression is what a mask follows, and the
+finished text is checked further. A mask never forbids what the format admits.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Format(NamedTuple):
+    """A format's expression, in ECMA 262, and whether that is all of it."""
+
+    pattern: str
+    exact: bool = True
+
+
+_LEAP_YEAR: Final = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_DAY: Final = r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+_YEAR: Final = r"(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+_DATE: Final = rf"(?:{_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
+_CLOCK: Final = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME: Final = rf"{_CLOCK}:(?:[0-5][0-9])(?:\.[0-9]+)?(?:[zZ]|[+-]{_CLOCK})"
+_BYTE: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4: Final = rf"{_BYTE}(?:\.{_BYTE}){{3}}"
+_HEX: Final = r"[0-9a-fA-F]"
+_H16: Final = rf"{_HEX}{{1,4}}"
+_LS32: Final = rf"(?:{_H16}:{_H16}|{_IPV4})"
+_FRONT: Final = [rf"(?:{_H16})?", *(rf"(?:(?:{_H16}:){{0,{n}}}{_H16})?" for n in range(1, 7))]
+_BEHIND: Final = [*(rf"(?:{_H16}:){{{4 - n}}}{_LS32}" for n in range(4)), _LS32, _H16, ""]
+_IPV6: Final = "|".join(
+    [
+        rf"(?:{_H16}:){{6}}{_LS32}",
+        rf"::(?:{_H16}:){{5}}{_LS32}",
+        *(f"{front}::{behind}" for front, behind in zip(_FRONT, _BEHIND, strict=True)),
+    ]
+)
+_LABEL: Final = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+_ESCAPED: Final = rf"%{_HEX}{{2}}"
+_URI_TAIL: Final = rf"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?\[\]-]|{_ESCAPED})*(?:#(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|{_ESCAPED})*)?"
+_IRI_TAIL: Final = r'[^\s<>"{}|\\^`#]*(?:#[^\s<>"{}|\\^`#]*)?'
+_SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]*"
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+
+FORMATS: Final[dict[str, Format]] = {
+    "date": Format(rf"^{_DATE}$"),
+    "time": Format(rf"^{_TIME}$", exact=False),
+    "date-time": Format(rf"^{_DATE}[tT]{_TIME}$", exact=False),
+    "duration": Format(
+        r"^P(?:[0-9]+W|(?:[0-9]+D|[0-9]+M(?:[0-9]+D)?|[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?)?(?:T(?:[0-9]+S|[0-9]+M(?:[0-9]+S)?|[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?))?)$",
+        exact=False,
+    ),
+    "email": Format(rf"^(?:{_ATOM}(?:\.{_ATOM})*|\"[^\"\\\r\n]*\")@(?:{_LABEL}(?:\.{_LABEL})*|\[[^\]\s]+\])$", exact=False),
+    "idn-email": Format(r"^[^@\s]+@[^@\s]+$", exact=False),
+    "hostname": Format(rf"^(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*$", exact=False),
+    "idn-hostname": Format(r"^[^\s/?#@]+$", exact=False),
+    "ipv4": Format(rf"^{_IPV4}$"),
+    "ipv6": Format(rf"^(?:{_IPV6})$"),
+    "uuid": Format(rf"^{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}$"),
+    "uri": Format(rf"^{_SCHEME}:{_URI_TAIL}$", exact=False),
+    "uri-reference": Format(rf"^{_URI_TAIL}$", exact=False),
+    "iri": Format(rf"^{_SCHEME}:{_IRI_TAIL}$", exact=False),
+    "iri-reference": Format(rf"^{_IRI_TAIL}$", exact=False),
+    "json-pointer": Format(r"^(?:/(?:[^~/]|~[01])*)*$".replace("[^~/]", r"(?:[^~/]|\n|\r)")),
+    "relative-json-pointer": Format(r"^(?:0|[1-9][0-9]*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", exact=False),
+    "uri-template": Format(r"^(?:[^\s\"'<>\\^`{|}]|\{[^{}\s]+\})*$", exact=False),
+    "regex": Format(r"^[\s\S]*$", exact=False),
+}
+"""Formats that are not here constrain nothing: an unknown format describes, says the specification."""

@@ -1,0 +1,83 @@
+"""Keywords about objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
+from accelplug.constrained.regex.tree import Regex, alt, literal, without
+from accelplug.constrained.schema.atoms import Absent, Keys, Property, Required, Size, Some
+from accelplug.constrained.schema.clauses import FALSE, Alternative, Alternatives, Clause, Place, just
+from accelplug.constrained.schema.scalars import count
+
+
+def properties(place: Place) -> Iterator[Clause]:
+    """``properties``."""
+    if place.kind == "object":
+        nodes = [(name, place.below(name)) for name in place.value]
+        fails: Alternatives = [[Required(name), Property(name, just((False, node)))] for name, node in nodes]
+        yield Clause([[Property(name, just((True, node))) for name, node in nodes]], fails)
+
+
+def required(place: Place) -> Iterator[Clause]:
+    """``required``, a list; draft 3 had a truth value here."""
+    if place.kind == "object" and isinstance(place.value, list):
+        yield Clause([list(map(Required, place.value))], [[Absent(name)] for name in place.value])
+
+
+def pattern_properties(place: Place) -> Iterator[Clause]:
+    """``patternProperties``."""
+    if place.kind != "object":
+        return
+    for pattern in place.value:
+        try:
+            regex = parse(pattern)
+        except (UnsupportedPatternError, RecursionError):
+            yield place.unknown()
+        else:
+            node = place.below(pattern)
+            yield Clause([[Keys(regex, just((True, node)), place.name)]], [[Some(regex, just((False, node)), place.name)]])
+
+
+def additional_properties(place: Place) -> Iterator[Clause]:
+    """``additionalProperties``: what neither ``properties`` nor ``patternProperties`` name."""
+    if place.kind != "object":
+        return
+    try:
+        regex = others(place)
+    except (UnsupportedPatternError, RecursionError):
+        yield place.unknown()
+        return
+    node = place.below()
+    yield Clause([[Keys(regex, just((True, node)), place.name)]], [[Some(regex, just((False, node)), place.name)]])
+
+
+def others(place: Place) -> Regex:
+    """Return the names that ``properties`` and ``patternProperties`` beside a keyword leave over."""
+    beside = place.node.value
+    return without(alt(*map(literal, beside.get("properties", ())), *map(parse, beside.get("patternProperties", ()))))
+
+
+def property_names(place: Place) -> Iterator[Clause]:
+    """``propertyNames``: names that are strings against the schema are forbidden."""
+    from accelplug.constrained.schema.texts import texts_of
+
+    if place.kind != "object" or place.document.draft < 6:
+        return
+    node, never = place.below(), just((True, place.document.false))
+    good, bad = texts_of(place.document, just((True, node))), texts_of(place.document, just((False, node)))
+    holds: Alternative = [Keys(without(good.regex), never, place.name), *good.inexact]
+    yield Clause([holds], [[Some(bad.regex, frozenset(), place.name), *bad.inexact]])
+
+
+def min_properties(place: Place) -> Iterator[Clause]:
+    """``minProperties``."""
+    if place.kind == "object":
+        low = count(place)
+        yield Clause([[Size(low, None)]], [[Size(0, low - 1)]] if low else FALSE)
+
+
+def max_properties(place: Place) -> Iterator[Clause]:
+    """``maxProperties``."""
+    if place.kind == "object":
+        yield Clause([[Size(0, count(place))]], [[Size(count(place) + 1, None)]])

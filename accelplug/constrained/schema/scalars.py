@@ -1,0 +1,149 @@
+"""Keywords about types, fixed values, numbers and strings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
+from accelplug.constrained.regex.tree import alt, length, literal, without
+from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values
+from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternatives, Clause, Place, always
+from accelplug.constrained.schema.formats import FORMATS
+
+MOST_LENGTH: Final = 100_000
+
+
+def kind_of(value: Any) -> str:
+    """Return the type of a JSON value, integers being numbers."""
+    if isinstance(value, bool):
+        return "boolean"
+    kinds: dict[type, str] = {type(None): "null", int: "number", float: "number", str: "string", list: "array", dict: "object"}
+    return kinds[type(value)]
+
+
+def type_(place: Place) -> Iterator[Clause]:
+    """``type``."""
+    types = [place.value] if isinstance(place.value, str) else place.value
+    if place.kind in types:
+        yield always(TRUE)
+    elif place.kind == "number" and "integer" in types:
+        yield Clause([[Integer()]], [[Fractional(place.name)]])
+    else:
+        yield always(FALSE)
+
+
+def constant(place: Place) -> Iterator[Clause]:
+    """``const``."""
+    if place.document.draft >= 6:
+        yield _one_of(place, [place.value])
+
+
+def enumeration(place: Place) -> Iterator[Clause]:
+    """``enum``."""
+    yield _one_of(place, place.value)
+
+
+def _one_of(place: Place, values: list[Any]) -> Clause:
+    mine = [value for value in values if kind_of(value) == place.kind]
+    if not mine:
+        return always(FALSE)
+    texts = tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in mine))
+    return Clause([[Values(texts)]], _other_than(place, mine))
+
+
+def _other_than(place: Place, values: list[Any]) -> Alternatives:
+    if place.kind == "string":
+        return [[Text(without(alt(*map(literal, values))))]]
+    if place.kind == "number":
+        return _around(sorted(set(values)))
+    if place.kind == "boolean":
+        return [[Values((text,))] for text, value in (("true", True), ("false", False)) if value not in values]
+    if place.kind == "null":
+        return FALSE
+    return [[Size(1, None)]] if not any(values) else [[Inexact(place.name)]]
+
+
+def _around(values: list[Any]) -> Alternatives:
+    """Return the gaps between numbers."""
+    lower: list[Any] = [[], *([Bound(value, lower=True, exclusive=True)] for value in values)]
+    upper: list[Any] = [*([Bound(value, lower=False, exclusive=True)] for value in values), []]
+    return [[*low, *high] for low, high in zip(lower, upper, strict=True)]
+
+
+def _bound(place: Place, *, lower: bool, exclusive: bool) -> Clause:
+    if isinstance(place.value, bool) or not isinstance(place.value, int | float):
+        raise ConstraintError(f"{place.name} should be a number and is {json.dumps(place.value):.60}")
+    return Clause([[Bound(place.value, lower, exclusive)]], [[Bound(place.value, not lower, not exclusive)]])
+
+
+def bound(place: Place) -> Iterator[Clause]:
+    """``minimum`` and ``maximum``, which in draft 4 a truth value beside them makes exclusive."""
+    if place.kind == "number":
+        lower = place.keyword == "minimum"
+        beside = place.node.value.get("exclusiveMinimum" if lower else "exclusiveMaximum")
+        yield _bound(place, lower=lower, exclusive=beside is True)
+
+
+def exclusive_bound(place: Place) -> Iterator[Clause]:
+    """``exclusiveMinimum`` and ``exclusiveMaximum``."""
+    if place.kind == "number" and not isinstance(place.value, bool):
+        yield _bound(place, lower=place.keyword == "exclusiveMinimum", exclusive=True)
+
+
+def multiple_of(place: Place) -> Iterator[Clause]:
+    """``multipleOf``."""
+    if place.kind == "number":
+        yield Clause([[Multiple(place.value)]], [[Inexact(place.name)]])
+
+
+def min_length(place: Place) -> Iterator[Clause]:
+    """``minLength``."""
+    if place.kind == "string":
+        low = count(place)
+        yield Clause([[Text(length(low, None))]], [[Text(length(0, low - 1))]] if low else FALSE)
+
+
+def max_length(place: Place) -> Iterator[Clause]:
+    """``maxLength``. What no text reaches in practice is not counted."""
+    if place.kind == "string":
+        high = count(place)
+        if high > MOST_LENGTH:
+            yield place.unknown()
+        else:
+            yield Clause([[Text(length(0, high))]], [[Text(length(high + 1, None))]])
+
+
+def pattern(place: Place) -> Iterator[Clause]:
+    """``pattern``, as far as it is regular."""
+    if place.kind == "string":
+        try:
+            found = parse(place.value)
+        except (UnsupportedPatternError, RecursionError):
+            yield place.unknown()
+        else:
+            yield Clause([[Text(found)]], [[Text(without(found))]])
+
+
+def format_(place: Place) -> Iterator[Clause]:
+    """``format``, where it is asserted and known."""
+    known = FORMATS.get(place.value) if isinstance(place.value, str) else None
+    if place.kind != "string" or not place.document.asserted or known is None:
+        return
+    found = parse(known.pattern)
+    if known.exact:
+        yield Clause([[Text(found)]], [[Text(without(found))]])
+    else:
+        yield Clause([[Text(found), Inexact(place.name)]], [[Inexact(place.name)]])
+
+
+def count(place: Place) -> int:
+    """Return a keyword's value as a count.
+
+    :raises ConstraintError: it is none.
+    """
+    if isinstance(place.value, bool) or not isinstance(place.value, int | float) or place.value < 0 or place.value != int(place.value):
+        raise ConstraintError(f"{place.name} should be a whole number from 0 on and is {json.dumps(place.value):.60}")
+    return int(place.value)

@@ -1,0 +1,87 @@
+"""The final check: `jsonschema` with its format validators, and the formats it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from accelplug._errors import ConstraintError
+from accelplug.constrained.schema import searching
+from accelplug.constrained.schema.formats import FORMATS
+
+
+class Checking:
+    """A draft's validators."""
+
+    def __init__(self, base: Any, checker: Any) -> None:
+        self._base, self._checker = base, checker
+
+    def over(self, schema: Any, *, asserted: bool) -> Any:
+        """Return the validator of one schema."""
+        return self._base(schema, format_checker=self._checker if asserted else None)
+
+
+@cache
+def validator_class(draft: int, *, declared: bool) -> Checking:
+    """Return the validators of a draft.
+
+    :param declared: whether the schema names its draft; ``dependencies`` counts where it does not, whatever the draft.
+    :raises ConstraintError: jsonschema is not installed.
+    """
+    try:
+        import jsonschema
+    except ImportError as exc:
+        raise ConstraintError("JSON Schemas need jsonschema for their final check; install accelplug[grammar]") from exc
+    name = {3: "Draft3", 4: "Draft4", 6: "Draft6", 7: "Draft7", 2019: "Draft201909", 2020: "Draft202012"}[draft]
+    base = getattr(jsonschema, f"{name}Validator")
+    extra = {
+        "pattern": searching.pattern,
+        "patternProperties": searching.pattern_properties,
+        "additionalProperties": searching.additional_properties,
+    }
+    if not declared and draft > 7:
+        extra["dependencies"] = _dependencies
+    checker = jsonschema.FormatChecker(())
+    checker.checkers = dict(base.FORMAT_CHECKER.checkers)
+    for format_name in FORMATS:
+        checker.checks(format_name)(_Formatted(format_name, checker.checkers.get(format_name)))
+    return Checking(jsonschema.validators.extend(base, extra), checker)
+
+
+class _Formatted:
+    """A format's own check, and the expression that masks follow."""
+
+    def __init__(self, name: str, before: Any) -> None:
+        self._name, self._before = name, before
+
+    def __call__(self, value: Any) -> bool:
+        if not isinstance(value, str):
+            return True
+        if self._before is not None and not self._holds(value):
+            return False
+        return searching.found_in(FORMATS[self._name].pattern, value)
+
+    def _holds(self, value: str) -> bool:
+        check, raises = self._before
+        caught: tuple[type[Exception], ...] = raises if isinstance(raises, tuple) else (raises,) if raises else ()
+        try:
+            return bool(check(value))
+        except caught:
+            return False
+
+
+def _dependencies(validator: Any, dependencies: Any, instance: Any, _schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if not isinstance(instance, dict) or not isinstance(dependencies, dict):
+        return
+    for name, wanted in dependencies.items():
+        if name not in instance:
+            continue
+        if not isinstance(wanted, list):
+            yield from validator.descend(instance, wanted, schema_path=name)
+            continue
+        for other in wanted:
+            if other not in instance:
+                yield ValidationError(f"{other!r} is a dependency of {name!r}")

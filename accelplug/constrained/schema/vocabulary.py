@@ -1,0 +1,51 @@
+"""Which function says what a keyword means. Keywords that are not here constrain nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from accelplug.constrained.schema import arrays, combining, objects, scalars, unevaluated
+from accelplug.constrained.schema.clauses import Keyword
+
+KEYWORDS: Final[Mapping[str, Keyword]] = {
+    "$ref": combining.reference,
+    "$dynamicRef": combining.reference,
+    "$recursiveRef": combining.reference,
+    "allOf": combining.all_of,
+    "anyOf": combining.any_of,
+    "oneOf": combining.one_of,
+    "not": combining.negation,
+    "if": combining.condition,
+    "dependencies": combining.dependencies,
+    "dependentRequired": combining.dependent_required,
+    "dependentSchemas": combining.dependent_schemas,
+    "type": scalars.type_,
+    "const": scalars.constant,
+    "enum": scalars.enumeration,
+    "minimum": scalars.bound,
+    "maximum": scalars.bound,
+    "exclusiveMinimum": scalars.exclusive_bound,
+    "exclusiveMaximum": scalars.exclusive_bound,
+    "multipleOf": scalars.multiple_of,
+    "minLength": scalars.min_length,
+    "maxLength": scalars.max_length,
+    "pattern": scalars.pattern,
+    "format": scalars.format_,
+    "prefixItems": arrays.prefix_items,
+    "items": arrays.items,
+    "additionalItems": arrays.additional_items,
+    "contains": arrays.contains,
+    "minItems": arrays.min_items,
+    "maxItems": arrays.max_items,
+    "uniqueItems": arrays.unique_items,
+    "properties": objects.properties,
+    "required": objects.required,
+    "patternProperties": objects.pattern_properties,
+    "additionalProperties": objects.additional_properties,
+    "propertyNames": objects.property_names,
+    "minProperties": objects.min_properties,
+    "maxProperties": objects.max_properties,
+    "unevaluatedProperties": unevaluated.unevaluated,
+    "unevaluatedItems": unevaluated.unevaluated,
+}

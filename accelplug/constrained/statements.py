@@ -1,0 +1,117 @@
+"""The keywords of a schema with their places, and what an engine must know of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.formats import FORMATS
+from accelplug.constrained.schema.vocabulary import KEYWORDS
+
+_BESIDE: Final = ("then", "else", "minContains", "maxContains")
+_MAPS: Final = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
+_LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_ONES: Final = ("not", "if", "then", "else", "items", "additionalItems", "contains", "additionalProperties", "propertyNames")
+_MORE_ONES: Final = ("unevaluatedItems", "unevaluatedProperties")
+
+
+class Use(NamedTuple):
+    """A keyword at its place, and the feature that an engine would need for it."""
+
+    place: str
+    keyword: str
+    feature: str
+
+
+def uses(document: Document) -> list[Use]:
+    """Return every keyword that constrains, in the order of the text."""
+    return list(_uses(document, document.schema, "#"))
+
+
+def _uses(document: Document, schema: Any, place: str) -> Iterator[Use]:
+    if not isinstance(schema, dict):
+        return
+    alone = document.draft <= 7 and "$ref" in schema
+    for keyword, value in schema.items():
+        here = f"{place}/{keyword}"
+        ignored = (alone and keyword != "$ref") or (keyword == "format" and (not document.asserted or not _known(value)))
+        if (keyword in KEYWORDS or keyword in _BESIDE) and not ignored:
+            yield Use(here, keyword, _feature(schema, keyword))
+        for step, child in _children(keyword, value):
+            yield from _uses(document, child, f"{here}{step}")
+
+
+def _known(name: object) -> bool:
+    return isinstance(name, str) and name in FORMATS
+
+
+def _children(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if keyword in _MAPS and isinstance(value, dict):
+        yield from ((f"/{str(name).replace('~', '~0').replace('/', '~1')}", child) for name, child in value.items())
+    elif keyword in _LISTS and isinstance(value, list):
+        yield from ((f"/{index}", child) for index, child in enumerate(value))
+    elif keyword in _ONES or keyword in _MORE_ONES:
+        yield "", value
+
+
+def _feature(schema: dict[str, Any], keyword: str) -> str:
+    """Name what an engine must be able to do: a keyword, or one form of it."""
+    value = schema[keyword]
+    for form, applies in _FORMS.items():
+        if keyword in applies[0] and applies[1](schema, value):
+            return form.format(keyword)
+    return f"format {value}" if keyword == "format" else keyword
+
+
+def _has_classes(_: dict[str, Any], value: Any) -> bool:
+    patterns = value if isinstance(value, dict) else [str(value)]
+    return any(sign in pattern for pattern in patterns for sign in (r"\d", r"\w", r"\s", r"\D", r"\W", r"\S", r"\p", r"\b", "(?", "."))
+
+
+def _has_siblings(schema: dict[str, Any], _: Any) -> bool:
+    return bool(schema.keys() - {"$ref", "description", "title", "$comment", "definitions", "$defs", "$schema", "$id"})
+
+
+def _beyond_a_pointer(_: dict[str, Any], value: Any) -> bool:
+    return not isinstance(value, str) or re.match(r"#(/|$)", value) is None
+
+
+def _has_parts(_: dict[str, Any], value: Any) -> bool:
+    return any(isinstance(one, dict | list | float) for one in (value if isinstance(value, list) else [value]))
+
+
+_FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], bool]]]] = {
+    "{} with classes": (("pattern", "patternProperties"), _has_classes),
+    "{} beyond a pointer": (("$ref",), _beyond_a_pointer),
+    "{} with siblings": (("$ref",), _has_siblings),
+    "{} of parts": (("enum", "const"), _has_parts),
+    "{} as a list": (("items",), lambda _, value: isinstance(value, list)),
+    "{} as a flag": (("exclusiveMinimum", "exclusiveMaximum", "required"), lambda _, value: isinstance(value, bool)),
+    "{} beyond 1000": (
+        ("minItems", "maxItems", "minProperties", "maxProperties"),
+        lambda _, value: not isinstance(value, int) or value > 1000,
+    ),
+    "{} of fractions": (("multipleOf",), lambda _, value: not isinstance(value, int)),
+}
+"""Forms of keywords that are features of their own -> the keywords, and what tells them."""
+
+
+def split(all_uses: list[Use], inexact: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Divide places into those that are enforced and those that are checked: what stands at or below an inexact place.
+
+    ``"*/required"`` is every such keyword. Where a place is none of the document's, all of it counts as checked.
+    """
+    vague = tuple(inexact)
+    checked = [use.place for use in all_uses if any(_covers(one, use) for one in vague)]
+    if vague and not checked:
+        checked = [use.place for use in all_uses]
+    kept = dict.fromkeys(checked)
+    return tuple(dict.fromkeys(use.place for use in all_uses if use.place not in kept)), tuple(kept)
+
+
+def _covers(place: str, use: Use) -> bool:
+    if place.startswith("*/"):
+        return use.keyword == place[2:]
+    return use.place == place or use.place.startswith(place + "/")

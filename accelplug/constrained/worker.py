@@ -1,0 +1,47 @@
+"""Grammars that look dangerous are compiled in a process of their own first, which may be ended; this one goes on whatever happens there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Final
+
+from accelplug._errors import ConstraintError
+from accelplug.hooks import CompileLimits, GrammarSpec
+
+LONG_TEXT: Final = 300_000
+BIG_NUMBER: Final = 1000
+_REPEATS: Final = re.compile(r"\{\d*,?(\d{4,})")
+_COUNTS: Final = re.compile(r"(?:Length|Items|Properties)\"?\s*:\s*(\d{4,})")
+_NESTED_REPEATS: Final = re.compile(r"[+*}]\)*[+*{]|\)[+*{][^\"]*\)[+*{]")
+
+
+def looks_dangerous(name: str, spec: GrammarSpec) -> bool:
+    """Whether a grammar is long, repeats often or repeats repetitions; where an engine is asked alone, also whether it counts far."""
+    counted = [*_REPEATS.finditer(spec.text), *(() if name == "auto" else _COUNTS.finditer(spec.text))]
+    if len(spec.text) > LONG_TEXT or any(int(found[1]) > BIG_NUMBER for found in counted):
+        return True
+    return spec.kind in {"regex", "lark", "ebnf"} and _NESTED_REPEATS.search(spec.text) is not None
+
+
+def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
+    """Compile a grammar that looks dangerous in another process, on a small vocabulary, under the limits.
+
+    :raises ConstraintError: it was refused there, took longer or more memory than the limits, or brought the process down.
+    """
+    if not looks_dangerous(name, spec):
+        return
+    given = json.dumps({"engine": name, "spec": asdict(spec), "megabytes": limits.megabytes, "seconds": limits.seconds})
+    command = [sys.executable, "-m", "accelplug.constrained.trial"]
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=limits.seconds, check=False)
+    except subprocess.TimeoutExpired as exc:
+        raise ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds") from exc
+    if done.returncode == 0:
+        return
+    if done.returncode == 1 and done.stdout.startswith("refused: "):
+        raise ConstraintError(done.stdout.removeprefix("refused: ").strip())
+    raise ConstraintError(f"the {spec.kind} takes more than {limits.megabytes} MB to compile; simplify it, or raise megabytes")

@@ -1,0 +1,160 @@
+"""Grammars on Transformers: a compiled grammar bound to one model, and the logits processor that lays its mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from accelplug._errors import ConstraintError, HostError
+from accelplug.hooks.masking import CompiledGrammar, CompileLimits, GrammarSpec, GrammarStatement, Vocabulary
+from accelplug.hooks.registry import Technique
+from accelplug.hosts.hf.positions import Positions
+from accelplug.hosts.hf.request import Requests
+
+_LIMITS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") == 1, np.float32(np.inf), np.float32(-np.inf))
+"""Byte of a mask -> the most that each of its eight scores may be. Ten times as fast on CPUs as filling by truth values."""
+
+
+class Grammar:
+    """A grammar compiled for one model's tokens. Shared by calls and threads.
+
+    :ivar spec: what the output must be.
+    :ivar statement: which keywords the mask enforces, and which `problem_of` checks.
+    """
+
+    def __init__(self, engine: Technique, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> None:
+        self.engine, self.spec, self.vocabulary = engine, spec, vocabulary
+        self.ends = set(vocabulary.eos_token_ids)
+        compiled = engine.call(lambda given: engine.instance.compile(given, vocabulary, limits), spec)
+        self.compiled: CompiledGrammar = compiled
+        self.statement: GrammarStatement = compiled.statement
+
+    def after(self, prompt: int | Tensor | Mapping[str, Tensor]) -> GrammarProcessor:
+        """Return the processor for what follows a prompt: ``model.generate(**inputs, logits_processor=[grammar.after(inputs)])``.
+
+        It works wherever Transformers calls processors, with beams too, and for any number of calls with prompts of that length.
+
+        :param prompt: what the tokenizer made of the prompts, their token ids [count, length], or that length.
+        """
+        ids = prompt["input_ids"] if isinstance(prompt, Mapping) else prompt
+        return GrammarProcessor(self, ids if isinstance(ids, int) else ids.shape[-1])
+
+    def check_width(self, vocab_size: int) -> None:
+        """Refuse a model of another width.
+
+        :raises HostError: naming both.
+        """
+        if len(self.vocabulary) != vocab_size:
+            raise HostError(f"the grammar was compiled for {len(self.vocabulary)} tokens and the model has {vocab_size}; compile it for this model")
+
+    def problem_of(self, tokens: Sequence[int]) -> str | None:
+        """Return what is wrong with a finished answer's token ids in one sentence, None if nothing is: the final check."""
+        ends = [i for i, token in enumerate(tokens) if token in self.ends]
+        answer = list(tokens[: ends[0]] if ends else tokens)
+        matcher = self.compiled.matcher()
+        if (legal := matcher.accept(answer)) < len(answer):
+            return f"token {legal} of the answer is not what the grammar allows there; something chose it behind the mask"
+        if not matcher.validate(self.vocabulary.eos_token_ids[:1]):
+            return f"the answer was cut off after {len(answer)} tokens, before the grammar lets it end; raise max_new_tokens, or drop stop strings"
+        return self.compiled.check(b"".join(self.vocabulary.tokens[token] for token in answer).decode(errors="replace"))
+
+
+class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
+    """Forbids what the grammar does: a function of each row's tokens and nothing else, whatever rows it was shown before.
+
+    :ivar defers: keep a dead end for `raise_if_dead`: it may lie behind a draft that is never committed.
+    """
+
+    prefix_pure = True
+
+    def __init__(self, grammar: Grammar, prompt_length: int = 0, *, positions: Positions | None = None, defers: bool = False) -> None:
+        self.grammar, self.prompt_length, self.defers = grammar, prompt_length, defers
+        self.positions = positions or Positions(grammar.compiled)
+        self.bits = torch.zeros(0, -(-len(grammar.vocabulary) // 32), dtype=torch.int32)
+        self.dead: set[tuple[int, ...]] = set()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores with -inf for every token that may not follow, [count, vocab_size]."""
+        self.grammar.check_width(scores.shape[-1])
+        answers: list[list[int]] = input_ids[:, self.prompt_length :].tolist()
+        if len(answers) > len(self.bits):
+            self.bits = torch.zeros(len(answers), self.bits.shape[1], dtype=torch.int32)
+        over = {row for row, answer in enumerate(answers) if not self._fill(row, answer)}
+        masked = self._masked(scores)
+        stuck = {row for row, best in enumerate(masked.amax(-1).tolist()) if best == -torch.inf}
+        for row in stuck - over:
+            self._stop(answers[row])
+        if over or stuck:
+            self._end(masked, sorted(over | stuck))
+        return masked
+
+    def _fill(self, row: int, answer: list[int]) -> bool:
+        """Write one row's bits; return whether the answer goes on: it has no end yet and did not leave the grammar."""
+        if not self.grammar.ends.isdisjoint(answer):
+            return False  # nor is a matcher asked about padding
+        position = self.positions.at(answer)
+        if position.strayed:
+            return False
+        position.matcher.fill(self.bits[row])
+        return True
+
+    def _masked(self, scores: Tensor) -> Tensor:
+        """Return the scores with -inf where a row's bit is 0, [count, vocab_size]."""
+        bits = self.bits[: len(scores)]
+        if scores.device.type == "cpu":
+            limits = _LIMITS.take(bits.numpy().view(np.uint8), axis=0).reshape(len(scores), -1)
+            return torch.minimum(scores, torch.from_numpy(limits[:, : scores.shape[1]]).to(scores))
+        shifts = torch.arange(32, dtype=torch.int32, device=scores.device)
+        allowed = (bits.to(scores.device).unsqueeze(-1) >> shifts) & 1
+        return scores.masked_fill(allowed.flatten(1)[:, : scores.shape[1]] == 0, -torch.inf)
+
+    def _end(self, masked: Tensor, rows: list[int]) -> None:
+        """Leave these rows the end alone: they are over, no more than padding, or drafts that will be rejected."""
+        masked[rows] = -torch.inf
+        for end in self.grammar.ends:
+            masked[rows, end] = 0.0
+
+    def _stop(self, answer: list[int]) -> None:
+        if not self.defers:
+            raise self._dead_end(answer)
+        self.dead.add(tuple(answer))
+
+    def begin(self, requests: Requests) -> None:
+        """Begin a call of the decoding loop: the grammar governs what follows its prompts.
+
+        :raises HostError: the call does not end where the grammar does; an end that the grammar takes for text would cut it short.
+        """
+        if requests.eos != self.grammar.ends:
+            raise HostError(
+                f"the grammar ends with the EOS tokens {sorted(self.grammar.ends)} of model.generation_config and generate() stops at "
+                f"{sorted(requests.eos) or 'none'}; set model.generation_config.eos_token_id before attaching, and leave it out of generate()"
+            )
+        self.prompt_length, self.padding = requests.prompt_length, requests.pad_token_id
+        self.dead.clear()
+
+    def problems(self, sequences: Tensor) -> list[str | None]:
+        """Return the final check of every row of a call, prompts included, [count, length].
+
+        :raises ConstraintError: a row came to where nothing could follow.
+        """
+        answers: list[list[int]] = sequences[:, self.prompt_length :].tolist()
+        for answer in answers:
+            for length in {len(dead) for dead in self.dead}:
+                if tuple(answer[:length]) in self.dead:
+                    raise self._dead_end(answer[:length])
+            while answer and answer[-1] == self.padding and self.padding not in self.grammar.ends:
+                answer.pop()  # behind a stop string
+        return [self.grammar.problem_of(answer) for answer in answers]
+
+    def _dead_end(self, answer: Sequence[int]) -> ConstraintError:
+        tokens = self.grammar.vocabulary.tokens
+        text = b"".join(tokens[token] for token in answer).decode(errors="replace")
+        return ConstraintError(
+            f"no token is left after {text[-60:]!r}: what {self.grammar.engine} allows there, the model or the other logits processors "
+            "forbid; leave those out, or loosen the grammar"
+        )
+

@@ -1,0 +1,194 @@
+"""A grammar's part in drafting: tokens that must follow are drafted, drafts that may not follow are cut before they cost a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from accelplug.hooks.capabilities import Selection, drafter_traits, verifier_traits
+from accelplug.hooks.drafting import ROOT, DrafterTraits, DraftView, IntArray, NodeKind
+from accelplug.hooks.masking import Matcher
+from accelplug.hosts.hf.tree import EMPTY, Tree
+from accelplug.hosts.stats import Stats
+
+if TYPE_CHECKING:
+    from accelplug.hosts.hf.grammar import GrammarProcessor
+    from accelplug.hosts.hf.positions import Position
+
+
+class Guide:
+    """Shapes each row's drafts by where the row stands in the grammar.
+
+    :param tokens: [count, max_length], the rows' committed tokens, prompts and padding included.
+    :ivar leads: the drafter goes on behind what is forced.
+    """
+
+    def __init__(self, processor: GrammarProcessor, tokens: IntArray, selection: Selection, stats: Stats) -> None:
+        self.processor, self.tokens, self.stats = processor, tokens, stats
+        self.forces = NodeKind.DELTA in verifier_traits(selection.verifier).kinds
+        traits = DrafterTraits() if selection.drafter is None else drafter_traits(selection.drafter)
+        self.leads, self.draws = traits.continues, bool(traits.kinds - {NodeKind.DELTA})
+        self.asked: dict[int, tuple[Tree, int]] = {}  # row -> what the drafter drafted where something else was verified, behind how many
+
+    @contextmanager
+    def shaping(self, view: DraftView, lengths: IntArray | int, trees: list[Tree]) -> Iterator[None]:
+        """Find what is forced before the drafter is asked, and shape what it has put into `trees` afterwards.
+
+        A drafter that draws tokens and cannot go on behind forced ones is not asked about a row that has some: its draws would be
+        left out depending on what they are, and the text's distribution would no longer be the target's.
+
+        :param view: what the drafter is asked; while it is, forced tokens are a part of the rows' texts if it can go on behind them.
+        :param lengths: [num_reqs] committed tokens, padding included, or one number for all.
+        """
+        ends, budgets = np.broadcast_to(lengths, view.rows.shape).tolist(), view.budgets.copy()
+        asked = list(zip(view.rows.tolist(), ends, budgets.tolist(), strict=True))
+        forced = [self._forced(*each) for each in asked]
+        counts = np.array([len(tokens) for tokens in forced], dtype=np.int64)
+        if view.ahead is not None:
+            _go_ahead(view, forced, counts)
+        elif self.draws:
+            view.budgets[counts > 0] = 0
+        yield
+        view.budgets[:] = budgets
+        if view.ahead is not None:
+            view.lengths[:] -= counts
+        self.asked = {}
+        for (row, length, budget), tokens in zip(asked, forced, strict=True):
+            tree = self._shaped(row, length, trees[row], tokens, budget)
+            if tree is not trees[row]:
+                self.asked[row], trees[row] = (trees[row], len(tokens) if self.leads else 0), tree
+
+    def accepted(self, row: int, tree: Tree, path: Sequence[int]) -> int:
+        """Return how many tokens of an accepted path the drafter itself had drafted."""
+        if row not in self.asked:
+            return len(path)
+        own, skipped = self.asked[row]
+        at, count = ROOT, 0
+        for node in path[skipped:]:
+            child = own.follow(at, tree.tokens[node])
+            if child is None:
+                break
+            at, count = child, count + 1
+        return count
+
+    def _at(self, row: int, length: int) -> Position:
+        return self.processor.positions.at(self.tokens[row, self.processor.prompt_length : length].tolist())
+
+    def _forced(self, row: int, length: int, budget: int) -> list[int]:
+        if not self.forces or budget <= 0:
+            return []
+        position = self._at(row, length)
+        return [] if position.strayed or position.matcher.is_terminated else list(position.matcher.forced()[:budget])
+
+    def _shaped(self, row: int, length: int, tree: Tree, forced: list[int], budget: int) -> Tree:
+        before = forced if self.leads else []
+        if len(tree) and not (position := self._at(row, length)).strayed:
+            kept = pruned(tree, position.matcher, before)
+            self.stats.pruned += len(tree) - len(kept)
+            tree = kept
+        if not forced:
+            return tree
+        return behind(forced, tree) if self.leads else merged(forced, tree, budget)
+
+
+def _go_ahead(view: DraftView, forced: Sequence[Sequence[int]], counts: IntArray) -> None:
+    """Put the forced tokens behind the rows' texts."""
+    assert view.ahead is not None
+    for row, length, tokens in zip(view.rows, view.lengths, forced, strict=True):
+        view.tokens[row, length : length + len(tokens)] = tokens
+    view.ahead[:] = counts
+    view.lengths[:] += counts
+    view.budgets[:] -= counts
+
+
+def pruned(tree: Tree, matcher: Matcher, before: Sequence[int] = ()) -> Tree:
+    """Return the tree without illegal nodes and what hangs below them.
+
+    :param before: tokens that the tree follows, behind the matcher's.
+
+    A sampled node stays as a leaf: rejecting it changes what the next token is drawn from, so leaving it out would change
+    the distribution. A point mass that the target cannot produce changes nothing.
+    """
+    legal = _legal(tree, matcher, before)
+    if all(legal):
+        return tree
+    parents = tree.parents or range(ROOT, len(tree) - 1)
+    kept: dict[int, int] = {ROOT: ROOT}  # old -> new
+    for node, parent in enumerate(parents):
+        if (parent == ROOT or (parent in kept and legal[parent])) and (legal[node] or tree.kind(node) != NodeKind.DELTA):
+            kept[node] = len(kept) - 1
+    del kept[ROOT]
+    return _of(tree, list(kept), [kept.get(parents[node], ROOT) for node in kept])
+
+
+def _legal(tree: Tree, matcher: Matcher, before: Sequence[int]) -> list[bool]:
+    """Return which nodes the grammar allows behind their ancestors, asking once per leaf and without moving the matcher."""
+    if tree.parents is None:
+        count = matcher.validate([*before, *tree.tokens]) - len(before)
+        return [node < count for node in range(len(tree))]
+    legal = [True] * len(tree)
+    for leaf in sorted(set(range(len(tree))) - set(tree.parents)):
+        path = [leaf]
+        while (parent := tree.parents[path[-1]]) != ROOT:
+            path.append(parent)
+        path.reverse()
+        if all(legal[node] for node in path):
+            for node in path[matcher.validate([*before, *(tree.tokens[node] for node in path)]) - len(before) :]:
+                legal[node] = False
+    return legal
+
+
+def _of(tree: Tree, nodes: Sequence[int], parents: list[int]) -> Tree:
+    """Return some of a tree's nodes as a tree."""
+    if not nodes:
+        return EMPTY
+    is_chain = parents == list(range(ROOT, len(nodes) - 1))
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(() if is_chain else parents):
+        children.setdefault(parent, []).append(node)
+    kinds = None if tree.kinds is None else [tree.kinds[node] for node in nodes]
+    row_ids = None if tree.row_ids is None else [tree.row_ids[node] for node in nodes]
+    return Tree([tree.tokens[node] for node in nodes], None if is_chain else parents, kinds, row_ids, tree.rows, children)
+
+
+def behind(forced: list[int], tree: Tree) -> Tree:
+    """Return the forced tokens with the tree behind the last of them."""
+    count = len(forced)
+    chain = list(range(ROOT, count - 1))
+    tokens = forced + tree.tokens
+    parents = None if tree.parents is None else chain + [parent + count for parent in tree.parents]
+    children = {} if parents is None else {node: [node + 1] for node in chain} | {n + count: [c + count for c in own] for n, own in tree.children.items()}
+    kinds = None if tree.kinds is None else [int(NodeKind.DELTA)] * count + tree.kinds
+    row_ids = None if tree.row_ids is None else [ROOT] * count + tree.row_ids
+    return Tree(tokens, parents, kinds, row_ids, tree.rows, children, count)
+
+
+def merged(forced: list[int], tree: Tree, budget: int) -> Tree:
+    """Return the forced tokens, and those of the tree's nodes that fit beside or behind them; of a chain only what continues them.
+
+    :param tree: of point masses.
+    """
+    if tree.parents is None:
+        agrees = tree.tokens[: len(forced)] == forced
+        return Tree(tree.tokens if agrees else forced, forced=len(forced))
+    tokens, parents = list(forced), list(range(ROOT, len(forced) - 1))
+    children = {ROOT: [0]} | {node: [node + 1] for node in range(len(forced) - 1)}
+    place = {ROOT: ROOT}
+    for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+        above = place.get(parent)
+        if above is None:
+            continue
+        same = [child for child in children.get(above, ()) if tokens[child] == token]
+        if not same and len(tokens) >= budget:
+            continue
+        place[node] = same[0] if same else len(tokens)
+        if not same:
+            children.setdefault(above, []).append(len(tokens))
+            tokens.append(token)
+            parents.append(above)
+    if parents == list(range(ROOT, len(tokens) - 1)):
+        return Tree(tokens, forced=len(forced))
+    return Tree(tokens, parents, children=children, forced=len(forced))

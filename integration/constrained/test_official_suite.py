@@ -1,0 +1,116 @@
+"""The official JSON Schema test suite through the masks: nothing invalid is accepted, and what is decided by mask never gets less.
+
+`tests/constrained/official_suite.json` holds the counts; ``python integration/constrained/test_official_suite.py`` writes them again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from accelplug import ConstraintError
+from accelplug.constrained.auto import Auto
+from accelplug.constrained.engines.known import begin
+from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.walking import legal_by_mask
+from accelplug.hooks import CompileLimits, GrammarSpec
+
+ROOT = Path(__file__).parents[2]
+SUITE = ROOT.parent / "shared" / "data" / "json_schema_test_suite"
+RATCHET = ROOT / "tests" / "constrained" / "official_suite.json"
+DRAFTS = {"draft2020-12": "https://json-schema.org/draft/2020-12/schema", "draft7": "http://json-schema.org/draft-07/schema#"}
+
+pytestmark = pytest.mark.skipif(not SUITE.exists(), reason="the official test suite is not beside this repository, in ../shared/data")
+
+
+def files():
+    return [f"{draft}/{path.name}" for draft in DRAFTS for path in sorted((SUITE / draft).glob("*.json"))]
+
+
+@cache
+def engine():
+    return Auto()
+
+
+def judged(name):
+    """Count the tests of one file by what decides them; in the suite `format` describes."""
+    counts = Counter()
+    for group in json.loads((SUITE / name).read_text()):
+        schema = group["schema"]
+        if isinstance(schema, dict):
+            schema = {"$schema": DRAFTS[name.partition("/")[0]], **schema}
+        counts.update(_best(schema, group["tests"]))
+    return dict(sorted(counts.items()))
+
+
+def _best(schema, tests):
+    found = None
+    for order in ("declared", "any"):
+        found = _counted(schema, tests, order)
+        if not found["valid refused"]:
+            break
+    return found
+
+
+def _counted(schema, tests, order):
+    counts = Counter()
+    try:
+        grammar = engine().compile(
+            GrammarSpec("json_schema", json.dumps(schema), format="annotate", order=order), bytes_only(), CompileLimits()
+        )
+    except ConstraintError as exc:
+        for test in tests:
+            counts["mask" if "no value satisfies" in str(exc) and not test["valid"] else "refused"] += 1
+        return counts
+    for test in tests:
+        text = json.dumps(test["data"], ensure_ascii=False)
+        by_mask = legal_by_mask(grammar.matcher(), text, bytes_only())
+        if by_mask == test["valid"]:
+            counts["mask"] += 1
+        elif test["valid"]:
+            counts["valid refused"] += 1
+        else:
+            counts["wrong" if grammar.check(text) is None else "check"] += 1
+    return counts
+
+
+def alone(name, engine_name):
+    """Count the tests that one engine decides right by its mask as it is."""
+    right = 0
+    for group in json.loads((SUITE / name).read_text()):
+        try:
+            new = begin(engine_name, GrammarSpec("json_schema", json.dumps(group["schema"])), bytes_only())
+        except ConstraintError:
+            continue
+        right += sum(
+            legal_by_mask(new(), json.dumps(test["data"], ensure_ascii=False), bytes_only()) == test["valid"] for test in group["tests"]
+        )
+    return right
+
+
+@pytest.mark.parametrize("name", files() if SUITE.exists() else [])
+def test_no_file_gets_worse(name):
+    pytest.importorskip("llguidance")
+    found, before = judged(name), json.loads(RATCHET.read_text())["files"][name]
+    assert found.get("wrong", 0) == 0
+    assert found.get("mask", 0) >= before.get("mask", 0)
+    assert found.get("valid refused", 0) <= before.get("valid refused", 0)
+    assert sum(found.values()) == sum(before.values())
+
+
+def test_more_is_decided_than_by_an_engine_alone():
+    totals = json.loads(RATCHET.read_text())["totals"]
+    assert totals["mask"] > max(totals["alone"].values())
+    assert totals["alone"]["llguidance"] == sum(alone(name, "llguidance") for name in files())
+
+
+if __name__ == "__main__":
+    found = {name: judged(name) for name in files()}
+    totals = sum((Counter(counts) for counts in found.values()), Counter())
+    engines = {name: sum(alone(file, name) for file in files()) for name in ("llguidance", "xgrammar")}
+    RATCHET.write_text(json.dumps({"files": found, "totals": {**totals, "alone": engines}}, indent=1) + "\n")
+    print(totals, engines)

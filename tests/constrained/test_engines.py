@@ -1,0 +1,156 @@
+"""Three engines behind one protocol: masks, ends, taking back, forced tokens, and what each was seen to enforce."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from accelplug import ConstraintError
+from accelplug.constrained.auto import Alone, Auto
+from accelplug.constrained.engines.known import enforces, label
+from accelplug.constrained.engines.recorded import RECORDED
+from accelplug.constrained.probes import PROBES, bytes_only, seen
+from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary, load_registry
+
+NAMES = ("llguidance", "xgrammar", "outlines")
+PACKAGES = {"llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
+VOCABULARY = Vocabulary(
+    (*(bytes([byte]) for byte in range(256)), b"", b'{"', b"aa", b"", b""), (256, 260), encode=lambda text: list(text.encode())
+)
+LIMITS = CompileLimits()
+
+
+def engine(name):
+    pytest.importorskip(PACKAGES.get(name, "llguidance"))
+    return Auto() if name == "auto" else Alone(name)
+
+
+def bits(matcher):
+    row = torch.full(((len(VOCABULARY) + 31) // 32,), -1, dtype=torch.int32)
+    matcher.fill(row)
+    return {token for token in range(32 * len(row)) if row[token // 32].item() >> token % 32 & 1}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "auto"])
+def test_a_mask_is_what_accept_takes(name):
+    """Every token by hand, at every place of a text: the mask and `accept` agree, and taking back is exact."""
+    matcher = engine(name).compile(GrammarSpec("regex", "aa[bc]|x"), VOCABULARY, LIMITS).matcher()
+    places = 0
+    for text in ([], [97], [258], [97, 97], [97, 97, 98], [120]):
+        assert matcher.accept(text) == len(text)
+        legal = bits(matcher)
+        for token in range(len(VOCABULARY)):
+            assert matcher.validate([token]) == (token in legal)
+            count = matcher.accept([token])
+            assert count == (token in legal), (text, token)
+            if count:
+                places += 1
+                matcher.rollback(1)
+        assert bits(matcher) == legal
+        if text:
+            matcher.rollback(len(text))
+    assert places > 6
+
+
+@pytest.mark.parametrize("name", [*NAMES, "auto"])
+def test_an_end_is_the_end(name):
+    matcher = engine(name).compile(GrammarSpec("choice", '["a", "aa"]'), VOCABULARY, LIMITS).matcher()
+    assert matcher.accept([256]) == 0
+    assert matcher.accept([97]) == 1
+    assert {256, 260} <= bits(matcher)
+    assert matcher.validate([97, 256, 97]) == 2
+    assert matcher.accept([260, 97]) == 1
+    assert matcher.is_terminated
+    assert bits(matcher) == set()
+    assert not matcher.forced()
+    assert matcher.accept([256]) == matcher.accept([97]) == matcher.validate([256]) == 0
+    matcher.rollback(1)
+    assert not matcher.is_terminated
+    assert matcher.accept([97, 256]) == 2
+    matcher.rollback(3)
+    assert matcher.accept([258, 256]) == 2
+
+
+@pytest.mark.parametrize("name", ["llguidance", "auto"])
+def test_forced_tokens_are_legal_and_nothing_else_is(name):
+    schema = {"type": "object", "properties": {"name": {"type": "integer"}}, "required": ["name"], "additionalProperties": False}
+    matcher = engine(name).compile(GrammarSpec("json_schema", json.dumps(schema), whitespace="compact"), bytes_only(), LIMITS).matcher()
+    forced = list(matcher.forced())
+    assert bytes(forced) == b'{"name":'
+    for token in forced:
+        row = torch.zeros(9, dtype=torch.int32)
+        matcher.fill(row)
+        assert [place for place in range(257) if row[place // 32].item() >> place % 32 & 1] == [token]
+        assert matcher.accept([token]) == 1
+    assert not matcher.forced()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_matchers_share_nothing(name):
+    compiled = engine(name).compile(GrammarSpec("regex", "a*b"), VOCABULARY, LIMITS)
+    one, other = compiled.matcher(), compiled.matcher()
+    assert one.accept([97, 97, 98, 256]) == 4
+    assert other.validate([98, 256]) == 2
+    assert other.accept([97]) == 1
+    one.rollback(4)
+    assert one.validate([97, 98]) == 2
+
+
+def test_what_was_compiled_is_kept():
+    auto = engine("auto")
+    spec = GrammarSpec("json_schema", '{"type": "integer"}')
+    assert auto.compile(spec, VOCABULARY, LIMITS) is auto.compile(spec, VOCABULARY, LIMITS)
+    assert auto.compile(spec, bytes_only(), LIMITS) is not auto.compile(spec, VOCABULARY, LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["regex", "choice", "lark", "ebnf"])
+def test_other_kinds_are_routed(kind):
+    text = {"regex": "ab+", "choice": '["ab", "c"]', "lark": 'start: "a" /b+/', "ebnf": 'root ::= "a" "b"+'}[kind]
+    compiled = engine("auto").compile(GrammarSpec(kind, text), VOCABULARY, LIMITS)
+    assert compiled.matcher().validate([97, 98, 256]) == 3
+    assert compiled.matcher().validate([97, 256]) == 1
+    assert compiled.statement.enforced == (kind,)
+    assert compiled.check("ab") is None
+
+
+def test_what_an_engine_does_not_take_is_refused():
+    with pytest.raises(ConstraintError, match="use llguidance"):
+        engine("xgrammar").compile(GrammarSpec("lark", 'start: "a"'), VOCABULARY, LIMITS)
+    with pytest.raises(ConstraintError, match="list of texts"):
+        engine("llguidance").compile(GrammarSpec("choice", "[]"), VOCABULARY, LIMITS)
+    with pytest.raises(ConstraintError, match="refuses the grammar"):
+        engine("llguidance").compile(GrammarSpec("regex", "("), VOCABULARY, LIMITS)
+
+
+def test_the_recorded_probes_are_what_the_probes_find():
+    """All of llguidance's; of the slower engines a few."""
+    for name, features in (
+        ("llguidance", list(PROBES)),
+        ("xgrammar", ["required", "enum", "uniqueItems"]),
+        ("outlines", ["enum", "required"]),
+    ):
+        if label(name) not in RECORDED:
+            continue
+        from accelplug.constrained.engines.known import begin
+
+        for feature in features:
+            found = seen(PROBES[feature], lambda spec, vocabulary, name=name: begin(name, spec, vocabulary))
+            assert found == (feature not in RECORDED[label(name)]) == enforces(name, feature), (name, feature)
+
+
+def test_an_engine_alone_checks_what_it_was_not_seen_to_enforce():
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+    assert engine("llguidance").compile(GrammarSpec("json_schema", json.dumps(schema)), VOCABULARY, LIMITS).statement.checked == ()
+    wanting = GrammarSpec("json_schema", '{"type": "object", "required": ["a"]}')
+    compiled = engine("xgrammar").compile(wanting, VOCABULARY, LIMITS)
+    assert compiled.statement.checked == ("#/required",)
+    assert "required" in compiled.check("{}")
+    assert compiled.check('{"a": 1}') is None
+
+
+def test_they_are_registered():
+    registry = load_registry(entry_points=False)
+    assert {entry.name for entry in registry if entry.kind == "grammar"} == {"auto", *NAMES}
+    assert isinstance(registry.find("grammar", "auto")[0].resolve()(), Auto)

@@ -1,0 +1,62 @@
+"""A mask's expression of a format lets nothing through that the format's own validator refuses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accelplug.constrained.regex.derive import matches
+from accelplug.constrained.regex.parse import parse
+from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.formats import FORMATS
+
+EXACT = sorted(name for name, known in FORMATS.items() if known.exact)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_formats_are_the_whole_truth(name):
+    """What matches is valid: were it not, the statement would call a keyword enforced that is not."""
+    jsonschema = pytest.importorskip("jsonschema")
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.from_regex(FORMATS[name].pattern, fullmatch=True, alphabet=st.characters(max_codepoint=127)))
+    def every_match_is_valid(text):
+        assert matches(parse(FORMATS[name].pattern), text)
+        assert checker.conforms(text, name), text
+
+    every_match_is_valid()
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("date", ["2024-02-29", "2000-02-29", "1999-12-31"], ["2023-02-29", "1900-02-29", "2024-04-31", "0000-01-01", "2024-1-1"]),
+        (
+            "date-time",
+            ["2024-02-29T23:59:59Z", "2024-01-01t00:00:00.123+01:30"],
+            ["2024-01-01", "2024-01-01T24:00:00Z", "2024-01-01T00:00:00"],
+        ),
+        ("ipv4", ["0.0.0.0", "255.255.255.255"], ["256.0.0.0", "01.0.0.0", "1.1.1"]),
+        ("ipv6", ["::", "::1", "1::", "1:2:3:4:5:6:7:8", "::ffff:1.2.3.4", "1:2::7:8"], ["1:2:3", ":::", "1::2::3", "g::"]),
+        ("uuid", ["2eb8aa08-aa98-11ea-b4aa-73b441d16380"], ["2eb8aa08aa9811eab4aa73b441d16380", "x"]),
+        ("email", ["a@b.c", "joe.bloggs@example.com", "te~st@example.com"], ["a", "a@", ".a@b", "a..b@c"]),
+        ("uri", ["http://a/b?c=d#e", "urn:x:y", "mailto:a@b"], ["a b", "//a", "\\\\a", "http://[a"][:3]),
+        ("json-pointer", ["", "/a~0b~1/c", "/"], ["a", "/a~2"]),
+        ("duration", ["P1D", "PT1H30M", "P2W", "P1Y2M3DT4H"], ["P", "1D", "P1D2H"]),
+    ],
+)
+def test_known_formats(name, good, bad):
+    document = Document({"type": "string", "format": name}, asserted=True)
+    for text in good:
+        assert matches(parse(FORMATS[name].pattern), text), text
+        assert document.validator.is_valid(text), text
+    for text in bad:
+        assert not document.validator.is_valid(text), text
+
+
+def test_unknown_formats_describe():
+    assert Document({"format": "textarea"}, asserted=True).validator.is_valid("anything")
+    assert not Document({"format": "date"}, asserted=True).validator.is_valid("anything")
+    assert Document({"format": "date"}, asserted=False).validator.is_valid("anything")

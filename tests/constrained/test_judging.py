@@ -1,0 +1,90 @@
+"""``accelplug schema``: one schema explained, a file of schemas judged by instances."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from accelplug.cli import main
+from accelplug.hooks import CompileLimits, GrammarSpec
+
+pytest.importorskip("llguidance")
+pytest.importorskip("jsonschema")
+
+from accelplug.constrained.auto import Auto
+from accelplug.constrained.judging import judged
+from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.walking import example, walk
+
+ROWS = [
+    ({"type": "integer", "not": {"const": 3}}, [(True, 4), (False, 3), (False, "x")], "right_by_mask"),
+    ({"type": "array", "uniqueItems": True}, [(True, [1, 2]), (False, [1, 1])], "right_with_check"),
+    ({"$ref": "https://example.com/nowhere"}, [(True, 1)], "refused"),
+    ({"type": "integer"}, [(False, 1)], "wrong"),
+    ({"type": "object", "properties": {"a": {}, "b": {}}}, [(True, {"b": 1, "a": 1})], "right_by_mask"),
+]
+
+
+def rows():
+    for number, (schema, tests, _) in enumerate(ROWS):
+        yield {"name": f"schema {number}", "schema": schema, "tests": [{"valid": valid, "data": data} for valid, data in tests]}
+
+
+def test_outcomes_are_told_apart():
+    found = [judged(Auto(), row, bytes_only(), CompileLimits()) for row in rows()]
+    assert [line["outcome"] for line in found] == [outcome for _, _, outcome in ROWS]
+    assert [line["order"] for line in found] == ["declared"] * 4 + ["any"]
+    assert found[1]["checked"] == ["#/uniqueItems"]
+    assert found[3]["accepted_invalid"] == 1
+
+
+def test_a_file_is_one_line_a_schema_and_a_summary(tmp_path, capfd):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows())))
+    assert main(["schema", str(path), "--tokenizer", "bytes", "--walks", "2", "--json"]) == 1
+    *lines, last = map(json.loads, capfd.readouterr().out.splitlines())
+    assert [line["name"] for line in lines] == [f"schema {number}" for number in range(5)]
+    counts = {name: last["summary"][name] for name in ("schemas", "right_by_mask", "right_with_check", "refused", "wrong")}
+    assert counts == {"schemas": 5, "right_by_mask": 2, "right_with_check": 1, "refused": 1, "wrong": 1}
+    assert last["summary"]["walks"] > 0
+    assert main(["schema", str(path), "--tokenizer", "bytes"]) == 1
+    assert "right_with_check 1" in capfd.readouterr().out
+
+
+def test_one_schema_is_explained(tmp_path, capfd):
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps({"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}}, "required": ["a"]}))
+    assert main(["schema", str(path), "--tokenizer", "bytes", "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert "#/properties/a/minimum" in said["enforced"]
+    assert said["checked"] == said["refused"] == []
+    assert json.loads(said["example"])["a"] >= 3
+    path.write_text('{"uniqueItems": true}')
+    assert main(["schema", str(path), "--tokenizer", "bytes", "--strict", "--json"]) == 1
+    assert json.loads(capfd.readouterr().out)["refused"] == ["#/uniqueItems"]
+    assert main(["schema", str(tmp_path / "none.json"), "--tokenizer", "bytes"]) == 2
+    assert "cannot read" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {
+            "type": "object",
+            "properties": {"d": {"format": "date", "type": "string"}, "n": {"multipleOf": 3, "type": "integer"}},
+            "required": ["d", "n"],
+        },
+        {"oneOf": [{"type": "integer", "minimum": 10}, {"type": "string", "pattern": "^[a-c]{2,4}$"}], "not": {"const": "ab"}},
+        {"type": "array", "contains": {"const": 1}, "items": {"enum": [1, 2, 3]}, "maxItems": 4},
+    ],
+)
+def test_what_is_walked_under_the_mask_passes_the_check(schema):
+    grammar = Auto().compile(GrammarSpec("json_schema", json.dumps(schema)), bytes_only(), CompileLimits())
+    chance = random.Random(1)
+    texts = [text for _ in range(15) if (text := walk(grammar, bytes_only(), chance)) is not None]
+    assert len(set(texts)) > 3
+    assert [grammar.check(text) for text in texts] == [None] * len(texts)
+    assert grammar.statement.checked == ()
+    assert example(grammar, bytes_only()) is not None

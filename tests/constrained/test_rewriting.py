@@ -1,0 +1,197 @@
+"""Schemas rewritten as grammars: what satisfies the schema is let through, what does not is not, token by token."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from accelplug.hooks import CompileLimits, GrammarSpec
+
+pytest.importorskip("llguidance")
+pytest.importorskip("jsonschema")
+
+from accelplug.constrained.auto import Auto
+from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.walking import legal_by_mask
+
+ENGINE = Auto()
+
+
+def compiled(schema, **options):
+    return ENGINE.compile(GrammarSpec("json_schema", json.dumps(schema), **options), bytes_only(), CompileLimits())
+
+
+def legal(grammar, value):
+    return legal_by_mask(grammar.matcher(), json.dumps(value, ensure_ascii=False), bytes_only())
+
+
+CASES = {
+    "not": ({"not": {"type": ["string", "array", "null", "object"]}}, [1, True, 2.5], ["a", [], {}, None]),
+    "not pattern": ({"type": "string", "not": {"pattern": "^a"}}, ["", "b", "ba", "\u00e4\n"], ["a", "ab"]),
+    "not required": ({"type": "object", "not": {"required": ["a"]}}, [{}, {"b": 1}, {"aa": 1}], [{"a": 1}, {"b": 1, "a": 1}]),
+    "not properties": ({"type": "object", "not": {"properties": {"a": {"type": "integer"}}}}, [{"a": "x"}, {"a": 1.5}], [{}, {"a": 1}]),
+    "not pattern properties": (
+        {"type": "object", "not": {"patternProperties": {"^x": {"type": "null"}}}},
+        [{"x": 1}, {"a": 0, "xy": 1}],
+        [{}, {"x": None}],
+    ),
+    "not additional": (
+        {"type": "object", "not": {"additionalProperties": {"type": "null"}}},
+        [{"x": 1}, {"a": None, "b": 1}],
+        [{}, {"x": None}],
+    ),
+    "not names": ({"type": "object", "not": {"propertyNames": {"maxLength": 1}}}, [{"ab": 1}, {"a": 1, "ab": 1}], [{}, {"a": 1}]),
+    "not items": ({"type": "array", "not": {"items": {"type": "integer"}}}, [["a"], [1, "a"]], [[], [1, 2]]),
+    "not enum": ({"type": "integer", "not": {"enum": [1, 3]}}, [0, 2, 4, 11], [1, 3]),
+    "not range": ({"type": "integer", "not": {"minimum": 3, "maximum": 5}}, [2, 6, -4], [3, 4, 5]),
+    "double negation": ({"not": {"not": {"type": "integer", "minimum": 2}}}, [2, 30], [1, "a", None]),
+    "oneOf with overlap": ({"type": "integer", "oneOf": [{"minimum": 5}, {"maximum": 8}]}, [9, 4, -1], [5, 6, 8]),
+    "oneOf by required": (
+        {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": {}, "b": {}}},
+        [{"a": 1}, {"b": 1}, {"a": 1, "c": 1}],
+        [{}, {"a": 1, "b": 1}],
+    ),
+    "if then else": (
+        {"type": "object", "properties": {"k": {"enum": ["s", "i"]}, "v": {}}, "required": ["k", "v"], "additionalProperties": False}
+        | {
+            "if": {"properties": {"k": {"const": "s"}}},
+            "then": {"properties": {"v": {"type": "string"}}},
+            "else": {"properties": {"v": {"type": "integer"}}},
+        },
+        [{"k": "s", "v": "x"}, {"k": "i", "v": 1}],
+        [{"k": "s", "v": 1}, {"k": "i", "v": "x"}],
+    ),
+    "dependentRequired": (
+        {"type": "object", "dependentRequired": {"a": ["b"]}, "properties": {"a": {}, "b": {}}},
+        [{}, {"b": 1}, {"a": 1, "b": 1}],
+        [{"a": 1}, {"a": 1, "c": 1}],
+    ),
+    "dependencies": (
+        {"type": "object", "properties": {"a": {}, "b": {}}, "dependencies": {"a": {"properties": {"b": {"type": "null"}}}}},
+        [{}, {"b": 1}, {"a": 1, "b": None}],
+        [{"a": 1, "b": 1}],
+    ),
+    "uniqueItems": (
+        {"type": "array", "uniqueItems": True, "items": {"enum": ["a", "b", 1]}, "minItems": 1},
+        [["a"], ["b", "a", 1]],
+        [[], ["a", "a"], ["a", 1, "a"]],
+    ),
+    "contains": (
+        {"type": "array", "contains": {"type": "integer"}, "minContains": 2, "maxContains": 3},
+        [[1, 2], ["a", 1, "b", 2, 3]],
+        [[], [1], [1, "a"], [1, 2, 3, 4]],
+    ),
+    "minProperties": (
+        {"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2},
+        [{"a": 1, "c": 1}, {"b": 1, "x": 1}],
+        [{}, {"a": 1}],
+    ),
+    "maxProperties": (
+        {"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "maxProperties": 1},
+        [{}, {"c": 1}, {"x": 1}],
+        [{"a": 1, "b": 1}],
+    ),
+    "propertyNames": ({"type": "object", "propertyNames": {"pattern": "^[ab]+$"}}, [{}, {"ab": 1}], [{"c": 1}, {"": 1}]),
+    "patterns that meet": (
+        {"type": "object", "patternProperties": {"a": {"minimum": 10}, "b": {"maximum": 20}}, "additionalProperties": False},
+        [{"a": 15, "b": 1}, {"ab": 12}],
+        [{"ab": 9}, {"ab": 21}, {"c": 1}],
+    ),
+    "allOf": (
+        {
+            "allOf": [
+                {"properties": {"a": {"minLength": 2}}},
+                {"properties": {"a": {"maxLength": 3}}, "required": ["a"]},
+                {"type": "object"},
+            ]
+        },
+        [{"a": "xx"}, {"a": 1}],
+        [{}, {"a": "x"}, {"a": "xxxx"}],
+    ),
+    "siblings of a reference": ({"$ref": "#/$defs/a", "maximum": 5, "$defs": {"a": {"type": "integer"}}}, [5, -1], [6, "a"]),
+    "siblings in draft 7": (
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "properties": {"a": {"$ref": "#/definitions/a", "maximum": 5}},
+            "definitions": {"a": {"type": "integer"}},
+        },
+        [{"a": 6}],
+        [{"a": "x"}],
+    ),
+    "recursion": (
+        {
+            "type": "object",
+            "properties": {"v": {"type": "integer"}, "next": {"$ref": "#"}},
+            "required": ["v"],
+            "additionalProperties": False,
+            "not": {"required": ["x"]},
+        },
+        [{"v": 1}, {"v": 1, "next": {"v": 2, "next": {"v": 3}}}],
+        [{"next": {"v": 1}}, {"v": 1, "next": {}}, {"v": 1, "next": {"v": "x"}}],
+    ),
+    "draft 4 bounds": (
+        {"$schema": "http://json-schema.org/draft-04/schema#", "type": "integer", "minimum": 3, "exclusiveMinimum": True},
+        [4, 100],
+        [3, 0],
+    ),
+    "tuples": (
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "type": "array",
+            "items": [{"type": "integer"}, {"type": "string"}],
+            "additionalItems": False,
+            "not": {"maxItems": 0},
+        },
+        [[1], [1, "a"]],
+        [[], ["a"], [1, "a", None]],
+    ),
+    "unknown format": ({"type": "string", "format": "textarea"}, ["a"], [1]),
+    "look-ahead": ({"type": "string", "pattern": r"^(?=.*\d)(?=.*[a-z]).{3,}$"}, ["a1b"], ["abc", "123", "a1"]),
+    "fractions": ({"type": "number", "multipleOf": 0.5, "minimum": 0}, [0.5, 2, 10.5], [0.3, 1.25, -0.5]),
+    "escaped names": (
+        {
+            "type": "object",
+            "properties": {'a"\n': {"type": "null"}},
+            "additionalProperties": {"type": "integer"},
+            "not": {"required": ["z"]},
+        },
+        [{'a"\n': None}, {"b": 1}],
+        [{'a"\n': 1}],
+    ),
+}
+
+
+WRITTEN_TWICE = {"not pattern properties", "not additional", "not names"}
+"""A name may be written twice, and the last one counts: whether some property is as demanded is also checked at the end."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rewrites_enforce(name):
+    schema, good, bad = CASES[name]
+    grammar = compiled(schema)
+    assert all(grammar.check(json.dumps(value)) is None for value in good), "the test is wrong"
+    assert not any(grammar.check(json.dumps(value)) is None for value in bad), "the test is wrong"
+    assert [value for value in good if not legal(grammar, value)] == []
+    assert [value for value in bad if legal(grammar, value)] == []
+    assert bool(grammar.statement.checked) == (name in WRITTEN_TWICE)
+
+
+def test_any_order_lets_any_order_through():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {}, "c": {}}, "required": ["a", "c"]}
+    declared, free = compiled(schema), compiled(schema, order="any")
+    assert legal(declared, {"a": 1, "b": 1, "c": 1})
+    assert not legal(declared, {"c": 1, "a": 1})
+    assert legal(free, {"c": 1, "x": 1, "a": 1})
+    assert not legal(free, {"c": 1, "b": 1})
+    assert not legal(free, {"c": 1, "a": "x"})
+
+
+@pytest.mark.parametrize(("whitespace", "text"), [("any", '{ "a"\n:[1 ,2]}'), ("spaced", '{"a": [1, 2]}'), ("compact", '{"a":[1,2]}')])
+def test_whitespace_is_as_asked(whitespace, text):
+    schema = {"type": "object", "properties": {"a": {"type": "array"}}, "not": {"required": ["b"]}}
+    texts = {"any": '{ "a"\n:[1 ,2]}', "spaced": '{"a": [1, 2]}', "compact": '{"a":[1,2]}'}
+    grammar = compiled(schema, whitespace=whitespace)
+    assert legal_by_mask(grammar.matcher(), text, bytes_only())
+    if whitespace != "any":
+        assert not any(legal_by_mask(grammar.matcher(), other, bytes_only()) for name, other in texts.items() if name != whitespace)

@@ -1,0 +1,123 @@
+"""Every keyword is enforced, checked or refused, and the statement says which; hostile schemas are refused and the process goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from accelplug import ConstraintError
+from accelplug.hooks import CompileLimits, GrammarSpec
+
+pytest.importorskip("llguidance")
+pytest.importorskip("jsonschema")
+
+from accelplug.constrained.auto import Auto
+from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.walking import legal_by_mask
+from accelplug.constrained.worker import tried
+
+UNIQUE = {"type": "array", "items": {"type": "string", "maxLength": 5}, "uniqueItems": True, "minItems": 1}
+
+
+def compiled(schema, limits=None, **options):
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    return Auto().compile(GrammarSpec("json_schema", text, **options), bytes_only(), limits or CompileLimits())
+
+
+def test_what_no_mask_decides_is_checked():
+    grammar = compiled(UNIQUE)
+    assert grammar.statement.checked == ("#/uniqueItems",)
+    assert set(grammar.statement.enforced) == {"#/type", "#/items", "#/items/type", "#/items/maxLength", "#/minItems"}
+    assert legal_by_mask(grammar.matcher(), '["a", "a"]', bytes_only())
+    assert grammar.check('["a", "a"]') == "the value breaks uniqueItems: ['a', 'a'] has non-unique elements"
+    assert grammar.check('["a", "b"]') is None
+    assert "no JSON" in grammar.check('["a", NaN]')
+
+
+def test_strict_refuses_it():
+    with pytest.raises(ConstraintError, match="no mask enforces #/uniqueItems") as caught:
+        compiled(UNIQUE, strict=True)
+    assert caught.value.statement.refused == ("#/uniqueItems",)
+    assert "#/minItems" in caught.value.statement.enforced
+    assert compiled({**UNIQUE, "items": {"enum": ["a", "b"]}}, strict=True).statement.checked == ()
+
+
+def test_format_is_asserted_or_described():
+    schema = {"type": "string", "format": "date"}
+    assert compiled(schema).statement.enforced == ("#/type", "#/format")
+    assert not legal_by_mask(compiled(schema).matcher(), '"x"', bytes_only())
+    described = compiled(schema, format="annotate")
+    assert legal_by_mask(described.matcher(), '"x"', bytes_only())
+    assert described.check('"x"') is None
+    assert described.statement.enforced == ("#/type",)
+
+
+def test_every_keyword_is_in_the_statement():
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "array", "contains": {"const": 1}}},
+        "not": {"required": ["b"]},
+        "patternProperties": {"^x": {"pattern": "(?<=a)b"}},
+    }
+    said = compiled(schema).statement
+    assert set(said.enforced) | set(said.checked) == {
+        *(
+            "#/type",
+            "#/properties",
+            "#/properties/a/type",
+            "#/properties/a/contains",
+            "#/properties/a/contains/const",
+            "#/not",
+            "#/not/required",
+        ),
+        *("#/patternProperties", "#/patternProperties/^x/pattern"),
+    }
+    assert said.checked == ("#/patternProperties/^x/pattern",)
+
+
+HOSTILE = {
+    "a loop of references": '{"allOf": [{"$ref": "#"}], "not": {"type": "null"}}',
+    "deep nesting": '{"items":' * 400 + "{}" + "}" * 400,
+    "deeper nesting": '{"items":' * 20000 + "{}" + "}" * 20000,
+    "a huge count": '{"type": "array", "minItems": 1000000000, "items": {"type": "null"}}',
+    "a huge length": '{"type": "string", "maxLength": 1000000000}',
+    "many properties": '{"minProperties": 100000000}',
+    "repeated repeats": '{"type": "string", "pattern": "^(a+)+$", "not": {"pattern": "(.*a){30}b"}}',
+    "many choices": json.dumps({"allOf": [{"anyOf": [{"required": [f"a{n}"]}, {"required": [f"b{n}"]}]} for n in range(30)]}),
+    "many overlaps": json.dumps({"oneOf": [{"properties": {f"p{n}": {"type": "integer"}}} for n in range(30)]}),
+    "many expressions": json.dumps(
+        {"type": "string", "allOf": [{"pattern": f"(a.{{{n}}}b|c.{{{n + 3}}}d)"} for n in range(25)], "not": {"pattern": "x.{40}y"}}
+    ),
+    "no type": '{"type": 5}',
+    "no list": '{"enum": 3}',
+    "no pattern": '{"pattern": 3, "type": "string"}',
+    "no reference": '{"$ref": "#/nowhere"}',
+    "no schema": "[1]",
+    "a contradiction": '{"type": "string", "minLength": 3, "maxLength": 2, "not": {"const": "a"}}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_schemas_end_soon(name):
+    """Either they compile, to what is no wider than stated, or they are refused in one sentence."""
+    began = time.monotonic()
+    refusal = ""
+    try:
+        grammar = compiled(HOSTILE[name], CompileLimits(seconds=5.0))
+    except ConstraintError as exc:
+        refusal = str(exc)
+    else:
+        grammar.matcher().validate([*b'"aaaaaaaaaaaaaaaaaaaaaaaaaaaa'])
+    assert "\n" not in refusal
+    assert len(refusal) < 500
+    assert time.monotonic() - began < 40
+
+
+def test_a_worker_is_ended_and_this_process_goes_on():
+    with pytest.raises(ConstraintError, match=r"takes longer to compile than 0\.05 s"):
+        tried("auto", GrammarSpec("regex", "((a{1,3000}){1,3000}){1,3000}"), CompileLimits(seconds=0.05))
+    with pytest.raises(ConstraintError, match="refuses the"):
+        tried("llguidance", GrammarSpec("regex", "(a{5000}"), CompileLimits(seconds=60))
+    assert compiled({"type": "integer"}).matcher().validate([49, 256]) == 2

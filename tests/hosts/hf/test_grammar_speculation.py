@@ -1,0 +1,252 @@
+"""Speculation under a grammar is plain ``generate()`` with the same processor: whatever drafts, judges and is forced."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import accelplug
+from accelplug.hosts.stats import Stats
+from accelplug.testing.oracle import Oracle
+from tests.hosts.hf.conftest import VOCAB
+from tests.hosts.hf.test_batches import padded, unpadded
+from tests.hosts.hf.test_drafters import NEAR_TIE
+
+pytest.importorskip("llguidance")
+
+ENGINE = "llguidance"
+EOS = 1
+NEW = 60
+DRAFTERS = {
+    "none": None,
+    "prompt_lookup": "prompt_lookup(num_tokens=4, min_ngram=1)",
+    "suffix": "suffix(factor=2.0, min_match=1)",
+    "suffix tree": "suffix(shape='tree', factor=2.0, min_match=1)",
+    "token_recycling": "token_recycling(num_nodes=20)",
+    "fusion": "fusion(sources=('suffix(shape=\"tree\", min_match=1)', 'token_recycling(num_nodes=12)'), num_nodes=20)",
+    "adaptive": "adaptive(source='prompt_lookup(min_ngram=1)', num_tokens=4)",
+    "draft_model": "another",
+    "known": [(3, 1), (5, 0), (1, 2), (0, 3)],
+    "known tree": [(3, 1), (2, 0), (0, 2)],
+    "another answer": "sampled",
+}
+TREES = {"suffix tree", "token_recycling", "fusion", "known tree"}
+EVENTS: dict[str, Counter[str]] = {label: Counter() for label in DRAFTERS}
+
+
+@pytest.fixture
+def ended_models(random_models, monkeypatch):
+    for model in random_models.values():
+        monkeypatch.setattr(model.generation_config, "eos_token_id", EOS)
+    return random_models
+
+
+def scalars():
+    words = st.sampled_from(["red", "green", "grey", "blue", "gr", "a", ""])
+    return st.one_of(
+        st.lists(words, min_size=1, max_size=4, unique=True).map(lambda found: {"enum": found}),
+        st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": "integer", "minimum": 0, "maximum": 300}, {"const": 12.5}]),
+        st.just({"type": "string", "maxLength": 3}),
+    )
+
+
+def objects(inner):
+    names = st.lists(st.sampled_from(["name", "count", "names", "x"]), min_size=1, max_size=3, unique=True)
+
+    def written(found, schemas, all_required):
+        return {
+            "type": "object",
+            "properties": dict(zip(found, schemas, strict=False)),
+            "required": found if all_required else found[:1],
+            "additionalProperties": False,
+        }
+
+    return st.builds(written, names, st.lists(inner, min_size=3, max_size=3), st.booleans())
+
+
+LISTS = scalars().map(lambda item: {"type": "array", "items": item, "maxItems": 3})
+SCHEMAS = st.one_of(objects(scalars()), objects(st.one_of(scalars(), objects(scalars()), LISTS)))
+
+
+@dataclass(slots=True)
+class Watched(Stats):
+    """Statistics that count what steps of a single row were like."""
+
+    events: Counter[str] = field(default_factory=Counter)
+
+    def count(self, drafted: int, accepted: int, forced: tuple[int, int] = (0, 0)) -> None:
+        super(Watched, self).count(drafted, accepted, forced)
+        self.events["forced accepted"] += forced[1]
+        self.events["forced rejected"] += forced[0] - forced[1]
+        self.events["drafter's own accepted"] += accepted - forced[1]
+        self.events["part accepted"] += 0 < accepted < drafted
+        self.events["own behind forced"] += accepted > forced[1] > 0
+
+
+def drafter_of(label: str, model: Any, grammar: Any, inputs: dict[str, torch.Tensor], plain: list[list[int]]) -> Any:
+    if label == "draft_model":
+        return {"name": "draft_model", "model": model, "num_tokens": 3}
+    if label == "another answer":
+        torch.manual_seed(3)
+        start = inputs["input_ids"].shape[1]
+        other = model.generate(**inputs, max_new_tokens=NEW, do_sample=True, temperature=3.0, pad_token_id=0, logits_processor=[grammar.after(start)])
+        return Oracle(unpadded(other.tolist(), inputs), [(6, 0)], VOCAB)
+    if label.startswith("known"):
+        return Oracle(unpadded(plain, inputs), DRAFTERS[label], VOCAB, width=3 if label in TREES else 1)
+    return DRAFTERS[label]
+
+
+def near_tie(plain: Any, fast: torch.Tensor, start: int) -> bool:
+    """Whether each row parts from the plain one where the model itself hardly prefers what it chose."""
+    for row, (ours, theirs) in enumerate(zip(fast.tolist(), plain.sequences.tolist(), strict=True)):
+        if ours != theirs:
+            at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+            best = plain.scores[at - start][row].topk(2).values
+            if float(best[0] - best[1]) >= NEAR_TIE:
+                return False
+    return True
+
+
+def verifiers(label: str) -> list[str]:
+    return ["token_wise", "traversal"] if label in TREES else ["token_wise", "block", "traversal"]
+
+
+@pytest.mark.parametrize("label", DRAFTERS)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    schema=SCHEMAS,
+    name=st.sampled_from(["llama", "qwen3", "gemma3"]),
+    prompts=st.lists(st.lists(st.integers(2, VOCAB - 1), min_size=1, max_size=6), min_size=1, max_size=3),
+    new=st.sampled_from([NEW, NEW, NEW, 11]),
+    penalty=st.sampled_from([1.0, 1.0, 1.2]),
+)
+def test_greedy_output_is_plain_generates(ended_models, tokenizer, label, schema, name, prompts, new, penalty):
+    model, events = ended_models[name], EVENTS[label]
+    grammar = accelplug.grammar(model, {"json_schema": schema}, tokenizer=tokenizer, engine=ENGINE)
+    inputs = padded(prompts)
+    arguments = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0, "repetition_penalty": penalty}
+    processor = [grammar.after(inputs)]
+    plain = model.generate(**inputs, **arguments, logits_processor=processor, return_dict_in_generate=True, output_scores=True)
+    drafter = drafter_of(label, model, grammar, inputs, plain.sequences.tolist())
+    for verifier in verifiers(label):
+        outcome = speculated(model, grammar, tokenizer, inputs, arguments, drafter, verifier, plain, events)
+        events[verifier] += outcome
+
+
+def speculated(model, grammar, tokenizer, inputs, arguments, drafter, verifier, plain, events) -> bool:
+    """Generate once more, compare, and count what happened; return whether the output is the same rather than a near-tie."""
+    start = inputs["input_ids"].shape[1]
+    with accelplug.attach(model, drafter=drafter, verifier=verifier, grammar=grammar, tokenizer=tokenizer) as session:
+        session.stats = Watched(techniques=session.stats.techniques, events=events)
+        fast = model.generate(**inputs, **arguments)
+    if fast.tolist() != plain.sequences.tolist():
+        assert near_tie(plain, fast, start)
+        events["near-tie"] += 1
+        return False
+    for row, problem in zip(fast[:, start:].tolist(), session.checks, strict=True):
+        text = tokenizer.decode(row[: row.index(EOS)] if EOS in row else row)
+        if problem is None:
+            json.loads(text)
+        else:
+            assert EOS not in row
+        events["cut off"] += problem is not None
+    events["pruned"] += session.stats.pruned
+    events["EOS inside a draft"] += session.stats.batches != "lockstep" and session.stats.forwards + session.stats.accepted > session.stats.tokens
+    events["ragged"] += session.stats.batches == "ragged"
+    return True
+
+
+@pytest.mark.parametrize("label", DRAFTERS)
+def test_every_hard_event_happened(label):
+    print(label, dict(EVENTS[label]))
+    wanted = {"forced accepted", "token_wise", "traversal"}
+    if label in {"known", "known tree", "another answer"}:
+        wanted |= {"drafter's own accepted", "part accepted", "pruned", "EOS inside a draft", "own behind forced"}
+    if label not in {"none", "draft_model", "adaptive"}:
+        wanted |= {"pruned"}
+    assert [event for event in sorted(wanted) if not EVENTS[label][event]] == []
+    assert EVENTS[label]["near-tie"] <= 3
+
+
+def test_some_answers_were_cut_off_and_most_were_not():
+    assert sum(EVENTS[label]["cut off"] for label in DRAFTERS) > 3
+
+
+SAMPLED = {"none": None, "prompt_lookup": DRAFTERS["prompt_lookup"], "suffix tree": DRAFTERS["suffix tree"], "known": [(2, 1), (4, 0)]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["red", "green", "grey"]}, "count": {"type": "integer", "minimum": 0, "maximum": 300}},
+    "required": ["name", "count"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("label", SAMPLED)
+def test_sampled_text_is_plain_generates_with_one_seed(ended_models, tokenizer, label):
+    """Forced tokens and deterministic drafts draw the random numbers of plain decoding, one a token, warped alike."""
+    model, accepted = ended_models["qwen3"], 0
+    grammar = accelplug.grammar(model, {"json_schema": SCHEMA}, tokenizer=tokenizer, engine=ENGINE)
+    for seed, prompts in enumerate([[[5, 6, 7]], [[9]], [[5, 6, 7], [40], [9, 8, 9, 30]]] * 2):
+        inputs = padded(prompts)
+        arguments = {"max_new_tokens": 40, "do_sample": True, "temperature": 1.3, "top_k": 7, "top_p": 0.95, "pad_token_id": 0}
+        torch.manual_seed(seed)
+        plain = model.generate(**inputs, **arguments, logits_processor=[grammar.after(inputs)])
+        drafter = drafter_of(label, model, grammar, inputs, plain.tolist())
+        with accelplug.attach(model, drafter=drafter, grammar=grammar) as session:
+            torch.manual_seed(seed)
+            assert model.generate(**inputs, **arguments).tolist() == plain.tolist()
+        assert session.checks == [None] * len(prompts)
+        accepted += session.stats.accepted
+    assert accepted > 40
+
+
+def chances(model: Any, tokenizer: Any, prompt: list[int], choices: list[str], temperature: float) -> dict[str, float]:
+    """Return the probability of every choice under the mask, token by token, by the model itself."""
+    ends = [[*tokenizer.encode(text), EOS] for text in choices]
+    found = {}
+    for text, tokens in zip(choices, ends, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 :] / temperature
+        chance = 1.0
+        for at, token in enumerate(tokens):
+            legal = sorted({other[at] for other in ends if other[:at] == tokens[:at] and len(other) > at})
+            chance *= float(logits[at, legal].softmax(-1)[legal.index(token)])
+        found[text] = chance
+    return found
+
+
+@pytest.mark.parametrize(("verifier", "tree"), [("block", "chain"), ("token_wise", "gumbel_top_k")])
+def test_drawn_drafts_leave_the_distribution_under_a_mask_as_it_is(ended_models, tokenizer, verifier, tree):
+    """A second model draws drafts that know nothing of the grammar: illegal, partly legal, and none where tokens are forced.
+
+    What pruning does to the distribution is enumerated in test_grammar_exact.py; this is the way there and back.
+    """
+    model, choices, prompt, temperature = ended_models["llama"], ["ab#x", "ab#yzz", "acc", "ccc", "cc!"], [30, 31, 32], 6.0
+    expected = chances(model, tokenizer, prompt, choices, temperature)
+    grammar = accelplug.grammar(model, {"choice": choices}, tokenizer=tokenizer, engine=ENGINE)
+    drafter = {"name": "draft_model", "model": ended_models["qwen3"], "num_tokens": 4, "tree": tree}
+    ids = torch.tensor([prompt] * 100)
+    counts: Counter[str] = Counter()
+    arguments = {"max_new_tokens": 12, "do_sample": True, "temperature": temperature, "top_k": 0, "pad_token_id": 0}
+    with accelplug.attach(model, drafter=drafter, verifier=verifier, grammar=grammar, tokenizer=tokenizer, batches="ragged") as session:
+        for seed in range(3):
+            torch.manual_seed(seed)
+            rows = model.generate(ids, attention_mask=torch.ones_like(ids), **arguments)[:, len(prompt) :].tolist()
+            counts.update(tokenizer.decode(row[: row.index(EOS)]) for row in rows)
+    print(verifier, tree, expected, dict(counts), session.stats)
+    total = sum(expected.values())  # 1, but for rounding
+    assert total == pytest.approx(1, abs=1e-4)
+    assert min(expected.values()) > 0.02
+    assert stats.chisquare([counts[text] for text in choices], [300 * expected[text] / total for text in choices]).pvalue > 1e-3
+    shares = {technique.kind: technique for technique in session.stats.techniques}
+    assert shares["drafter"].accepted
+    assert shares["grammar"].accepted
+    assert session.stats.drafted > session.stats.accepted
