@@ -5,109 +5,47 @@ Output     unchanged (the verifier decides)
 Needs      a drafter of chains; a host that measures its steps
 Hosts      transformers
 Devices    cpu, cuda
-Cost       host: ten to twenty microseconds a step, beside the other drafter's own
-Good for   texts where drafts are sometimes useless: it comes back to plain speed there, and tries again ever more rarely
+Cost       host: about twenty microseconds a step, beside the other drafter's own
+Good for   texts where drafts are sometimes useless: it comes back to plain speed there, and sees when they become useful
 Poor for   drafts that are nearly always right: they are best taken whole
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from accelplug._errors import OptionError
 from accelplug.hooks.binding import BoundDrafter, bind_drafter
 from accelplug.hooks.context import BuildContext
-from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray
+from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray, NodeKind
 from accelplug.hooks.options import option
-
-_MEMORY = 0.9  # how much of what was counted stays from one verified draft to the next
-_LONGEST_PAUSE = 4096
-
-
-def seconds_by_width(table: Mapping[int, float], most: int) -> list[float]:
-    """Return a step's seconds over 1, 2, ... `most` positions, between and beyond those measured along straight lines.
-
-    :param table: positions -> seconds, 1 among them. A plain step takes no longer than any other: one measured in another
-        context would make useless drafts look cheap.
-    """
-    known = sorted(table)
-    plain = min(table.values())
-    if len(known) == 1:
-        return [plain] * most
-    seconds, right = [plain], 1
-    for width in range(2, most + 1):
-        while width > known[right] and right + 1 < len(known):
-            right += 1
-        low, high = known[right - 1], known[right]
-        slope = (table[high] - table[low]) / (high - low)
-        seconds.append(table[high] if width == high else table[low] + max(slope, 0.0) * (width - low))
-    return seconds
-
-
-@dataclass(slots=True)
-class _Request:
-    """How one request's drafts fared, recent ones counting more, and when to try again after giving up."""
-
-    accepted: float = 0.0
-    judged: float = 0.0
-    drafted: int = 0  # in the last step
-    pause: int = 1
-    wait: int = 0
-    is_trying: bool = False
-
-    def learn(self, accepted: int) -> None:
-        """Count the last draft: each of its tokens up to the first rejected one was judged."""
-        if self.drafted:
-            self.accepted = _MEMORY * self.accepted + accepted
-            self.judged = _MEMORY * self.judged + min(accepted + 1, self.drafted)
-
-    def length(self, seconds: Sequence[float], most: int) -> int:
-        """Return how many tokens to draft: those of most tokens per second.
-
-        :param seconds: of steps over 1, 2, ... positions; none as long as no plain step was measured, the measure of all others.
-        """
-        if not seconds or not self.judged:
-            return most if seconds else 0
-        rate = (self.accepted + 0.1) / (self.judged + 0.2)
-        gain, likely, best, highest = 1.0, 1.0, 0, 1.0 / seconds[0]
-        for count in range(1, most + 1):
-            likely *= rate
-            gain += likely
-            if gain / seconds[count] > highest:
-                best, highest = count, gain / seconds[count]
-        if best:
-            self.pause, self.wait, self.is_trying = 1, 0, False
-            return best
-        self.wait = max(0, self.wait - 1)
-        self.is_trying = not self.wait
-        return most if self.is_trying else 0
-
-    def went(self, drafted: int) -> None:
-        """Note what was drafted; a try that found nothing to draft cost nothing and is repeated."""
-        self.drafted = drafted
-        if drafted and self.is_trying:
-            self.pause = min(2 * self.pause, _LONGEST_PAUSE)
-            self.wait = self.pause
+from accelplug.spec.worth import Worth, seconds_by_width
 
 
 @dataclass(slots=True)
 class Adaptive:
-    """Ask another drafter for as many tokens as are worth their cost, by what was accepted and what steps took."""
+    """Ask another drafter for as many tokens as are worth their cost, by what was accepted and what steps took.
+
+    While none are, a source of deterministic drafts that needs nothing but tokens is still asked for one, which is not
+    verified but compared with what comes. Others are tried, ever more rarely.
+    """
 
     source: object = option("prompt_lookup", help="the drafter, spelled as always")
     num_tokens: int = option(8, ge=1, le=128, help="most tokens to draft")
     context: BuildContext = field(kw_only=True, repr=False)
     _inner: BoundDrafter = field(init=False, repr=False)
-    _requests: dict[int, _Request] = field(init=False, repr=False, default_factory=dict)
+    _guesses: bool = field(init=False, repr=False)
+    _requests: dict[int, Worth] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._inner = bind_drafter(self.context.build("drafter", self.source))
-        if self._inner.traits.shape != "chain" or self._inner.is_device_only:
+        traits = self._inner.traits
+        if traits.shape != "chain" or self._inner.is_device_only:
             raise OptionError(f"adaptive: {self._inner.technique} drafts no chains in host memory; give a source that does")
+        self._guesses = traits.kinds == {NodeKind.DELTA} and not traits.needs
         self.context.step_seconds()  # refused here where the host measures none
 
     @property
@@ -117,29 +55,52 @@ class Adaptive:
 
     def start(self, slots: IntArray) -> None:
         """Begin with nothing known of each slot."""
-        self._requests |= {slot: _Request() for slot in slots.tolist()}
-        self._inner.start(slots)
+        self._requests |= {slot: Worth() for slot in slots.tolist()}
+        self._inner.technique.call(self._inner.start, slots)
 
     def finish(self, slots: IntArray) -> None:
         """Forget each slot."""
         for slot in slots.tolist():
             self._requests.pop(slot, None)
-        self._inner.finish(slots)
+        self._inner.technique.call(self._inner.finish, slots)
 
     def observe(self, view: CommitView) -> None:
         """Count what became of the drafts."""
-        for slot, accepted in zip(view.slots.tolist(), view.accepted.tolist(), strict=True):
-            self._requests[slot].learn(accepted)
-        self._inner.observe(view)
+        came = view.tokens[view.rows, view.lengths - view.fresh].tolist()
+        for slot, accepted, token in zip(view.slots.tolist(), view.accepted.tolist(), came, strict=True):
+            self._requests[slot].learn(accepted, token)
+        self._inner.technique.call(self._inner.observe, view)
 
     def propose(self, view: DraftView) -> Drafts:
         """Ask the source within smaller budgets, and not at all where none is worth it."""
         requests = [self._requests[slot] for slot in view.slots.tolist()]
+        rooms = [max(0, min(self.num_tokens, budget)) for budget in view.budgets.tolist()]
+        lengths = self._lengths(requests, rooms)
+        asked = [length or min(room, self._guesses) for length, room in zip(lengths, rooms, strict=True)]
+        drafts = self._ask(view, asked) if any(asked) else Drafts.chains([()] * len(asked))
+        bounds, tokens = drafts.offsets.tolist(), drafts.tokens
+        counts = [(bounds[i + 1] - bounds[i]) if length else 0 for i, length in enumerate(lengths)]
+        led = [False] * len(requests) if view.ahead is None else (view.ahead > 0).tolist()  # then what comes next is known already
+        for i, request in enumerate(requests):
+            is_guess = not lengths[i] and bounds[i] < bounds[i + 1] and not led[i]
+            request.went(counts[i], int(tokens[bounds[i]]) if is_guess else None)
+        if sum(counts) == len(tokens):
+            return drafts
+        return Drafts.chains([tokens[begin : begin + count] for begin, count in zip(bounds, counts, strict=False)])
+
+    def _lengths(self, requests: Sequence[Worth], rooms: Sequence[int]) -> list[int]:
+        """Return how many tokens to draft for each request."""
         table = self.context.step_seconds()
-        seconds = seconds_by_width(table, 1 + self.num_tokens) if 1 in table else []
-        budgets = [r.length(seconds, max(0, min(self.num_tokens, b))) for r, b in zip(requests, view.budgets.tolist(), strict=True)]
-        asked: Any = np.array(budgets, dtype=np.int64)
-        drafts = self._inner.propose(replace(view, budgets=asked)) if asked.any() else Drafts.chains([()] * len(budgets))
-        for request, drafted in zip(requests, np.diff(drafts.offsets).tolist(), strict=True):
-            request.went(drafted)
+        if 1 not in table:  # no plain step was measured, and that is the measure of all others
+            return [0] * len(rooms)
+        seconds = seconds_by_width(table, 1 + self.num_tokens)
+        lengths = [request.length(seconds, room) for request, room in zip(requests, rooms, strict=True)]
+        if self._guesses:
+            return lengths
+        return [length or min(room, request.tries()) for request, length, room in zip(requests, lengths, rooms, strict=True)]
+
+    def _ask(self, view: DraftView, budgets: Sequence[int]) -> Drafts:
+        inner, most = self._inner, np.array(budgets)
+        drafts = inner.technique.call(inner.propose, replace(view, budgets=most))
+        inner.check(drafts, most, self.context.vocab_size)
         return drafts

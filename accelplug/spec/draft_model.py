@@ -1,8 +1,8 @@
 """Draft model: a smaller model of the same family drafts, in chains or trees.
 
-Paper      Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318; trees: see accelplug/spec/trees
+Paper      Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, 2302.01318; other tokenizers: Timor et al. 2025, 2502.05202; trees: see spec/trees
 Output     unchanged (the verifier decides)
-Needs      a second model with the target's tokens
+Needs      a second model with the target's tokens; with others say tokens="intersection" or "text"
 Hosts      transformers
 Devices    cpu, cuda
 Cost       one forward of the draft model per level of the draft, for all requests together
@@ -12,17 +12,19 @@ Poor for   targets that are small themselves, where drafting costs as much as de
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from accelplug._errors import OptionError
 from accelplug.hooks.context import BuildContext
 from accelplug.hooks.drafting import ROOT, DrafterTraits, Drafts, DraftView, IntArray, NodeKind
 from accelplug.hooks.options import option
 from accelplug.spec import lengths, trees
 from accelplug.spec.parts import build_part
-from accelplug.spec.trees.nodes import Draws, Nodes
+from accelplug.spec.trees.nodes import Draws, Nodes, drafts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +66,9 @@ class DraftModel:
     num_tokens: int = option(5, ge=1, le=512, per_request=True, help="most tokens to draft per step, all nodes of a tree counted")
     tree: object = option("chain", help="chain, top_k, best_first, gumbel_top_k, stochastic_beam or sequoia")
     length: object = option("fixed", help="fixed or confidence")
+    tokens: Literal["same", "intersection", "text"] = option(
+        "same", help="'same' as the target's; for a model with others 'intersection' drafts those that both have, 'text' all, without drawing"
+    )
     context: BuildContext = field(kw_only=True, repr=False)
     draws: Draws = field(init=False, repr=False, default_factory=Draws)
     _tree: Any = field(init=False, repr=False)
@@ -73,12 +78,15 @@ class DraftModel:
     def __post_init__(self) -> None:
         self._tree = build_part("draft_model: tree", self.tree, trees.POLICIES, "grow")
         self._length = build_part("draft_model: length", self.length, lengths.POLICIES, "more")
-        self._second = self.context.load_model(self.model)
+        self._second = self.context.load_model(self.model, self.tokens)
+        if self.tokens == "text" and self._tree.shape != "chain":
+            raise OptionError(f"draft_model: tokens='text' writes one text, and tree={str(self.tree)!r} asks for several; use tree='chain'")
 
     @property
     def traits(self) -> DrafterTraits:
         """The tree policy decides the shape and the kinds."""
-        return DrafterTraits(shape=self._tree.shape, kinds=frozenset({NodeKind.DELTA, *self._tree.kinds}), needs=_NEEDS)
+        drawn = () if self.tokens == "text" else self._tree.kinds
+        return DrafterTraits(shape=self._tree.shape, kinds=frozenset({NodeKind.DELTA, *drawn}), needs=_NEEDS)
 
     def start(self, slots: IntArray) -> None:
         """Begin with nothing read in each slot."""
@@ -95,10 +103,12 @@ class DraftModel:
         if not asked:
             return Drafts.chains([()] * len(budgets))
         logits = self._second.extend(view.slots[asked], [view.history(i) for i in asked])
-        temperatures = [0.0] * len(budgets) if view.temperatures is None else view.temperatures.tolist()
+        greedy = [0.0] * len(budgets)
+        temperatures = greedy if view.temperatures is None or self.tokens == "text" else view.temperatures.tolist()
         drafts = {i: _Growing(self, int(budgets[i]), temperatures[i]) for i in asked}
         growing = list(drafts.values())
-        self._feed(growing, logits)
+        warp = None if self.tokens == "text" else view.warp
+        self._feed(growing, logits, warp)
         read = 0
         while any(draft.level for draft in growing):
             level = [(request, node) for request, draft in enumerate(growing) for node in draft.level]
@@ -107,36 +117,23 @@ class DraftModel:
             read += len(level)
             tokens = [growing[request].nodes.tokens[node] for request, node in level]
             parents = [growing[request].parent_id(node) for request, node in level]
-            self._feed(growing, self._second.expand([request for request, _ in level], tokens, parents))
-        return _together([drafts.get(i) for i in range(len(budgets))])
+            self._feed(growing, self._second.expand([request for request, _ in level], tokens, parents), warp)
+        if self.tokens == "text":
+            spelled = {i: self._second.spelled(draft.nodes.tokens)[: budgets[i]] for i, draft in drafts.items()}
+            return Drafts.chains([spelled.get(i, []) for i in range(len(budgets))])
+        return drafts_of([(drafts[i].nodes, drafts[i].kept) if i in drafts else None for i in range(len(budgets))])
 
-    def _feed(self, growing: list[_Growing], logits: Tensor) -> None:
-        """Turn logits [num_nodes, vocab_size], one row per node of every draft's level, into probabilities and hand them out."""
+    def _feed(self, growing: list[_Growing], logits: Tensor, warp: Callable[[Tensor], Tensor] | None) -> None:
+        """Turn logits [num_nodes, vocab_size], one row per node of every draft's level, into probabilities and hand them out.
+
+        Warped like the target's, they are more often accepted: nothing is drafted that a sampled request cannot draw.
+        """
         import torch
 
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        scores = logits if warp is None else warp(logits)
         begin = 0
         for draft in growing:
             if draft.level:
-                rows = logits[begin : (begin := begin + len(draft.level))]
-                draft.feed((rows / draft.temperature).softmax(-1))
-
-
-def _together(drafts: list[_Growing | None]) -> Drafts:
-    """Lay the requests' drafts out behind each other."""
-    import torch
-
-    offsets, flat = [0], []
-    rows: list[Tensor] = []
-    for draft in drafts:
-        if draft is not None:
-            nodes = draft.nodes
-            kept = range(len(nodes)) if draft.kept is None else draft.kept
-            place = {ROOT: ROOT} | {node: i for i, node in enumerate(kept)}
-            for node in kept:
-                row_id = nodes.row_ids[node] + len(rows) if nodes.row_ids[node] >= 0 else ROOT
-                flat.append((nodes.tokens[node], place[nodes.parents[node]], nodes.kinds[node], row_id))
-            rows += nodes.rows
-        offsets.append(len(flat))
-    tokens, parents, kinds, row_ids = np.array(flat, dtype=np.int64).reshape(-1, 4).T
-    return Drafts(np.array(offsets), tokens, parents, kinds, row_ids, torch.stack(rows) if rows else None)
+                rows = scores[begin : (begin := begin + len(draft.level))]
+                draft.feed((rows if warp is not None else rows / draft.temperature).softmax(-1))

@@ -17,6 +17,7 @@ def register_drafters(register: Register[Drafter]) -> None:
     register("prompt_lookup", "accelplug.spec.prompt_lookup:PromptLookup")
     register("suffix", "accelplug.spec.suffix:Suffix")
     register("token_recycling", "accelplug.spec.token_recycling:TokenRecycling")
+    register("transformers_candidates", "accelplug.spec.transformers_candidates:TransformersCandidates")
 
 
 @hookimpl

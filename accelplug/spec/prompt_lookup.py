@@ -13,10 +13,11 @@ Poor for   open-ended chat, where little repeats and a rejected draft costs a wi
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from accelplug._errors import OptionError
-from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Drafts, DraftView, IntArray
+from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, DrafterTraits, Drafts, DraftView, IntArray
 from accelplug.hooks.options import option
 
 
@@ -47,18 +48,24 @@ class _Index:
             shifted = (self.tokens[begin + i :] for i in range(size))
             table.update(zip(zip(*shifted, strict=False), range(begin + size, len(self.tokens)), strict=False))
 
-    def find(self) -> int:
-        """Return where the longest n-gram at the end was last followed by something, or -1."""
+    def find(self, ahead: Sequence[int] = ()) -> int:
+        """Return where the longest n-gram at the end was last followed by something, or -1.
+
+        :param ahead: tokens that stand behind the indexed ones.
+        """
+        end = [*self.tokens[-self.sizes[-1] :], *ahead] if ahead else self.tokens
         for size, table in zip(reversed(self.sizes), reversed(self.tables), strict=True):
-            if (position := table.get(tuple(self.tokens[-size:]))) is not None:
+            if (position := table.get(tuple(end[-size:]))) is not None:
                 return position
         return -1
 
-    def following(self, count: int) -> list[int]:
+    def following(self, count: int, ahead: Sequence[int] = ()) -> list[int]:
         """Return the tokens that followed there, repeated where the text ends before `count` of them."""
-        begin = self.find() if count > 0 else -1
+        begin = self.find(ahead) if count > 0 else -1
         if begin < 0:
             return []
+        if ahead:
+            return self.tokens[begin : begin + count]
         found = self.tokens[begin : begin + count]
         return found if len(found) == count else (found * (count // len(found) + 1))[:count]
 
@@ -70,6 +77,7 @@ class PromptLookup:
     num_tokens: int = option(8, ge=1, le=128, per_request=True, help="tokens to draft")
     max_ngram: int = option(4, ge=1, le=16, help="longest n-gram to look for, tried first")
     min_ngram: int = option(2, ge=1, le=16, help="shortest n-gram that may match")
+    traits: DrafterTraits = field(init=False, repr=False, default=DrafterTraits(continues=True))
     _indexes: dict[int, _Index] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,6 +103,10 @@ class PromptLookup:
         """Copy what followed; a match that overlaps the end repeats with its period."""
         wanted = view.parameters.get("num_tokens")
         most = itertools.repeat(self.num_tokens) if wanted is None else wanted.tolist()
+        if view.ahead is not None and view.ahead.any():
+            ends = [view.history(i)[len(view.history(i)) - ahead :].tolist() for i, ahead in enumerate(view.ahead.tolist())]
+            asked = zip(view.slots.tolist(), view.budgets.tolist(), most, ends, strict=False)
+            return Drafts.chains([self._indexes[slot].following(min(budget, own), end) for slot, budget, own, end in asked])
         return Drafts.chains(
             [self._indexes[slot].following(min(budget, own)) for slot, budget, own in zip(view.slots.tolist(), view.budgets.tolist(), most, strict=False)]
         )

@@ -102,7 +102,7 @@ class TokenRecycling:
 
     def __post_init__(self) -> None:
         k = self.k if self.shape == "tree" else 1
-        self.traits = DrafterTraits(shape=self.shape, top_k=k)
+        self.traits = DrafterTraits(shape=self.shape, top_k=k, continues=True)
         self._template = template(self.num_nodes, self.depth, k)
 
     def start(self, slots: IntArray) -> None:

@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,10 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = {
     "accelplug/hooks": ("tests/hooks", "tests/conformance/test_builtins.py"),
     "accelplug/spec": ("tests/spec", "tests/conformance/test_builtins.py"),
+    "accelplug/spec/draft_model.py": ("tests/hosts/hf/test_draft_model.py", "tests/hosts/hf/test_draft_model_exact.py"),
+    "accelplug/spec/lengths.py": ("tests/hosts/hf/test_draft_model_exact.py", "tests/hosts/hf/test_draft_model.py"),
+    "accelplug/spec/transformers_candidates.py": ("tests/hosts/hf/test_candidates.py",),
+    "accelplug/spec/trees": ("tests/spec/test_trees.py", "tests/hosts/hf/test_draft_model_exact.py"),
     "accelplug/hosts/hf/verify.py": ("tests/hosts/hf/test_sampling_exact.py", "tests/conformance/test_builtins.py"),
     "accelplug/hosts/hf/paths.py": ("tests/hosts/hf/test_paths.py", "tests/hosts/hf/test_paths_exact.py"),
 }
-"""What is mutated -> the tests that should notice."""
+"""What is mutated -> the tests that should notice, the most telling first; a file belongs to the longest path that it is under."""
 LOADED_ONCE = ("numpy", "pluggy", "pytest", "hypothesis", "scipy.stats", "torch", "transformers", "transformers.models.llama.modeling_llama")
 
 
@@ -45,11 +50,14 @@ def main() -> None:
     for module in LOADED_ONCE:
         importlib.import_module(module)
     with tempfile.TemporaryDirectory() as folder:
-        found = examine(copy_of_the_source(Path(folder) / "copy"), targets, given.count, given.seed, given.timeout)
-    report = {"argv": sys.argv[1:], "killed": sum(m["fate"] != "survived" for m in found), "of": len(found), "mutants": found}
-    if given.json:
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{report['killed']} of {report['of']} killed")
+        found: list[dict[str, object]] = []
+        for mutant in examine(copy_of_the_source(Path(folder) / "copy"), targets, given.count, given.seed, given.timeout):
+            found.append(mutant)
+            killed = sum(m["fate"] != "survived" for m in found)
+            if given.json:  # after each, so that a run that is cut short leaves what it learnt
+                report = {"argv": sys.argv[1:], "killed": killed, "of": len(found), "mutants": found}
+                given.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{killed} of {len(found)} killed")
 
 
 def copy_of_the_source(into: Path) -> Path:
@@ -60,20 +68,23 @@ def copy_of_the_source(into: Path) -> Path:
     return into
 
 
-def examine(copy: Path, targets: list[str], count: int, seed: int, timeout: float) -> list[dict[str, object]]:
-    """Run the tests on the source as it is, then on each mutant."""
+def examine(copy: Path, targets: list[str], count: int, seed: int, timeout: float) -> Iterator[dict[str, object]]:
+    """Run the tests on the source as it is, then on each mutant, and yield what became of it."""
     everything = [(target, file, mutant) for target in targets for file in files_of(copy, target) for mutant in mutants(file.read_text())]
     chosen = random.Random(seed).sample(everything, min(count, len(everything)))
     print(f"{len(everything)} mutants there are, {len(chosen)} are run")
     for target in sorted({target for target, _, _ in chosen}):
         if fate(copy, TESTS[target], timeout) != "survived":
             raise SystemExit(f"the tests of {target} fail or take over {timeout:g} s on the source as it is; nothing can be learnt from them")
-    return [examined(copy, target, file, mutant, timeout) for target, file, mutant in chosen]
+    for target, file, mutant in chosen:
+        yield examined(copy, target, file, mutant, timeout)
 
 
 def files_of(copy: Path, target: str) -> list[Path]:
     path = copy / target
-    return [path] if path.suffix else sorted(path.rglob("*.py"))
+    narrower = [copy / other for other in TESTS if other != target and other.startswith(f"{target}/")]
+    files = [path] if path.suffix else sorted(path.rglob("*.py"))
+    return [file for file in files if not any(file.is_relative_to(other) for other in narrower)]
 
 
 def examined(copy: Path, target: str, file: Path, mutant: Mutant, timeout: float) -> dict[str, object]:

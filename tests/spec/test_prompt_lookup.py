@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,6 +57,17 @@ def test_index_device_and_brute_force_agree(tokens, shortest, more, count, cuts)
     assert drafts.counts.tolist() == [len(expected)]
     assert drafts.tokens[0, : len(expected)].tolist() == expected
     assert ((drafts.tokens >= 0) & (drafts.tokens <= 3)).all(), "padding must be real token ids"
+
+
+@pytest.mark.parametrize("steps", [[200], [40, 200], [20, 60, 61, 120, 200], list(range(1, 201))], ids=["at once", "twice", "mixed", "one by one"])
+def test_long_pieces_are_indexed_like_short_ones(steps):
+    """Each beginning of a text without other repeats, behind it again: what follows is found at its own place."""
+    text = np.random.default_rng(0).permutation(1000)[:150].tolist()
+    for at in range(4, 149, 9):
+        drafter = PromptLookup(num_tokens=6)
+        drafter.start(SLOT)
+        tokens = [*text, *range(2000, 2046), *text[at - 4 : at]]
+        assert feed(drafter, tokens, steps, 6) == [*text, *range(2000, 2006)][at : at + 6]
 
 
 def test_slots_are_recycled_and_freed():

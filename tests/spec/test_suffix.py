@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelplug import OptionError
-from accelplug.hooks import load_registry
-from accelplug.spec.suffix import Suffix, _Text
+from accelplug.hooks import CommitView, DraftView, load_registry
+from accelplug.spec.suffix import Suffix
+from accelplug.spec.texts import GAP, Finished, Text
 from tests.spec.feeding import blocks_left_behind, commit, finish, paths, propose, start
 
 LONG = 8
@@ -51,7 +52,7 @@ def chances(tokens: list[int], starts: list[int], most: int, min_chance: float, 
 )
 def test_places_are_those_of_a_search_by_hand(tokens, period, min_match, longest, most, cuts):
     tokens = [*period, *tokens, *period, *tokens[:5], *period]
-    text, end = _Text(min_match), 0
+    text, end = Text(min_match), 0
     for end in sorted({min(cut, len(tokens)) for cut in cuts} | {len(tokens)}):
         text.extend(np.array(tokens[:end]))
     assert text.places(most, longest) == places(tokens, min_match, longest, most)
@@ -158,3 +159,94 @@ def test_a_token_costs_at_most_half_a_kilobyte():
 def test_a_wrong_shape_is_refused():
     with pytest.raises(OptionError, match="shape='bush' is none of its values, it takes 'chain' or 'tree'"):
         load_registry(entry_points=False).build("drafter", "suffix(shape='bush')", None)
+
+
+def served(drafter, prompt, answer):
+    """Serve one request in slot 0, whose answer is given; return what was drafted behind each of its tokens."""
+    text, slots = np.array([prompt + answer]), np.zeros(1, np.int64)
+    drafter.start(slots)
+    drafted, fresh = [], len(prompt) + 1
+    for length in range(len(prompt) + 1, text.shape[1] + 1):
+        lengths = np.array([length])
+        drafter.observe(CommitView(slots, slots, text, lengths, np.array([fresh]), np.zeros(1, np.int64)))
+        drafted.append(drafter.propose(DraftView(slots, slots, text, lengths, np.array([100]))).tokens.tolist())
+        fresh = 1
+    drafter.finish(slots)
+    return drafted
+
+
+ANSWER = list(range(100, 140))
+
+
+def test_finished_answers_are_drafted_where_the_user_wants_that():
+    shared, own = Suffix(scope="process"), Suffix()
+    for drafter in (shared, own):
+        assert not any(served(drafter, [1, 2, 3], ANSWER))
+    drafted = served(shared, [7], ANSWER)
+    assert drafted[7] == ANSWER[8:16]  # behind eight tokens that it has in common, eight more
+    assert drafted[15] == ANSWER[16:32]
+    assert drafted[30] == ANSWER[31:]
+    assert drafted[39] == []
+    assert not any(served(own, [7], ANSWER))
+    assert shared.memory_used > own.memory_used == 0
+    assert (shared.traits.scope, own.traits.scope) == ("process", "request")
+
+
+def test_an_answer_continues_behind_the_end_of_its_prompt_and_prompts_are_not_kept():
+    shared = Suffix(scope="process")
+    served(shared, list(range(50)), ANSWER)
+    assert served(shared, list(range(30, 50)), [100])[0] == ANSWER[1:10]
+    assert served(shared, list(range(25)), [25]) == [[]]
+
+
+def test_of_several_finished_answers_the_most_frequent_goes_on():
+    shared = Suffix(scope="process")
+    for last in (1, 2, 2):
+        served(shared, [0], [*ANSWER[:20], last, last])
+    assert served(shared, [9], ANSWER[:20])[-1] == [2, 2]
+    tree = Suffix(scope="process", shape="tree")
+    for last in (1, 2, 2):
+        served(tree, [0], [*ANSWER[:20], last, last])
+    assert sorted(served(tree, [9], ANSWER[:20])[-1]) == [1, 1, 2, 2]
+
+
+def test_its_own_repeats_come_first_where_they_match_as_well():
+    shared = Suffix(scope="process")
+    served(shared, [0], [*ANSWER[:12], 1, 2, 3])
+    assert served(shared, [*ANSWER[:12], 7, 8, 9], ANSWER[:12])[-1][:3] == [7, 8, 9]
+
+
+def test_memory_is_bounded_and_what_was_not_used_for_longest_goes_first():
+    finished = Finished(4 * 12000, 32)
+    texts = [[1000 * number + i for i in range(40)] for number in range(6)]
+    for text in texts[:4]:
+        finished.add(text)
+    assert len(finished.texts) == 4
+    assert finished.find(texts[0][:20], 5)[1] == [*texts[0][20:25], GAP]
+    finished.add(texts[4])
+    assert finished.bytes <= 4 * 12000
+    assert finished.find(texts[0][:20], 5)[0] == [(20, 0)]
+    assert finished.find(texts[1][:20], 5) == ([], [])
+    finished.add([*texts[5] * 9])  # larger than all there may be
+    assert finished.find(texts[5][:20], 5) == ([], [])
+    finished.add(texts[5][:8])  # too short to be found
+    assert len(finished.texts) == 4
+
+
+def test_thousands_of_short_requests_stay_within_what_was_reported():
+    rng = np.random.default_rng(0)
+    finished = Finished(1 << 20, 32)
+    tracemalloc.start()
+    try:
+        held = []
+        for round_ in range(3):
+            for _ in range(600):
+                finished.add(rng.integers(0, 50000, 20).tolist())
+            held.append(tracemalloc.get_traced_memory()[0])
+            assert finished.bytes <= 1 << 20
+            assert 0.5 * finished.bytes < held[round_] < 1.1 * finished.bytes
+        assert held[2] < 1.05 * held[1]
+    finally:
+        tracemalloc.stop()
+    grams = sum(max(0, len(text) - 8) for text in finished.texts.values())
+    assert sum(map(len, finished.places.values())) == grams

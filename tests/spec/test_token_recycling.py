@@ -69,8 +69,8 @@ def test_drafts_are_the_templates_paths_through_the_newest_rows(steps, root, num
 
 
 def test_traits_ask_for_what_the_shape_uses():
-    assert TokenRecycling(k=5).traits == DrafterTraits(shape="tree", top_k=5)
-    assert TokenRecycling(k=5, shape="chain").traits == DrafterTraits(shape="chain", top_k=1)
+    assert TokenRecycling(k=5).traits == DrafterTraits(shape="tree", top_k=5, continues=True)
+    assert TokenRecycling(k=5, shape="chain").traits == DrafterTraits(shape="chain", top_k=1, continues=True)
 
 
 def test_nothing_seen_drafts_nothing():

@@ -6,7 +6,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from accelplug.hooks.drafting import ROOT, NodeKind
+import numpy as np
+
+from accelplug.hooks.drafting import ROOT, Drafts, NodeKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +84,29 @@ class Nodes:
         if self.draws is None:
             return self.add(parent, row, row.topk(min(count, len(row))).indices.tolist(), NodeKind.DELTA)
         return self.add(parent, row, self.draws.several(row, count), NodeKind.WITHOUT_REPLACEMENT)
+
+
+def drafts_of(grown: Sequence[tuple[Nodes, Sequence[int] | None] | None]) -> Drafts:
+    """Lay the requests' nodes out behind each other.
+
+    :param grown: each request's nodes with those of them to keep, None for all; None for a request that drafts nothing.
+    """
+    import torch
+
+    offsets, flat = [0], []
+    rows: list[Tensor] = []
+    for each in grown:
+        if each is not None:
+            nodes, chosen = each
+            kept = range(len(nodes)) if chosen is None else chosen
+            place = {ROOT: ROOT} | {node: i for i, node in enumerate(kept)}
+            for node in kept:
+                row_id = nodes.row_ids[node] + len(rows) if nodes.row_ids[node] >= 0 else ROOT
+                flat.append((nodes.tokens[node], place[nodes.parents[node]], nodes.kinds[node], row_id))
+            rows += nodes.rows
+        offsets.append(len(flat))
+    tokens, parents, kinds, row_ids = np.array(flat, dtype=np.int64).reshape(-1, 4).T
+    return Drafts(np.array(offsets), tokens, parents, kinds, row_ids, torch.stack(rows) if rows else None)
 
 
 Growth = Generator[list[int], "Tensor | None", "list[int] | None"]

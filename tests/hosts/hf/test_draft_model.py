@@ -106,6 +106,32 @@ def test_the_target_itself_is_always_right(random_models, name):
         torch.manual_seed(0)
         model.generate(prompt, max_new_tokens=41, do_sample=True, temperature=0.7, top_k=0)
         assert session.stats.acceptance == 1.0, "drawn at the target's temperature, every token has its probability"
+        model.generate(prompt, max_new_tokens=41, do_sample=True, temperature=0.7, top_k=9, top_p=0.8, min_p=0.05)
+        assert session.stats.acceptance == 1.0, "and within its top-k and top-p"
+
+
+@pytest.mark.parametrize("tree", ["chain", "gumbel_top_k", "stochastic_beam", "best_first"])
+def test_nothing_is_drafted_that_the_targets_top_k_leaves_out(random_models, noisy_models, tree):
+    """With a draft as wide as the model's own, the same seeds accept fewer."""
+    model, accepted, drawn = random_models["llama"], [], []
+    arguments = {"max_new_tokens": 40, "do_sample": True, "temperature": 1.5, "top_k": 4, "top_p": 0.95}
+    for knows in (True, False):
+        drafter = watched(model, model=noisy_models["llama"], tree=tree, num_tokens=4)
+        if knows:
+            inner = drafter.propose
+            drafter.propose = lambda view, inner=inner: drawn.append(inner(view)) or drawn[-1]
+        else:
+            inner = drafter.propose
+            drafter.propose = lambda view, inner=inner: inner(dataclasses.replace(view, warp=None))
+        with accelplug.attach(model, drafter=drafter) as session:
+            for seed in range(4):
+                torch.manual_seed(seed)
+                model.generate(torch.tensor([[9, 8, 7, seed + 1]]), **arguments)
+        accepted.append(session.stats.tokens_per_forward)
+    assert accepted[0] > accepted[1] + 0.15
+    supports = [int((row > 0).sum()) for drafts in drawn if drafts.rows is not None for row in drafts.rows]
+    assert supports
+    assert max(supports) <= 4
 
 
 def test_one_forward_per_level_for_all_requests(random_models):

@@ -71,15 +71,16 @@ class Drafting:
     options: dict
     depth: int = 2
     temperature: float = 1.0
+    warp: object = None
 
     def __post_init__(self):
-        self.drafter = DraftModel("toy", context=Given(lambda _: TableModel()), **self.options)
+        self.drafter = DraftModel("toy", context=Given(lambda *_: TableModel()), **self.options)
 
     def __call__(self, chance, context, budget):
         self.drafter.draws = Listed(chance) if isinstance(chance, Enumeration) else Draws()
         tokens = np.array([[VOCAB, *context]])
         one = np.zeros(1, np.int64)
-        view = DraftView(one, one, tokens, one + len(context) + 1, one + self.drafter.num_tokens, temperatures=np.array([self.temperature]))
+        view = DraftView(one, one, tokens, one + len(context) + 1, one + self.drafter.num_tokens, temperatures=np.array([self.temperature]), warp=self.warp)
         drafts = self.drafter.propose(view)
         KINDS.update(drafts.kinds.tolist())
         return Tree.of(drafts, 0, len(drafts.tokens))
@@ -116,6 +117,39 @@ def test_the_output_has_the_targets_distribution(name):
 def test_at_another_temperature_than_the_targets_too():
     draft = Drafting({"num_tokens": 2, "tree": "best_first(rounds=1)"}, depth=1, temperature=0.5)
     assert error(TARGET, step(TARGET, draft, RULE)) < EXACT
+
+
+def two_best(logits):
+    """Cut what a top-k of 2 cuts."""
+    return logits.masked_fill(logits < logits.topk(2).values[:, -1:], -torch.inf)
+
+
+@pytest.mark.parametrize(("tree", "depth"), [("chain", 2), ("gumbel_top_k(branching=[2, 1])", 2), ("best_first(rounds=2)", 2)])
+def test_drafts_warped_as_the_host_says(tree, depth):
+    draft, judged = Drafting({"num_tokens": 2 if tree == "chain" else 4, "tree": tree}, depth=depth, warp=two_best), Judged()
+    assert error(TARGET, step(TARGET, draft, RULE, judged=judged)) < EXACT
+    assert {what for what, *_ in judged.nodes} == {"accepted", "rejected"}
+
+
+@pytest.mark.parametrize("tree", ["chain", "gumbel_top_k(branching=[2, 2])", "top_k(width=3, depth=1)"])
+def test_a_model_that_lacks_tokens_of_the_targets_drafts_the_others(tree):
+    """Tokens that only the target has are impossible drafts: their logits are -inf, as for a model with another tokenizer."""
+
+    class Lacking(TableModel):
+        def extend(self, slots, histories):
+            return self.lacking(super().extend(slots, histories))
+
+        def expand(self, requests, tokens, parents):
+            return self.lacking(super().expand(requests, tokens, parents))
+
+        def lacking(self, logits):
+            return logits.index_fill(1, torch.tensor([1]), -torch.inf)
+
+    draft = Drafting({"num_tokens": 2 if tree == "chain" else 4, "tree": tree, "tokens": "intersection"}, depth=1 if "depth=1" in tree else 2)
+    draft.drafter._second = Lacking()
+    judged = Judged()
+    assert error(TARGET, step(TARGET, draft, RULE, judged=judged)) < EXACT
+    assert {what for what, *_ in judged.nodes} == {"accepted", "rejected"}
 
 
 class DropsUnlikely(Chain):

@@ -27,6 +27,8 @@ DRAFTERS = {
     "token_recycling chain": "token_recycling(shape='chain')",
     "input_copy": "input_copy(num_tokens=3)",
     "fusion": "fusion(sources=('suffix(shape=\"tree\")', 'token_recycling(num_nodes=12, k=4)', 'input_copy(num_tokens=5)'), num_nodes=20)",
+    "transformers lookup": "transformers_candidates(num_tokens=6)",
+    "early exit": "transformers_candidates(generator='early_exit', exit_layer=1, num_tokens=3)",
 }
 EVENTS: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
 ALWAYS = {"zero accepted", "part accepted", "all accepted", "budget clipped", "rows accept differently", "a row is over"}

@@ -1,0 +1,165 @@
+"""Speculation at the layer shapes of real models, with random weights: what the loop costs a step, and what an oracle gains.
+
+    python integration/speed/real_shapes.py [--shape 1b|3b|tiny] [--layers N] [--dtype float32] [--dtype bfloat16] [--compiled] [--json]
+
+The weights are random except that the output matrix answers every token with the next id, by a wide margin: so the answer is known, no
+rounding changes it, and an oracle's acceptance is what it is told to be. Few layers make steps shorter than a whole model's: the loop's share
+of a step is then the greatest it can be, and the limit t(k + 1) / t(1) still that of the layers. ``--compiled`` compares the same on a static
+cache with a compiled forward pass, whose steps are padded to powers of two; compiling takes minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from measure import interleaved, ratios, record
+from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import DynamicCache
+
+import accelplug
+from accelplug.testing.oracle import Oracle
+
+SHAPES = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512},
+    "1b": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 32768,
+    },
+    "3b": {
+        "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32768,
+    },
+}  # fmt: skip
+PATTERNS = {"1 of 1": (1, 0), "3 of 3": (3, 0), "7 of 7": (7, 0), "3 of 5": (3, 2), "1 of 7": (1, 6)}
+"""What the oracle drafts in every step: accepted of drafted."""
+BUCKETS = {"1 of 1": (1, 0), "3 of 3": (3, 0), "7 of 7": (7, 0), "1 of 3": (1, 2)}
+"""The same where steps are padded to 2, 4 and 8 tokens: none of these is."""
+
+
+def counting_model(shape: str, layers: int, dtype: torch.dtype) -> LlamaForCausalLM:
+    """Return a model of random weights that answers every token with the next id."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=layers, max_position_embeddings=4096, eos_token_id=None, bos_token_id=None, pad_token_id=0, **SHAPES[shape]
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(dtype).eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_()
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight.roll(1, 0))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def generated(model: LlamaForCausalLM, prompt: torch.Tensor, new: int, drafter: object | None, **more: Any) -> list[int]:
+    if drafter is None:
+        return model.generate(prompt, max_new_tokens=new, do_sample=False, **more)[0].tolist()
+    with accelplug.attach(model, drafter=None if drafter == "no drafts" else drafter):
+        return model.generate(prompt, max_new_tokens=new, do_sample=False, **more)[0].tolist()
+
+
+def forwards(model: LlamaForCausalLM, cache: DynamicCache, width: int, count: int) -> None:
+    """Run `count` bare forward passes of `width` tokens at one and the same cache length."""
+    ids = torch.full((1, width), 5, device=model.device)
+    with torch.no_grad():
+        for _ in range(count):
+            model(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache.crop(-width)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def known_answer(model: LlamaForCausalLM, length: int, new: int) -> tuple[torch.Tensor, list[int]]:
+    """Return a prompt, [1, length], and it with the answer; wrong drafts are one off, which is never right by chance."""
+    vocab = model.config.vocab_size
+    prompt = torch.arange(7, 7 + length, device=model.device).remainder(vocab).unsqueeze(0)
+    sequence = [(7 + i) % vocab for i in range(length + new)]
+    assert generated(model, prompt, new, None) == sequence, "the model does not count"
+    return prompt, sequence
+
+
+def eager(model: LlamaForCausalLM, length: int, new: int, rounds: int) -> list[dict[str, Any]]:
+    """Compare plain generate(), the loop, and oracles in it, with bare forward passes halfway through the answer."""
+    prompt, sequence = known_answer(model, length, new)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.tensor([sequence[: length + new // 2]], device=model.device), past_key_values=cache)
+    contenders: dict[str, Callable[[], Any]] = {"plain": partial(generated, model, prompt, new, None)}
+    contenders["no drafts"] = partial(generated, model, prompt, new, "no drafts")
+    for width in sorted({1, *(1 + sum(pattern) for pattern in PATTERNS.values())}):
+        contenders[f"t({width})"] = partial(forwards, model, cache, width, new)
+    for name, pattern in PATTERNS.items():
+        contenders[name] = partial(generated, model, prompt, new, Oracle([sequence], [pattern], model.config.vocab_size))
+    for name in ("no drafts", *PATTERNS):
+        assert contenders[name]() == sequence, f"{name} changes the output"
+    seconds = interleaved(contenders, rounds, "eager")
+    to_plain, to_one = ratios(seconds, "plain"), ratios(seconds, "t(1)")
+    bare = statistics.median(seconds["t(1)"])
+    rows: list[dict[str, Any]] = []
+    for name in ("plain", "no drafts"):
+        taken = statistics.median(seconds[name])
+        rows.append({"run": name, "ms a token": 1e3 * taken / new, "x plain": to_plain[name], "beside the forward": 1 - bare / taken})
+    for name, (right, wrong) in PATTERNS.items():
+        allowed = (1 + right) * to_one[f"t({1 + right + wrong})"]
+        rows.append({
+            "run": f"oracle, {name}", "ms a token": 1e3 * statistics.median(seconds[name]) / new, "x plain": to_plain[name],
+            "limit": allowed, "share of limit": to_plain[name] / allowed,
+        })  # fmt: skip
+    return rows
+
+
+def compiled(model: LlamaForCausalLM, length: int, new: int, rounds: int, backend: str) -> list[dict[str, Any]]:
+    """Compare plain generate() on a compiled forward pass with the loop and oracles on the same, all on a static cache."""
+    prompt, sequence = known_answer(model, length, new)
+    config = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode=None)
+    config._compile_all_devices = True
+    more = {"cache_implementation": "static", "compile_config": config}
+    contenders: dict[str, Callable[[], Any]] = {
+        "plain": partial(generated, model, prompt, new, None),
+        "compiled": partial(generated, model, prompt, new, None, **more),
+        "compiled, no drafts": partial(generated, model, prompt, new, "no drafts", **more),
+    }
+    for name, pattern in BUCKETS.items():
+        contenders[f"compiled oracle, {name}"] = partial(
+            generated, model, prompt, new, Oracle([sequence], [pattern], model.config.vocab_size), **more
+        )
+    for name, run in contenders.items():
+        assert run() == sequence, f"{name} changes the output"
+    seconds = interleaved(contenders, rounds, "compiled")
+    to_plain, to_compiled = ratios(seconds, "plain"), ratios(seconds, "compiled")
+    return [
+        {"run": name, "ms a token": 1e3 * statistics.median(seconds[name]) / new, "x plain": to_plain[name], "x compiled plain": to_compiled[name]}
+        for name in contenders
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"), help="may be repeated (default: both)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt; few, since reading them is in every run but t(k)")
+    parser.add_argument("--new", type=int, default=64, help="tokens of the answer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="compare on a static cache with a compiled forward pass instead")
+    parser.add_argument("--backend", default="inductor", help="what compiles (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON, too")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    rows: list[dict[str, Any]] = []
+    for dtype in given.dtype or ("float32", "bfloat16"):
+        model = counting_model(given.shape, given.layers, getattr(torch, dtype))
+        sizes = (given.prompt, given.new, given.rounds)
+        found = compiled(model, *sizes, given.backend) if given.compiled else eager(model, *sizes)
+        rows += [{"dtype": dtype, **row} for row in found]
+    notes = {key: value for key, value in vars(given).items() if key not in ("dtype", "json")}
+    record(f"real_shapes_{given.shape}{'_compiled' if given.compiled else ''}", rows, {**notes, "device": str(model.device)})
+    if given.json:
+        print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
