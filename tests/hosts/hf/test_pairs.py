@@ -15,7 +15,7 @@ DRAWN = {"draft_model: gumbel_top_k", "draft_model: stochastic_beam"}  # without
 MODELLED = ("chain", "top_k", "best_first", "sequoia(acceptance=[0.5, 0.3])", "gumbel_top_k", "stochastic_beam")
 PLAIN = (
     "prompt_lookup", "suffix", "suffix(shape='tree')", "input_copy", "token_recycling", "token_recycling(shape='chain')", "fusion",
-    "adaptive", "adaptive(source='suffix')",
+    "adaptive", "adaptive(source='suffix')", "transformers_candidates",
 )  # fmt: skip
 DRAFTERS = (*PLAIN, *(f"draft_model: {tree}" for tree in MODELLED))
 RULES = ("token_wise", "greedy", "block", "traversal", "k_seq")
