@@ -1,4 +1,4 @@
-"""A Llama-architecture code model of 4.5 million parameters, and held-out edit prompts to run it on."""
+"""A Llama-architecture code model of 7.5 million parameters, and held-out edit prompts to run it on."""
 
 from __future__ import annotations
 

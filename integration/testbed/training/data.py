@@ -19,26 +19,29 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-EOS, EDIT, CHANGE, RESULT, JSON = "<|endoftext|>", "<|edit|>", "<|change|>", "<|result|>", "<|json|>"
-SPECIAL = (EOS, EDIT, CHANGE, RESULT, JSON)
+# The marks behind a text take its line's end with them, so that a copied line does not lead to them.
+EOS, EDIT, CHANGE, RESULT, JSON, SAME = "<|endoftext|>", "\n<|edit|>", "<|change|>", "\n<|result|>", "<|json|>", "\n..."
+SPECIAL = (EOS, EDIT, CHANGE, RESULT, JSON, SAME)
+CONTEXT = 3  # unchanged lines shown around a changed one, as diffs have them
 MIN_LINES, MAX_LINES = 3, 60
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A function, the change asked for, and the function after it; `unchanged` counts the kept lines."""
+    """A function of a file, a sketch of the change asked for, and the function after it."""
 
+    name: str
     before: str
-    change: str
+    sketch: str
     after: str
 
     @property
     def prompt(self) -> str:
-        return f"{EDIT}\n{self.before}\n{CHANGE}\n{self.change}\n{RESULT}\n"
+        return f"{CHANGE} {self.name}{self.sketch}{EDIT} {self.name}\n{self.before}{EOS}{RESULT} {self.name}\n"
 
     @property
     def text(self) -> str:
-        return f"{self.prompt}{self.after}\n{EOS}"
+        return f"{self.prompt}{self.after}{EOS}"
 
     @property
     def edit_rate(self) -> float:
@@ -67,8 +70,10 @@ def read(path: Path) -> str | None:
     return text if text.isascii() else None
 
 
-def functions(text: str) -> list[str]:
-    """Functions of a file, dedented, of a length that one context can hold twice."""
+def functions(path: Path) -> list[tuple[str, str]]:
+    """Functions of a file, dedented, of a length that one context can hold twice, each with the file's name before it."""
+    if not (text := read(path)):
+        return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -80,25 +85,33 @@ def functions(text: str) -> list[str]:
         if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
             source = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
             if MIN_LINES <= source.count("\n") + 1 <= MAX_LINES and max(map(len, source.split("\n"))) < 120:
-                found.append(source)
+                found.append((f"{path.parent.name}/{path.name}", source))
     return found
 
 
-def rename(source: str, rng: random.Random) -> tuple[str, str] | None:
+def rename(source: str, rng: random.Random) -> str | None:
     names = sorted(set(re.findall(r"\b[a-z_][a-z_0-9]{1,}\b", source)) - KEYWORDS)
     if not names:
         return None
     old = rng.choice(names)
     new = rng.choice([f"new_{old}", f"{old}_{rng.choice(WORDS)}", rng.choice(WORDS), f"{rng.choice(WORDS)}_{rng.choice(WORDS)}"])
-    if re.search(rf"\b{new}\b", source):
-        return None
-    return f"rename {old} -> {new}", re.sub(rf"\b{old}\b", new, source)
+    return None if re.search(rf"\b{new}\b", source) else re.sub(rf"\b{old}\b", new, source)
 
 
 def rewrite_line(line: str, rng: random.Random) -> str:
     """Another line of the same shape: a constant, an operator or a name differs."""
-    swaps = [("==", "!="), ("True", "False"), ("False", "True"), (" and ", " or "), (" is None", " is not None"),
-             (" + ", " - "), (" < ", " <= "), ("None", "()"), ("return ", "return not "), ("if ", "if not ")]
+    swaps = [
+        ("==", "!="),
+        ("True", "False"),
+        ("False", "True"),
+        (" and ", " or "),
+        (" is None", " is not None"),
+        (" + ", " - "),
+        (" < ", " <= "),
+        ("None", "()"),
+        ("return ", "return not "),
+        ("if ", "if not "),
+    ]
     rng.shuffle(swaps)
     for old, new in swaps:
         if old in line:
@@ -110,8 +123,8 @@ def rewrite_line(line: str, rng: random.Random) -> str:
     return f"{line}  # {rng.choice(WORDS)}"
 
 
-def change_lines(source: str, rng: random.Random, rate: float) -> tuple[str, str]:
-    """Replace, delete or add lines; the change is a unified diff with one line of context, its hunks marked `@@`."""
+def change_lines(source: str, rng: random.Random, rate: float) -> str:
+    """Replace, delete or add lines."""
     lines: list[str] = source.split("\n")
     edited: list[str | None] = list(lines)
     for number in rng.sample(range(1, len(lines)), min(max(1, round(rate * len(lines))), len(lines) - 1)):
@@ -126,20 +139,29 @@ def change_lines(source: str, rng: random.Random, rate: float) -> tuple[str, str
             edited[number] = f"{line}\n{indent}{rng.choice(WORDS)} = {rng.choice(WORDS)}({rng.randrange(100)})"
         else:
             edited[number] = None
-    after = "\n".join(line for line in edited if line is not None)
-    diff = list(difflib.unified_diff(lines, after.split("\n"), lineterm="", n=1))[2:]
-    return "\n".join("@@" if line.startswith("@@ ") else line for line in diff), after
+    return "\n".join(line for line in edited if line is not None)
 
 
-def make_edit(source: str, rng: random.Random, rate: float | None = None) -> Edit | None:
+def sketch(before: str, after: str) -> str:
+    """Show the lines that change and those around them; every other line is a mark."""
+    old, new = before.split("\n"), after.split("\n")
+    hunks = difflib.SequenceMatcher(None, old, new, False).get_grouped_opcodes(CONTEXT)
+    shown = {number for hunk in hunks for number in range(hunk[0][3], hunk[-1][4])}
+    end = EOS if len(new) - 1 in shown else ""
+    return "".join(f"\n{line}" if number in shown else SAME for number, line in enumerate(new)) + end
+
+
+def make_edit(function: tuple[str, str], rng: random.Random, rate: float | None = None) -> Edit | None:
     """An edit of a function; `rate` is the share of lines to touch, by default drawn at random."""
-    if rate == 0:
-        return Edit(source, "keep", source)
-    if rate is None and rng.random() < 0.15:
-        renamed = rename(source, rng)
-        return Edit(source, *renamed) if renamed else None
-    change, after = change_lines(source, rng, rng.choice((0.02, 0.05, 0.1, 0.2, 0.3)) if rate is None else rate)
-    return Edit(source, change, after) if change else None
+    name, source = function
+    if rate == 0 or (rate is None and rng.random() < 0.1):
+        after: str | None = source
+    elif rate is None and rng.random() < 0.15:
+        after = rename(source, rng)
+    else:
+        after = change_lines(source, rng, rng.choice((0.02, 0.05, 0.1, 0.2, 0.3)) if rate is None else rate)
+        after = None if after == source else after
+    return None if after is None else Edit(name, source, sketch(source, after), after)
 
 
 def word(rng: random.Random) -> str:
@@ -159,7 +181,7 @@ def json_records(rng: random.Random) -> str:
     fields = {rng.choice(WORDS) if rng.random() < 0.6 else word(rng): rng.choice(sorted(makers)) for _ in range(rng.randint(2, 7))}
     records = [{name: makers[kind]() for name, kind in fields.items()} for _ in range(rng.randint(1, 6))]
     head = ", ".join(f"{name}: {kind}" for name, kind in fields.items())
-    return f"{JSON}\n{len(records)} records of {head}\n{json.dumps(records, indent=rng.choice((None, 2)))}\n{EOS}"
+    return f"{JSON}\n{len(records)} records of {head}\n{json.dumps(records, indent=rng.choice((None, 2)))}{EOS}"
 
 
 KEYWORDS = frozenset(

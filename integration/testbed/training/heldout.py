@@ -17,8 +17,8 @@ RATES, PER_RATE = (0.15, 0.05, 0.3, 0.0), 30
 
 def held_out_edits(per_rate: int) -> list[data.Edit]:
     rng = random.Random(99)
-    functions = [f for path in data.files(held=True) if (text := data.read(path)) for f in data.functions(text)]
-    functions = [f for f in functions if 8 <= f.count("\n") + 1 <= 40 and len(f) < 1800]
+    functions = [function for path in data.files(held=True) for function in data.functions(path)]
+    functions = [(name, f) for name, f in functions if 8 <= f.count("\n") + 1 <= 40 and len(f) < 1800]
     rng.shuffle(functions)
     edits: list[data.Edit] = []
     for rate in RATES:

@@ -33,12 +33,11 @@ def main(out: Path) -> None:
         [pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=list(data.SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=list(data.SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(corpus(), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=data.EOS, pad_token=data.EOS,
-                                   clean_up_tokenization_spaces=False, model_max_length=2048)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=data.EOS, pad_token=data.EOS, clean_up_tokenization_spaces=False, model_max_length=2048
+    )
     fast.save_pretrained(out)
 
 
