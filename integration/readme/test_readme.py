@@ -15,7 +15,7 @@ EXAMPLES = [block for block in blocks() if block.mark == "run"]
 
 
 def test_every_python_block_is_an_example_that_runs():
-    assert len(EXAMPLES) == sum(page.read_text(encoding="utf-8").count("```python") for page in PAGES) == 7
+    assert len(EXAMPLES) == sum(page.read_text(encoding="utf-8").count("```python") for page in PAGES) == 8
 
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: f"{block.page} line {block.line}")
