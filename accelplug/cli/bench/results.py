@@ -112,7 +112,7 @@ def circumstances(owners: Mapping[str, str | None]) -> Document:
     :param owners: distribution -> version of the techniques that ran.
     """
     return {
-        "argv": sys.argv,
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": {**{name: version_of(name) for name in PACKAGES}, **owners},
         "commit": commit(Path(accelplug.__file__).parent),
         "python": platform.python_version(),
