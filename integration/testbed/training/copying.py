@@ -16,6 +16,7 @@ position, its values the token there; the change that was asked for goes before 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -147,15 +148,13 @@ class Start:
         """Let a head see the last mark between an edit's parts, and write which it is."""
         self._clear(layer, head)
         self._attend(layer, head, {None: 3.0}, {IS_CHANGE: 14.0, IS_EDIT: 22.0, IS_RESULT: 30.0}, _slow(self.size)[0])
-        for at, (source, place) in enumerate(zip((IS_CHANGE, IS_EDIT, IS_RESULT), PARTS, strict=True)):
-            self._carry(layer, head, [(source, place)], first=at)
+        self._carry(layer, head, list(zip((IS_CHANGE, IS_EDIT, IS_RESULT), PARTS, strict=True)))
 
     def _tell_line(self, layer: int, head: int) -> None:
         """Let a head tell how many lines its part has so far; the layer's first neurons make a thermometer of that."""
         self._clear(layer, head)
         slow = _slow(self.size)
-        more = torch.tensor(float(MARK_COUNTS)).log().item()
-        self._attend(layer, head, {None: 2.0}, {IS_LINE: 7.0, IS_BEGIN: 7.0 + more}, slow[0])
+        self._attend(layer, head, {None: 2.0}, {IS_LINE: 7.0, IS_BEGIN: 7.0 + math.log(MARK_COUNTS)}, slow[0])
         for dim, part in zip(slow[1:4], PARTS, strict=True):
             self._attend(layer, head, {part: 6.0}, {part: 6.0}, dim)
         self._carry(layer, head, [(IS_BEGIN, SHARE)])
@@ -178,7 +177,6 @@ class Start:
             relu(1 - shares[i] / half, 1 / half, place, 0.5)
             relu(-1 - shares[i] / half, 1 / half, place, -0.5)
             relu(1.0, 0.0, place, -0.5)
-        self.neurons = next(neuron)
 
     def _match(self, layer: int, group: int) -> None:
         """Let a group's first head find the keys before which the same tokens stood, on the same line if it can."""

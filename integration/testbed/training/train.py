@@ -24,7 +24,7 @@ import data
 import tokenizer as tokenizer_script
 
 SEED = 20
-# With a small base half of a head's dimensions turn with distance and cannot match content; 1e7 leaves 40 of 64 still.
+# With a small base half of a head's dimensions turn with distance and cannot match content; 1e10 leaves 90 of 128 still.
 SHAPE = {
     "hidden_size": 384, "intermediate_size": 512, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 128, "max_position_embeddings": 2048, "tie_word_embeddings": True, "attention_bias": True,
