@@ -45,7 +45,7 @@ PROBES: Final[dict[str, Probe]] = {
     "maximum": Probe({"type": "number", "maximum": 5.5}, (5.5, 5, -100), (5.6, 6, 51)),
     "exclusiveMinimum": Probe({"type": "number", "exclusiveMinimum": 0}, (0.1, 1), (0, -1)),
     "exclusiveMaximum": Probe({"type": "integer", "exclusiveMaximum": 10}, (9, -1), (10, 11, 100)),
-    "multipleOf": Probe({"type": "integer", "multipleOf": 7}, (7, 14, 0, 70), (1, 15, 71)),
+    "multipleOf": Probe({"type": "integer", "multipleOf": 7}, (7, 14, 0, 70, -14), (1, 15, 71, -15)),
     "minLength": Probe(_string(minLength=2), ("ab", "abc", "\u00e4\u00e4", 'a"'), ("", "a", "\u00e4", '"')),
     "maxLength": Probe(_string(maxLength=2), ("", "ab", "\u00e4\u00e4", '""'), ("abc", "\u00e4\u00e4\u00e4")),
     "pattern": Probe(_string(pattern="^a[bc]+$|x"), ("abc", "yxy"), ("a", "abd", "")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 RECORDED: Final[dict[str, frozenset[str]]] = {
-    "llguidance 1.7.6": frozenset({"contains", "propertyNames", "uniqueItems"}),
+    "llguidance 1.7.6": frozenset({"contains", "multipleOf", "propertyNames", "uniqueItems"}),
     "xgrammar 0.2.8": frozenset(
         {
             "allOf",

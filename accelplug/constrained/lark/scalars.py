@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from accelplug.constrained.lark.builder import Builder, Symbols
 from accelplug.constrained.schema.atoms import Fractional, Inexact, Values
@@ -62,16 +63,21 @@ def number(builder: Builder, branch: Branch) -> list[Symbols]:
         return []
     if numbers.fractional:
         return _fractional(builder, numbers, branch)
-    if not numbers.steps:
-        return [[_json(numbers, None)]]
-    if not _writable(numbers.step):
+    step = numbers.step
+    if step is None or not numbers.steps:
+        return [[_json(numbers)]]
+    if not _writable(step):
         builder.checked(Inexact("*/multipleOf"))
-        return [[_json(numbers, None)]]
-    if isinstance(numbers.step, int) or (numbers.low is not None and numbers.low.value >= 0):
-        return [[_json(numbers, numbers.step)]]
-    builder.checked(Inexact("*/multipleOf"))  # llguidance knows no negative multiples of a fraction
-    below, above = numbers.divided(0)
-    return [[_json(below, None)], [_json(above, numbers.step)]] if not below.is_empty else [[_json(above, numbers.step)]]
+        return [[_json(replace(numbers, steps=()))]]
+    below, above = numbers.divided()
+    return [*([_json(one)] for one in above.spelled()), *([_negative(builder, one)] for one in below.spelled())]
+
+
+def _negative(builder: Builder, numbers: Numbers) -> str:
+    """Return the rule of numbers with a sign before them: llguidance knows no negative multiples, and a grammar inside one skips no blanks."""
+    rule = builder.new("neg")
+    builder.add(rule, f'%lark {{\nstart: "-" {_json(numbers)}\n}}')
+    return rule
 
 
 def _fractional(builder: Builder, numbers: Numbers, branch: Branch) -> list[Symbols]:
@@ -79,14 +85,17 @@ def _fractional(builder: Builder, numbers: Numbers, branch: Branch) -> list[Symb
     if numbers.low is None and numbers.high is None and not numbers.steps:
         return [[builder.terminal(r"/-?(0|[1-9][0-9]*)\.[0-9]*[1-9][0-9]*/")]]
     builder.checked(*(Inexact(atom.place) for atom in branch if isinstance(atom, Fractional)))
-    return [[_json(numbers, None)]]
+    if numbers.steps:
+        builder.checked(Inexact("*/multipleOf"))
+    return [[_json(replace(numbers, steps=()))]]
 
 
-def _json(numbers: Numbers, step: int | float | None) -> str:
-    schema: dict[str, object] = {"type": "integer" if numbers.integer else "number"}
+def _json(numbers: Numbers) -> str:
+    step = numbers.step
+    schema: dict[str, object] = {"type": "integer" if isinstance(step, int) else "number"}
     for bound, name, exclusive in ((numbers.low, "minimum", "exclusiveMinimum"), (numbers.high, "maximum", "exclusiveMaximum")):
         if bound is not None:
             schema[exclusive if bound.exclusive else name] = bound.value
-    if step is not None:
+    if numbers.steps:
         schema["multipleOf"] = step
     return f"%json {json.dumps(schema)}"

@@ -37,7 +37,9 @@ def any_of(place: Place) -> Iterator[Clause]:
 def one_of(place: Place) -> Iterator[Clause]:
     """``oneOf``: each alternative with the negation of all others. Branches that cannot meet are told apart elsewhere."""
     parts = _parts(place)
-    holds: Alternatives = [[(True, part), *((False, other) for other in parts if other is not part)] for part in parts]
+    holds: Alternatives = [  # told apart by where they stand: `true` is one node, however often it is written
+        [(True, part), *((False, other) for other in parts[:index] + parts[index + 1 :])] for index, part in enumerate(parts)
+    ]
     pairs = list(combinations(parts, 2))
     if len(pairs) > MOST_PAIRS:
         yield Clause(holds, place.unknown().fails)

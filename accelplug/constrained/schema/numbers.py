@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -32,32 +33,45 @@ class Numbers:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the interval certainly has no number, or no integer where integers are meant."""
-        if self.integer and self.fractional:
+        """Whether certainly no number is left: between the bounds, among the multiples, of the integers or of the others."""
+        step = self._step
+        if self.fractional and step is not None and step.denominator == 1:
             return True
         if self.low is None or self.high is None:
             return False
-        low, high = self.low.value, self.high.value
-        if self.integer:
-            low = math.floor(low) + 1 if self.low.exclusive else math.ceil(low)
-            high = math.ceil(high) - 1 if self.high.exclusive else math.floor(high)
-            return bool(low > high)
-        return bool(low > high) or (low == high and (self.low.exclusive or self.high.exclusive))
+        low, high = Fraction(str(self.low.value)), Fraction(str(self.high.value))
+        if step is not None:
+            first = math.ceil(low / step) + (self.low.exclusive and low % step == 0)
+            last = math.floor(high / step) - (self.high.exclusive and high % step == 0)
+            return first > last
+        return low > high or (low == high and (self.low.exclusive or self.high.exclusive))
 
     @property
-    def step(self) -> Any:
-        """What the numbers are multiples of, None for anything: the least common multiple of all steps."""
-        fractions = [Fraction(str(step)) for step in self.steps]
+    def _step(self) -> Fraction | None:
+        """The least common multiple of all steps, integers being the multiples of 1; None for anything."""
+        fractions = [Fraction(str(step)) for step in self.steps] + ([Fraction(1)] if self.integer else [])
         if not fractions:
             return None
         below = math.lcm(*(one.denominator for one in fractions))
-        found = Fraction(math.lcm(*(int(one * below) for one in fractions)), below)
-        return int(found) if found.denominator == 1 else float(found)
+        return Fraction(math.lcm(*(int(one * below) for one in fractions)), below)
 
-    def divided(self, point: int) -> tuple[Numbers, Numbers]:
-        """Return the numbers below a point, and those from it on."""
-        here: list[Atom] = [bound for bound in (self.low, self.high) if bound is not None]
-        here += [Multiple(step) for step in self.steps] + ([Integer()] if self.integer else [])
-        return Numbers.of((*here, Bound(point, lower=False, exclusive=True))), Numbers.of(
-            (*here, Bound(point, lower=True, exclusive=False))
-        )
+    @property
+    def step(self) -> int | float | None:
+        """What the numbers are multiples of, in an integer's or a float's form; None for anything."""
+        found = self._step
+        return None if found is None else int(found) if found.denominator == 1 else float(found)
+
+    def divided(self) -> tuple[Numbers, Numbers]:
+        """Return the absolute values of the numbers below 0, and the numbers from 0 on."""
+        below = [Bound(-bound.value, not bound.lower, bound.exclusive) for bound in (self.low, self.high) if bound is not None]
+        above = [bound for bound in (self.low, self.high) if bound is not None]
+        zero = Bound(0, lower=True, exclusive=False)
+        rest: list[Atom] = [*map(Multiple, self.steps), *([Integer()] if self.integer else [])]
+        return Numbers.of((*rest, *below, replace(zero, exclusive=True))), Numbers.of((*rest, *above, zero))
+
+    def spelled(self) -> Iterator[Numbers]:
+        """Split multiples of a fraction by how many digits stand behind the point: 0.50 and 0.5 are one number, and both may be written."""
+        for digits in range(len(repr(self.step).partition(".")[2]) + 1):
+            found = replace(self, steps=(*self.steps, Fraction(1, 10**digits)))
+            if not found.is_empty:
+                yield found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -36,6 +38,7 @@ def validator_class(draft: int, *, declared: bool) -> Checking:
     name = {3: "Draft3", 4: "Draft4", 6: "Draft6", 7: "Draft7", 2019: "Draft201909", 2020: "Draft202012"}[draft]
     base = getattr(jsonschema, f"{name}Validator")
     extra = {
+        "multipleOf": _multiple_of,
         "pattern": searching.pattern,
         "patternProperties": searching.pattern_properties,
         "additionalProperties": searching.additional_properties,
@@ -69,6 +72,14 @@ class _Formatted:
             return bool(check(value))
         except caught:
             return False
+
+
+def _multiple_of(validator: Any, step: Any, instance: Any, _schema: Any) -> Iterator[Any]:
+    """``multipleOf`` of the numbers as they are written: jsonschema divides floats, by which 0.3 is no multiple of 0.1."""
+    from jsonschema import ValidationError
+
+    if validator.is_type(instance, "number") and not (math.isfinite(instance) and Fraction(str(instance)) % Fraction(str(step)) == 0):
+        yield ValidationError(f"{instance!r} is not a multiple of {step!r}")
 
 
 def _dependencies(validator: Any, dependencies: Any, instance: Any, _schema: Any) -> Iterator[Any]:
