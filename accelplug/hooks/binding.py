@@ -36,6 +36,15 @@ class BoundDrafter:
         """Whether it cannot be asked in host memory."""
         return not any(hasattr(self.technique.instance, method) for method in ("propose", "propose_one"))
 
+    def ask(self, view: DraftView, vocab_size: int) -> Drafts:
+        """Return the drafts for a view, checked; what goes wrong is noted to be the drafter's.
+
+        :raises PluginError: as `check`.
+        """
+        drafts = self.technique.call(self.propose, view)
+        self.check(drafts, view.budgets, vocab_size)
+        return drafts
+
     def check(self, drafts: Drafts, budgets: IntArray, vocab_size: int) -> None:
         """Refuse drafts that no host could verify, or that the drafter's traits did not announce.
 

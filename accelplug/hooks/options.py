@@ -68,6 +68,44 @@ def per_request_options(factory: Callable[..., object]) -> dict[str, Mapping[str
     return {name: meta for name in fields_of(factory) if (meta := _metadata(factory, name)).get("per_request")}
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Offer:
+    """An option that requests may set for themselves: whose it is, its type and its bounds."""
+
+    who: str
+    annotation: object
+    metadata: Mapping[str, Any]
+
+
+def offers_of(who: str, factory: Callable[..., object]) -> dict[str, Offer]:
+    """Return the options of a technique that requests may set for themselves.
+
+    :param who: the technique as errors should name it.
+    """
+    fields = fields_of(factory)
+    return {name: Offer(who, fields[name].annotation, metadata) for name, metadata in per_request_options(factory).items()}
+
+
+def check_request(who: str, given: Mapping[str, Any], offers: Mapping[str, Offer]) -> None:
+    """Refuse what nobody offers to requests, and values of the wrong type or out of bounds.
+
+    :param who: who would take the options, as errors should name it.
+    :raises OptionError: naming the option and what is allowed.
+    """
+    for name, value in given.items():
+        if name not in offers:
+            near = difflib.get_close_matches(str(name), offers, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise OptionError(f"{who} takes no per-request option {name!r}; {hint}it takes {', '.join(sorted(offers)) or 'none'}")
+        check_value(offers[name].who, name, value, offers[name].annotation, offers[name].metadata)
+
+
+def is_number(annotation: object) -> bool:
+    """Whether values of an option's type are numbers or truth values, which a tensor can hold."""
+    admitted = _admitted(annotation)
+    return bool(admitted) and {int, float, bool}.issuperset(admitted)
+
+
 def check_options(who: str, factory: Callable[..., object], options: Mapping[str, Any]) -> None:
     """Refuse an option that the factory does not have, lacks, or has with other bounds or another type.
 

@@ -85,7 +85,7 @@ def residual(view: VerifyView) -> Tensor:
     drawn = torch.zeros_like(view.target).scatter_(1, view.tokens.unsqueeze(1), 1.0)
     if view.draft is not None:
         drawn = drawn.where((view.kinds == NodeKind.DELTA).unsqueeze(1), view.draft)
-    return _normalised((view.target - drawn).clamp(min=0), view.target)
+    return normalised((view.target - drawn).clamp(min=0), view.target)
 
 
 def without(rows: Tensor, tokens: Tensor) -> Tensor:
@@ -93,10 +93,11 @@ def without(rows: Tensor, tokens: Tensor) -> Tensor:
 
     A row with nothing left stays as it was.
     """
-    return _normalised(rows.scatter(1, tokens.unsqueeze(1), 0.0), rows)
+    return normalised(rows.scatter(1, tokens.unsqueeze(1), 0.0), rows)
 
 
-def _normalised(left: Tensor, otherwise: Tensor) -> Tensor:
+def normalised(left: Tensor, otherwise: Tensor) -> Tensor:
+    """Return probability rows, [n, vocab_size] or one [vocab_size], made to sum to 1; those of `otherwise` where nothing is left."""
     total = left.sum(-1, keepdim=True)
     return (left / total).where(total > 0, otherwise)
 

@@ -1,4 +1,4 @@
-"""The check of what rules for whole drafts answer, the same on every host."""
+"""What rules are shown and what becomes of their answers, the same on every host."""
 
 from __future__ import annotations
 
@@ -10,9 +10,39 @@ from torch import Tensor
 from accelplug._errors import PluginError
 from accelplug.hooks.drafting import ROOT
 from accelplug.hooks.registry import Technique
-from accelplug.hooks.verifying import Choice, PathView
+from accelplug.hooks.verifying import Choice, PathView, normalised
 
 _TOLERANCE = 1e-3  # how far a distribution's sum may lie from 1
+
+
+def probabilities(scores: Tensor, *, greedy: bool) -> Tensor:
+    """Return what tokens are sampled from, one-hot for greedy decoding; [n, vocab_size], as `scores`."""
+    if not greedy:
+        return scores.softmax(-1)
+    return torch.zeros_like(scores).scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
+
+
+def choose(rule: Technique, view: PathView, *, lossless: bool) -> Choice:
+    """Ask a rule for whole drafts, and hold its answer to what every host promises.
+
+    :param lossless: such a rule's tokens are never counted as lossy.
+    :returns: the path up to its first masked token, a rest in which no token is masked, and among the lossy nodes also those
+        of the path that the target itself would never have followed.
+    :raises PluginError: as `check_choice`.
+    """
+    choice: Choice = rule.call(rule.instance.choose, view)
+    check_choice(rule, choice, view)
+    path, device = list(choice.path), view.target.device
+    rows = torch.tensor([ROOT, *path][: len(path)], dtype=torch.long, device=device) + 1
+    tokens = torch.tensor([view.tokens[node] for node in path], dtype=torch.long, device=device)
+    masked, never = torch.stack([view.logits[rows, tokens] == -torch.inf, view.target[rows, tokens] <= 0]).tolist()
+    kept = path[: masked.index(True)] if True in masked else path
+    last = kept[-1] + 1 if kept else 0
+    rest = view.target[last]
+    if len(kept) == len(path):
+        rest = normalised(choice.rest.masked_fill(view.logits[last] == -torch.inf, 0.0), rest)
+    lossy = () if lossless else [node for node, impossible in zip(kept, never, strict=False) if impossible or node in choice.lossy]
+    return Choice(kept, rest, lossy)
 
 
 def check_choice(rule: Technique, choice: Any, view: PathView) -> None:

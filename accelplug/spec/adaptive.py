@@ -77,7 +77,10 @@ class Adaptive:
         rooms = [max(0, min(self.num_tokens, budget)) for budget in view.budgets.tolist()]
         lengths = self._lengths(requests, rooms)
         asked = [length or min(room, self._guesses) for length, room in zip(lengths, rooms, strict=True)]
-        drafts = self._ask(view, asked) if any(asked) else Drafts.chains([()] * len(asked))
+        if any(asked):
+            drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
+        else:
+            drafts = Drafts.chains([()] * len(asked))
         bounds, tokens = drafts.offsets.tolist(), drafts.tokens
         counts = [(bounds[i + 1] - bounds[i]) if length else 0 for i, length in enumerate(lengths)]
         led = [False] * len(requests) if view.ahead is None else (view.ahead > 0).tolist()  # then what comes next is known already
@@ -98,9 +101,3 @@ class Adaptive:
         if self._guesses:
             return lengths
         return [length or min(room, request.tries()) for request, length, room in zip(requests, lengths, rooms, strict=True)]
-
-    def _ask(self, view: DraftView, budgets: Sequence[int]) -> Drafts:
-        inner, most = self._inner, np.array(budgets)
-        drafts = inner.technique.call(inner.propose, replace(view, budgets=most))
-        inner.check(drafts, most, self.context.vocab_size)
-        return drafts

@@ -77,17 +77,12 @@ class Fusion:
         """Ask each source for as much as the whole tree may hold, and merge."""
         budgets = np.minimum(view.budgets, self.num_nodes)
         asked = replace(view, budgets=budgets)
-        answers = [self._ask(source, asked) for source in self._sources]
+        answers = [source.ask(asked, self._vocab_size) for source in self._sources]
         trees = [merged([_nodes(drafts, i) for drafts in answers], most) for i, most in enumerate(budgets.tolist())]
         offsets = np.zeros(len(trees) + 1, dtype=np.int64)
         np.cumsum([len(tokens) for tokens, _, _ in trees], out=offsets[1:])
         tokens, parents, sources = (np.array([node for part in each for node in part], dtype=np.int64) for each in zip(*trees, strict=True))
         return Drafts(offsets, tokens, parents, sources=sources)
-
-    def _ask(self, source: BoundDrafter, view: DraftView) -> Drafts:
-        drafts = source.technique.call(source.propose, view)
-        source.check(drafts, view.budgets, self._vocab_size)
-        return drafts
 
 
 def _first(verified: Verified | None, top_k: int) -> Verified | None:

@@ -13,7 +13,7 @@ Poor for   open-ended chat, where little repeats and a rejected draft costs a wi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from accelplug._errors import OptionError
@@ -64,9 +64,9 @@ class _Index:
         begin = self.find(ahead) if count > 0 else -1
         if begin < 0:
             return []
-        if ahead:
-            return self.tokens[begin : begin + count]
         found = self.tokens[begin : begin + count]
+        if ahead:
+            found = [*found, *ahead][:count]
         return found if len(found) == count else (found * (count // len(found) + 1))[:count]
 
 
@@ -103,13 +103,11 @@ class PromptLookup:
         """Copy what followed; a match that overlaps the end repeats with its period."""
         wanted = view.parameters.get("num_tokens")
         most = itertools.repeat(self.num_tokens) if wanted is None else wanted.tolist()
+        ends: Iterable[Sequence[int]] = itertools.repeat(())
         if view.ahead is not None and view.ahead.any():
-            ends = [view.history(i)[len(view.history(i)) - ahead :].tolist() for i, ahead in enumerate(view.ahead.tolist())]
-            asked = zip(view.slots.tolist(), view.budgets.tolist(), most, ends, strict=False)
-            return Drafts.chains([self._indexes[slot].following(min(budget, own), end) for slot, budget, own, end in asked])
-        return Drafts.chains(
-            [self._indexes[slot].following(min(budget, own)) for slot, budget, own in zip(view.slots.tolist(), view.budgets.tolist(), most, strict=False)]
-        )
+            ends = [view.history(i)[-ahead:].tolist() if ahead else () for i, ahead in enumerate(view.ahead.tolist())]
+        asked = zip(view.slots.tolist(), view.budgets.tolist(), most, ends, strict=False)
+        return Drafts.chains([self._indexes[slot].following(min(budget, own), end) for slot, budget, own, end in asked])
 
     def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
         """Do the same with tensor operations of fixed shapes: longest match, then most recent."""

@@ -77,7 +77,7 @@ class Suffix:
         own = self._best(found, text.tokens, most)
         if self.scope == "request":
             return own[1]
-        others = self._best(*self.finished.find(text.tokens[-self.max_match :], most), most)
+        others = self._best(*self.finished.find(text.tokens[-max(self.max_match, LONG) :], most), most)
         return max(own, others, key=lambda pair: pair[0])[1]
 
     def _best(self, found: Found, text: list[int], most: int) -> tuple[float, Guess]:

@@ -71,7 +71,7 @@ def byte_tokenizer() -> Any:
 
 def build_context() -> BuildContext:
     """Describe the model to factories, as the Transformers host does, with four slots and steps already measured."""
-    from accelplug.hosts.hf.session import build_context as of_model
+    from accelplug.hosts.hf.context import build_context as of_model
 
     return dataclasses.replace(of_model(looping_llama(), byte_tokenizer()), num_slots=4, step_seconds=lambda: {1: 1.0, 9: 1.4})
 

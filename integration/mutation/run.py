@@ -31,6 +31,10 @@ TESTS = {
     "accelplug/spec/lengths.py": ("tests/hosts/hf/test_draft_model_exact.py", "tests/hosts/hf/test_draft_model.py"),
     "accelplug/spec/transformers_candidates.py": ("tests/hosts/hf/test_candidates.py",),
     "accelplug/spec/trees": ("tests/spec/test_trees.py", "tests/hosts/hf/test_draft_model_exact.py"),
+    "accelplug/hosts/hf/grammar.py": ("tests/hosts/hf/test_grammar.py",),
+    "accelplug/hosts/hf/guided.py": ("tests/hosts/hf/test_guided.py", "tests/hosts/hf/test_grammar_exact.py", "tests/hosts/hf/test_grammar.py"),
+    "accelplug/hosts/hf/positions.py": ("tests/hosts/hf/test_positions.py",),
+    "accelplug/hosts/hf/translated.py": ("tests/hosts/hf/test_translated.py",),
     "accelplug/hosts/hf/verify.py": ("tests/hosts/hf/test_sampling_exact.py", "tests/conformance/test_builtins.py"),
     "accelplug/hosts/hf/paths.py": ("tests/hosts/hf/test_paths.py", "tests/hosts/hf/test_paths_exact.py"),
 }

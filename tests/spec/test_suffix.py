@@ -199,6 +199,13 @@ def test_an_answer_continues_behind_the_end_of_its_prompt_and_prompts_are_not_ke
     assert served(shared, list(range(25)), [25]) == [[]]
 
 
+def test_a_short_longest_match_still_finds_finished_answers():
+    """Matches are never told apart below the long n-gram: in the request's own text neither."""
+    shared = Suffix(scope="process", max_match=4)
+    served(shared, [1, 2, 3], ANSWER)
+    assert served(shared, [7], ANSWER)[7] == ANSWER[8:16]
+
+
 def test_of_several_finished_answers_the_most_frequent_goes_on():
     shared = Suffix(scope="process")
     for last in (1, 2, 2):

@@ -109,14 +109,19 @@ class Noted:
     def validate(self, tokens: Sequence[int]) -> int:
         before = self.state()
         count = self.inner.validate(tokens)
-        assert self.state() == before
+        assert self.state() == before, "validate moved the matcher"
         return count
 
-    def state(self) -> int:
-        return len(self.tokens)
+    def state(self) -> list[int]:
+        """What may follow: the row itself."""
+        row = torch.empty(-(-len(self.inner.vocabulary) // 32), dtype=torch.int32)
+        self.inner.fill(row)
+        return row.tolist()
 
     def forced(self) -> Sequence[int]:
+        before = self.state()
         found = self.inner.forced()
+        assert self.state() == before, "forced moved the matcher"
         assert self.inner.validate(found) == len(found), "an engine forces what it forbids"
         return found
 
@@ -163,4 +168,3 @@ class NotedGrammar:
 
     def check(self, text: str) -> str | None:
         return self.inner.check(text)
-

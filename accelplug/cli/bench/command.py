@@ -154,7 +154,7 @@ def prompts_for(model: Any, tokenizer: Any, texts: Sequence[tasks.Text], argumen
 
 def room_of(model: Any) -> int:
     """Return the most tokens, prompt and output, that the model takes."""
-    from accelplug.hosts.hf.session import build_context
+    from accelplug.hosts.hf.context import build_context
 
     return build_context(model, None).max_length
 

@@ -111,7 +111,7 @@ def accelerated(model: Any, tokenizer: Any, drafter: str, verifier: str, *, allo
 
 def eos_ids(model: Any) -> list[int]:
     """Return the ids that end an output."""
-    from accelplug.hosts.hf.session import build_context
+    from accelplug.hosts.hf.context import build_context
 
     return list(build_context(model, None).eos_token_ids)
 

@@ -16,7 +16,6 @@ from accelplug.hosts.stats import Stats
 
 if TYPE_CHECKING:
     from accelplug.hosts.hf.grammar import GrammarProcessor
-    from accelplug.hosts.hf.positions import Position
 
 
 class Guide:
@@ -27,7 +26,7 @@ class Guide:
     """
 
     def __init__(self, processor: GrammarProcessor, tokens: IntArray, selection: Selection, stats: Stats) -> None:
-        self.processor, self.tokens, self.stats = processor, tokens, stats
+        self.positions, self.begin, self.tokens, self.stats = processor.positions, processor.prompt_length, tokens, stats
         self.forces = NodeKind.DELTA in verifier_traits(selection.verifier).kinds
         traits = DrafterTraits() if selection.drafter is None else drafter_traits(selection.drafter)
         self.leads, self.draws = traits.continues, bool(traits.kinds - {NodeKind.DELTA})
@@ -44,8 +43,9 @@ class Guide:
         :param lengths: [num_reqs] committed tokens, padding included, or one number for all.
         """
         ends, budgets = np.broadcast_to(lengths, view.rows.shape).tolist(), view.budgets.copy()
-        asked = list(zip(view.rows.tolist(), ends, budgets.tolist(), strict=True))
-        forced = [self._forced(*each) for each in asked]
+        rows: list[int] = view.rows.tolist()
+        texts = [self.tokens[row, self.begin : end].tolist() for row, end in zip(rows, ends, strict=True)]
+        forced = [self._forced(text, budget) for text, budget in zip(texts, budgets.tolist(), strict=True)]
         counts = np.array([len(tokens) for tokens in forced], dtype=np.int64)
         if view.ahead is not None:
             _go_ahead(view, forced, counts)
@@ -56,8 +56,8 @@ class Guide:
         if view.ahead is not None:
             view.lengths[:] -= counts
         self.asked = {}
-        for (row, length, budget), tokens in zip(asked, forced, strict=True):
-            tree = self._shaped(row, length, trees[row], tokens, budget)
+        for row, text, tokens, budget in zip(rows, texts, forced, budgets.tolist(), strict=True):
+            tree = self._shaped(text, trees[row], tokens, budget)
             if tree is not trees[row]:
                 self.asked[row], trees[row] = (trees[row], len(tokens) if self.leads else 0), tree
 
@@ -74,18 +74,15 @@ class Guide:
             at, count = child, count + 1
         return count
 
-    def _at(self, row: int, length: int) -> Position:
-        return self.processor.positions.at(self.tokens[row, self.processor.prompt_length : length].tolist())
-
-    def _forced(self, row: int, length: int, budget: int) -> list[int]:
+    def _forced(self, text: list[int], budget: int) -> list[int]:
         if not self.forces or budget <= 0:
             return []
-        position = self._at(row, length)
+        position = self.positions.at(text)
         return [] if position.strayed or position.matcher.is_terminated else list(position.matcher.forced()[:budget])
 
-    def _shaped(self, row: int, length: int, tree: Tree, forced: list[int], budget: int) -> Tree:
+    def _shaped(self, text: list[int], tree: Tree, forced: list[int], budget: int) -> Tree:
         before = forced if self.leads else []
-        if len(tree) and not (position := self._at(row, length)).strayed:
+        if len(tree) and not (position := self.positions.at(text)).strayed:
             kept = pruned(tree, position.matcher, before)
             self.stats.pruned += len(tree) - len(kept)
             tree = kept
@@ -115,13 +112,16 @@ def pruned(tree: Tree, matcher: Matcher, before: Sequence[int] = ()) -> Tree:
     legal = _legal(tree, matcher, before)
     if all(legal):
         return tree
-    parents = tree.parents or range(ROOT, len(tree) - 1)
     kept: dict[int, int] = {ROOT: ROOT}  # old -> new
-    for node, parent in enumerate(parents):
+    for node, parent in enumerate(tree.above):
         if (parent == ROOT or (parent in kept and legal[parent])) and (legal[node] or tree.kind(node) != NodeKind.DELTA):
             kept[node] = len(kept) - 1
-    del kept[ROOT]
-    return _of(tree, list(kept), [kept.get(parents[node], ROOT) for node in kept])
+    nodes = list(kept)[1:]
+    if not nodes:
+        return EMPTY
+    kinds = None if tree.kinds is None else [tree.kinds[node] for node in nodes]
+    row_ids = None if tree.row_ids is None else [tree.row_ids[node] for node in nodes]
+    return Tree.grown([tree.tokens[node] for node in nodes], [kept[tree.above[node]] for node in nodes], kinds, row_ids, tree.rows)
 
 
 def _legal(tree: Tree, matcher: Matcher, before: Sequence[int]) -> list[bool]:
@@ -141,29 +141,13 @@ def _legal(tree: Tree, matcher: Matcher, before: Sequence[int]) -> list[bool]:
     return legal
 
 
-def _of(tree: Tree, nodes: Sequence[int], parents: list[int]) -> Tree:
-    """Return some of a tree's nodes as a tree."""
-    if not nodes:
-        return EMPTY
-    is_chain = parents == list(range(ROOT, len(nodes) - 1))
-    children: dict[int, list[int]] = {}
-    for node, parent in enumerate(() if is_chain else parents):
-        children.setdefault(parent, []).append(node)
-    kinds = None if tree.kinds is None else [tree.kinds[node] for node in nodes]
-    row_ids = None if tree.row_ids is None else [tree.row_ids[node] for node in nodes]
-    return Tree([tree.tokens[node] for node in nodes], None if is_chain else parents, kinds, row_ids, tree.rows, children)
-
-
 def behind(forced: list[int], tree: Tree) -> Tree:
     """Return the forced tokens with the tree behind the last of them."""
     count = len(forced)
-    chain = list(range(ROOT, count - 1))
-    tokens = forced + tree.tokens
-    parents = None if tree.parents is None else chain + [parent + count for parent in tree.parents]
-    children = {} if parents is None else {node: [node + 1] for node in chain} | {n + count: [c + count for c in own] for n, own in tree.children.items()}
+    parents = None if tree.parents is None else [*range(ROOT, count - 1), *(parent + count for parent in tree.parents)]
     kinds = None if tree.kinds is None else [int(NodeKind.DELTA)] * count + tree.kinds
     row_ids = None if tree.row_ids is None else [ROOT] * count + tree.row_ids
-    return Tree(tokens, parents, kinds, row_ids, tree.rows, children, count)
+    return Tree.grown(forced + tree.tokens, parents, kinds, row_ids, tree.rows, count)
 
 
 def merged(forced: list[int], tree: Tree, budget: int) -> Tree:
@@ -175,20 +159,22 @@ def merged(forced: list[int], tree: Tree, budget: int) -> Tree:
         agrees = tree.tokens[: len(forced)] == forced
         return Tree(tree.tokens if agrees else forced, forced=len(forced))
     tokens, parents = list(forced), list(range(ROOT, len(forced) - 1))
-    children = {ROOT: [0]} | {node: [node + 1] for node in range(len(forced) - 1)}
-    place = {ROOT: ROOT}
+    nodes = {key: node for node, key in enumerate(zip(parents, tokens, strict=True))}  # (parent, token) -> node
+    place = {ROOT: ROOT}  # the tree's node -> node
     for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
-        above = place.get(parent)
-        if above is None:
+        if parent not in place:
             continue
-        same = [child for child in children.get(above, ()) if tokens[child] == token]
-        if not same and len(tokens) >= budget:
-            continue
-        place[node] = same[0] if same else len(tokens)
-        if not same:
-            children.setdefault(above, []).append(len(tokens))
+        key = place[parent], token
+        if key not in nodes:
+            if len(tokens) >= budget:
+                continue
+            nodes[key] = len(tokens)
             tokens.append(token)
-            parents.append(above)
-    if parents == list(range(ROOT, len(tokens) - 1)):
-        return Tree(tokens, forced=len(forced))
-    return Tree(tokens, parents, children=children, forced=len(forced))
+            parents.append(key[0])
+        place[node] = nodes[key]
+    return Tree.grown(tokens, parents, forced=len(forced))
+
+
+def forced_share(trees: Sequence[Tree], paths: Sequence[Sequence[int]], rows: Sequence[int]) -> tuple[int, int]:
+    """Return how many of the nodes verified in these rows a grammar had forced, and how many of those were accepted."""
+    return sum(trees[row].forced for row in rows), sum(node < trees[row].forced for row in rows for node in paths[row])

@@ -21,7 +21,7 @@ from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.compat import HOST
 from accelplug.hosts.hf.forward import Forward, growing, recording_past
-from accelplug.hosts.hf.guided import Guide
+from accelplug.hosts.hf.guided import Guide, forced_share
 from accelplug.hosts.hf.masks import capacity
 from accelplug.hosts.hf.processors import warping
 from accelplug.hosts.hf.ragged import Ragged, Rows, choose_batches, has_windows_to_keep, obstacle_to_ragged
@@ -116,9 +116,8 @@ class Loop:
                 verdict = requests.verify(walk, logits, trees)
                 stats.tokens += requests.generated - before
                 stats.lossy_accepts += verdict.lossy
-                forced = [trees[row].forced for row in active], [sum(n < trees[row].forced for n in verdict.paths[row]) for row in active]
-                drafted, accepted = sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active)
-                stats.count(drafted, accepted, (sum(forced[0]), sum(forced[1])))
+                forced = (0, 0) if guide is None else forced_share(trees, verdict.paths, active)
+                stats.count(sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active), forced)
                 if has_stepped:
                     forward.commit(trees, verdict.paths, verdict.emitted - 1)
                     self.session.costs.add(1 + max(map(len, trees)), time.perf_counter() - began)
@@ -225,8 +224,7 @@ class Drafting:
         """Have the drafter, if there is one, fill in the rows' trees."""
         if self.drafter is None:
             return
-        drafts = self.drafter.technique.call(self.drafter.propose, self.draft_view)
-        self.drafter.check(drafts, self.budgets, self.vocab_size)
+        drafts = self.drafter.ask(self.draft_view, self.vocab_size)
         bounds = drafts.offsets.tolist()
         for i, row in enumerate(self.rows.tolist()):
             trees[row] = Tree.of(drafts, bounds[i], bounds[i + 1])

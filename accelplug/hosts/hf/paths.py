@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from accelplug._errors import HostError
-from accelplug.hooks.drafting import ROOT, NodeKind
+from accelplug.hooks.drafting import NodeKind
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import Choice, PathView
-from accelplug.hosts.choices import check_choice
+from accelplug.hosts.choices import choose, probabilities
 from accelplug.hosts.hf.processors import is_prefix_pure
 from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import Tree
@@ -69,20 +69,16 @@ class Paths:
         scores = self._process(logits, tree, requests, row) if self.walk.processors else logits
         if requests.is_over(row):
             return Decision(logits, scores)
-        target = scores.softmax(-1)
-        if not self.walk.do_sample:
-            target = torch.zeros_like(target).scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
+        target = probabilities(scores, greedy=not self.walk.do_sample)
         choice = self._ask(scores, target, tree) if len(tree) else Choice((), target[0])
-        path, rest = _unmasked(choice, scores, target, tree)
-        lossy = frozenset() if self.walk.lossless else frozenset(choice.lossy).union(_impossible(path, target, tree))
-        last = self.walk.chance.draw(rest[None])[0] if self.walk.do_sample else int(rest.argmax())
-        return Decision(logits, scores, path, [*(tree.tokens[node] for node in path), last], lossy)
+        last = self.walk.chance.draw(choice.rest[None])[0] if self.walk.do_sample else int(choice.rest.argmax())
+        return Decision(logits, scores, choice.path, [*(tree.tokens[node] for node in choice.path), last], choice.lossy)
 
     def _process(self, logits: Tensor, tree: Tree, requests: Requests, row: int) -> Tensor:
         """Run processors on every node's own prefix, all nodes of one depth in a call: their prefixes are equally long."""
         ids = requests.ids()[row]
         prefixes: list[list[int]] = [[]]
-        for token, parent in zip(tree.tokens, _parents(tree), strict=True):
+        for token, parent in zip(tree.tokens, tree.above, strict=True):
             prefixes.append([*prefixes[parent + 1], token])
         scores = torch.empty_like(logits)
         for depth in range(max(map(len, prefixes)) + 1):
@@ -96,7 +92,7 @@ class Paths:
         rule, chance = self.walk.rule, self.walk.chance
         view = PathView(
             tokens=tree.tokens,
-            parents=_parents(tree),
+            parents=tree.above,
             kinds=tree.kinds or [NodeKind.DELTA] * len(tree),
             target=target,
             logits=scores,
@@ -104,38 +100,7 @@ class Paths:
             rows=tree.rows,
             row_ids=tree.row_ids,
         )
-        choice: Choice = rule.call(rule.instance.choose, view)
-        check_choice(rule, choice, view)
-        return choice
-
-
-def _parents(tree: Tree) -> Sequence[int]:
-    return range(ROOT, len(tree) - 1) if tree.parents is None else tree.parents
-
-
-def _unmasked(choice: Choice, scores: Tensor, target: Tensor, tree: Tree) -> tuple[list[int], Tensor]:
-    """Return the path up to its first masked token, and the next token's distribution without masked ones."""
-    path = list(choice.path)
-    masked = (_at(path, scores, tree) == -torch.inf).tolist()
-    if True in masked:
-        path = path[: masked.index(True)]
-    slot = path[-1] + 1 if path else 0
-    if True in masked:
-        return path, target[slot]
-    rest = choice.rest.masked_fill(scores[slot] == -torch.inf, 0.0)
-    return path, rest if rest.any() else target[slot]
-
-
-def _impossible(path: Sequence[int], target: Tensor, tree: Tree) -> list[int]:
-    """Return the nodes of the path that the target itself would never have followed."""
-    return [node for node, likely in zip(path, _at(path, target, tree).tolist(), strict=True) if likely <= 0.0]
-
-
-def _at(path: Sequence[int], rows: Tensor, tree: Tree) -> Tensor:
-    """Return the entry of each node of a path in the row before it, [length]."""
-    slots = [0, *(node + 1 for node in path)][: len(path)]
-    tokens = [tree.tokens[node] for node in path]
-    return rows[torch.tensor(slots, dtype=torch.long, device=rows.device), torch.tensor(tokens, dtype=torch.long, device=rows.device)]
+        return choose(rule, view, lossless=self.walk.lossless)
 
 
 def check_processors(rule: Technique, processors: Any) -> None:

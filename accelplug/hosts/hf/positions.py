@@ -22,6 +22,12 @@ class Position:
     tokens: list[int] = field(default_factory=list)
     strayed: bool = False
 
+    def leads_to(self, tokens: list[int]) -> bool:
+        """Whether `tokens` begin with the text that it stands behind."""
+        length = len(self.tokens)
+        # The last token first: it tells most texts apart, and nothing is copied for it.
+        return self.tokens[-1:] == tokens[length - 1 : length] and self.tokens == tokens[:length]
+
     def move(self, tokens: Sequence[int]) -> Position:
         """Stand behind `tokens`, or behind as many of them as are legal."""
         shared = _shared(self.tokens, tokens)
@@ -44,6 +50,9 @@ class Positions:
 
     def at(self, tokens: list[int]) -> Position:
         """Return a matcher behind `tokens`; its position is only good until the next call."""
+        behind = max((position for position in self.kept if position.leads_to(tokens)), key=lambda found: len(found.tokens), default=None)
+        if behind is not None and len(tokens) - len(behind.tokens) <= _NEAR:  # as nearly always: a row is asked about its next tokens
+            return behind.move(tokens)
         nearest, shared = None, -1
         for position in self.kept:
             if (found := _shared(position.tokens, tokens)) > shared:
@@ -55,14 +64,14 @@ class Positions:
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two texts begin with alike, by comparing ever smaller slices."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+    """Return how many tokens two texts begin with alike, by comparing ever larger slices, then ever smaller ones.
+
+    Most texts part early, and that is then seen without looking at the rest of them.
+    """
+    found, step, most = 0, 16, min(len(one), len(other))
+    while found < most and one[found : found + step] == other[found : found + step]:
+        found, step = found + step, 2 * step
+    while step := step // 2:
+        if one[found : found + step] == other[found : found + step]:
+            found += step
+    return min(found, most)

@@ -9,27 +9,25 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process
 
-# Transformers' own that look at one row's tokens and scores at a time and remember nothing: called for one row they
-# answer as for a batch, and a call more or less changes nothing. A name that a release lacks is no loss.
-_ROW_WISE: Final = frozenset(
-    getattr(logits_process, name, None)
-    for name in (
-        "EpsilonLogitsWarper", "EtaLogitsWarper", "ExponentialDecayLengthPenalty", "ForcedBOSTokenLogitsProcessor",
-        "ForcedEOSTokenLogitsProcessor", "InfNanRemoveLogitsProcessor", "LogitNormalization", "MinLengthLogitsProcessor",
-        "MinNewTokensLengthLogitsProcessor", "MinPLogitsWarper", "NoBadWordsLogitsProcessor", "NoRepeatNGramLogitsProcessor",
-        "RepetitionPenaltyLogitsProcessor", "SequenceBiasLogitsProcessor", "SuppressTokensAtBeginLogitsProcessor",
-        "SuppressTokensLogitsProcessor", "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper",
-        "TypicalLogitsWarper", "WatermarkLogitsProcessor",
-    )
-)  # fmt: skip
+
+def _known(*names: str) -> frozenset[type | None]:
+    """Return Transformers' processors of these names; one that a release lacks is no loss."""
+    return frozenset(getattr(logits_process, name, None) for name in names)
+
 
 # Those that look at nothing but the scores: what they leave, a draft may be drawn from before its tokens are known to anybody.
-_WARPERS: Final = frozenset(
-    getattr(logits_process, name, None)
-    for name in (
-        "EpsilonLogitsWarper", "EtaLogitsWarper", "MinPLogitsWarper", "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper",
-        "TopPLogitsWarper", "TypicalLogitsWarper",
-    )
+_WARPERS: Final = _known(
+    "EpsilonLogitsWarper", "EtaLogitsWarper", "MinPLogitsWarper", "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper",
+    "TopPLogitsWarper", "TypicalLogitsWarper",
+)  # fmt: skip
+
+# Those that look at one row's tokens and scores at a time and remember nothing: called for one row they answer as for a batch,
+# and a call more or less changes nothing.
+_ROW_WISE: Final = _WARPERS | _known(
+    "ExponentialDecayLengthPenalty", "ForcedBOSTokenLogitsProcessor", "ForcedEOSTokenLogitsProcessor", "InfNanRemoveLogitsProcessor",
+    "LogitNormalization", "MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor", "NoBadWordsLogitsProcessor",
+    "NoRepeatNGramLogitsProcessor", "RepetitionPenaltyLogitsProcessor", "SequenceBiasLogitsProcessor",
+    "SuppressTokensAtBeginLogitsProcessor", "SuppressTokensLogitsProcessor", "WatermarkLogitsProcessor",
 )  # fmt: skip
 
 

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers.generation.logits_process import LogitsProcessorList
-from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 from accelplug._errors import HostError, OptionError
 from accelplug.hooks.binding import bind_drafter
 from accelplug.hooks.capabilities import Selection, admit, judges_paths
-from accelplug.hooks.context import BuildContext
 from accelplug.hooks.masking import CompileLimits, GrammarSpec
-from accelplug.hooks.options import check_value, fields_of, per_request_options
+from accelplug.hooks.options import check_request, offers_of
 from accelplug.hooks.registry import Registry, Technique, registry
 from accelplug.hosts.costs import StepCosts
 from accelplug.hosts.hf import continuous
-from accelplug.hosts.hf.candidates import candidates_of
 from accelplug.hosts.hf.checking import check_weights
 from accelplug.hosts.hf.compat import ENGINE, HOST
+from accelplug.hosts.hf.context import build_context
+from accelplug.hosts.hf.front import Front, attached_already
 from accelplug.hosts.hf.grammar import Grammar, GrammarProcessor
-from accelplug.hosts.hf.loading import load_second
-from accelplug.hosts.hf.loop import Loop
 from accelplug.hosts.hf.positions import Positions
 from accelplug.hosts.stats import Stats, TechniqueStats
-from accelplug.hosts.vocabulary import token_bytes, vocabulary_of
-
-# Arguments that Transformers answers with another loop, or with one that waits for other ranks.
-_OWN_LOOP = (
-    "custom_generate", "assistant_model", "prompt_lookup_num_tokens", "use_mtp", "assistant_early_exit", "speculation_type", "dola_layers",
-    "penalty_alpha", "synced_gpus",
-)  # fmt: skip
+from accelplug.hosts.vocabulary import vocabulary_of
 
 
 class Session:
@@ -45,7 +34,8 @@ class Session:
 
     :ivar stats: what was done since the session began, by which plugin.
     :ivar grammar: the compiled grammar, whose ``statement`` says what the mask enforces; None without one.
-    :ivar checks: per row of the last call what the finished answer violates, in one sentence, or None; empty without a grammar.
+    :ivar checks: per row of the last call what the finished answer violates, in one sentence, or None; empty without a grammar,
+        and after a call that raised.
     """
 
     def __init__(  # noqa: PLR0913 - each is a choice of the user's
@@ -103,7 +93,7 @@ class Session:
     def __enter__(self) -> Session:
         self.entered = True
         if isinstance(vars(self.model).get("generate"), Front):
-            raise _attached_already()
+            raise attached_already()
         self._shadowed = vars(self.model).get("generate")
         self._refused = continuous.refused(self.model)
         self._refused.__enter__()
@@ -226,138 +216,10 @@ def compile_for(
     return Grammar(offered.build("grammar", engine, context), spec, vocabulary, limits or CompileLimits())
 
 
-class Front:
-    """The ``generate`` that stands in for the model's own while a session is attached.
-
-    Transformers drops streamer and tokenizer on the way to a custom loop, so both are handed over here.
-    """
-
-    def __init__(self, session: Session, plain: Callable[..., Any]) -> None:
-        self.session, self.plain = session, plain
-
-    def __call__(
-        self,
-        inputs: Any = None,
-        generation_config: Any = None,
-        logits_processor: Any = None,
-        stopping_criteria: Any = None,
-        prefix_allowed_tokens_fn: Any = None,
-        *,
-        streamer: Any = None,
-        tokenizer: Any = None,
-        **arguments: Any,
-    ) -> Any:
-        """Generate as the model would, through the session's techniques."""
-        session = self.session
-        if isinstance(arguments.get("custom_generate"), Loop):  # of the model that wraps this one
-            raise _attached_already()
-        if arguments.get("cache_implementation") == "paged":
-            raise continuous.refusal()
-        if taken := [name for name in _OWN_LOOP if arguments.get(name)]:
-            raise HostError(
-                f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
-            )
-        criteria = StoppingCriteriaList(stopping_criteria or [])
-        strings, generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
-        if strings:
-            criteria.append(_stop_strings(strings, tokenizer or session.tokenizer))
-        masking = session.masking()
-        if masking is not None:
-            logits_processor = LogitsProcessorList([*(logits_processor or ()), masking])
-        if not session.busy.acquire(blocking=False):
-            raise HostError("another thread is generating with this accelplug session; attach one model per thread")
-        loop = Loop(session, streamer, keeps_cache=arguments.get("past_key_values") is not None, masking=masking)
-        try:
-            output = self.plain(
-                *(() if inputs is None else (inputs,)),  # the first argument is not called inputs everywhere
-                generation_config=generation_config,
-                logits_processor=logits_processor,
-                stopping_criteria=criteria,
-                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-                streamer=streamer,
-                custom_generate=loop,
-                **arguments,
-            )
-        finally:
-            session.busy.release()
-        if not loop.has_run:
-            raise HostError(f"{type(session.model).__name__}.generate() has a decoding loop of its own, so accelplug had no part in it")
-        return output
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Give a copy of the model its own plain ``generate``: the session belongs to the original."""
-        copied = memo[id(self.session.model)]
-        return type(copied).generate.__get__(copied)
-
-    def __reduce__(self) -> Any:
-        raise HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
-
-
-def _attached_already() -> HostError:
-    return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
-
-
-def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:
-    if tokenizer is None:
-        raise HostError("stop_strings need the model's tokenizer; pass tokenizer=... to generate() or attach()")
-    return StopStringCriteria(stop_strings=strings, tokenizer=tokenizer)
-
-
-def _without_stop_strings(model: Any, config: Any, arguments: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-    """Take the stop strings out of the call, since they become a criterion; never touch the user's config.
-
-    An argument goes before the call's config, None too, and that one's before the model's own.
-    """
-    preset = model.generation_config.stop_strings
-    strings = preset
-    if config is not None and config.stop_strings is not None:
-        strings = config.stop_strings
-        config = copy.deepcopy(config)
-        config.stop_strings = None
-    strings = arguments.get("stop_strings", strings)
-    arguments = {name: value for name, value in arguments.items() if name != "stop_strings"}
-    return strings, config, arguments if preset is None else {**arguments, "stop_strings": None}
-
-
-def build_context(model: Any, tokenizer: Any, costs: StepCosts | None = None) -> BuildContext:
-    """Describe a loaded model to factories."""
-    measured = costs or StepCosts()
-    text = model.config.get_text_config(decoder=True)
-    eos = model.generation_config.eos_token_id
-    eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-
-    def vocabulary() -> tuple[bytes, ...]:
-        if tokenizer is None:
-            raise HostError("a technique asks for the vocabulary and no tokenizer was given; pass tokenizer=... to attach() or generate()")
-        return token_bytes(tokenizer, text.vocab_size)
-
-    return BuildContext(
-        host=HOST.name,
-        vocab_size=text.vocab_size,
-        eos_token_ids=eos_ids,
-        dtype=model.dtype,
-        device=model.device,
-        hidden_size=text.hidden_size,
-        max_length=getattr(text, "max_position_embeddings", None) or 1 << 30,
-        num_slots=None,
-        vocabulary=vocabulary,
-        embeddings=lambda: model.get_input_embeddings().weight,
-        output_head=lambda: model.get_output_embeddings().weight,
-        load_model=lambda given, tokens="same": load_second(given, model, tokenizer, tokens),
-        step_seconds=lambda: measured.seconds,
-        candidates=lambda name, options: candidates_of(model, name, options),
-    )
-
-
 def request_parameters(drafter: Technique | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Check values that a request brings for itself, and pack them as views carry them: name -> [1].
 
     :raises OptionError: the drafter has no such per-request option, or the value is out of its bounds.
     """
-    offered = {} if drafter is None else per_request_options(drafter.factory)
-    for name, value in given.items():
-        if name not in offered:
-            raise OptionError(f"{drafter or 'no drafter'} takes no per-request option {name!r}; it takes {', '.join(offered) or 'none'}")
-        assert drafter is not None
-        check_value(str(drafter), name, value, fields_of(drafter.factory)[name].annotation, offered[name])
+    check_request(str(drafter or "no drafter"), given, {} if drafter is None else offers_of(str(drafter), drafter.factory))
     return {name: np.array([value]) for name, value in given.items()}

@@ -127,7 +127,7 @@ class Translated:
     def _shown(self, logits: Tensor) -> Tensor:
         if self.speaks == "text":
             return logits
-        theirs, own = self.tokens.pairs.to(logits.device)
+        theirs, own = self.tokens.pairs = self.tokens.pairs.to(logits.device)  # moved once
         shown = logits.new_full((len(logits), self.vocab_size), -torch.inf)
         shown[:, theirs] = logits[:, own]
         return shown

@@ -30,17 +30,35 @@ class Tree:
         if drafts.parents is None and drafts.kinds is None:
             return cls(tokens)
         parents = None if drafts.parents is None else drafts.parents[begin:end].tolist()
-        if parents == list(range(ROOT, len(tokens) - 1)):
-            parents = None
         kinds = None if drafts.kinds is None or not drafts.kinds[begin:end].any() else drafts.kinds[begin:end].tolist()
         row_ids = None if drafts.row_ids is None else drafts.row_ids[begin:end].tolist()
+        return cls.grown(tokens, parents, kinds, row_ids, drafts.rows)
+
+    @classmethod
+    def grown(
+        cls,
+        tokens: list[int],
+        parents: list[int] | None,
+        kinds: list[int] | None = None,
+        row_ids: list[int] | None = None,
+        rows: Tensor | None = None,
+        forced: int = 0,
+    ) -> Tree:
+        """Return the tree of these nodes, a chain where each is the next one's parent."""
+        if parents == list(range(ROOT, len(tokens) - 1)):
+            parents = None
         children: dict[int, list[int]] = {}
         for node, parent in enumerate(parents or ()):
             children.setdefault(parent, []).append(node)
-        return cls(tokens, parents, kinds, row_ids, drafts.rows, children)
+        return cls(tokens, parents, kinds, row_ids, rows, children, forced)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def above(self) -> Sequence[int]:
+        """Every node's parent, a chain's too."""
+        return range(ROOT, len(self.tokens) - 1) if self.parents is None else self.parents
 
     def children_of(self, node: int) -> Sequence[int]:
         """Return the nodes drafted after `node` (ROOT: after the last committed token), in drawing order."""
@@ -62,7 +80,7 @@ class Tree:
     def depths(self) -> list[int]:
         """Return each slot's distance from the last committed token, slot 0 included."""
         found = [0]
-        for parent in self.parents or range(ROOT, len(self.tokens) - 1):
+        for parent in self.above:
             found.append(found[parent + 1] + 1)
         return found
 
@@ -72,7 +90,7 @@ class Tree:
         """
         seen = torch.eye(width, dtype=torch.bool)
         seen[:, 0] = True
-        for node, parent in enumerate(self.parents or range(ROOT, len(self.tokens) - 1)):
+        for node, parent in enumerate(self.above):
             if parent != ROOT:
                 seen[node + 1] = seen[parent + 1]
             seen[node + 1, node + 1] = True

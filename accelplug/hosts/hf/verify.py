@@ -14,6 +14,7 @@ from accelplug.hooks.capabilities import judges_paths, verifier_traits
 from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifyView, residual, without
+from accelplug.hosts.choices import probabilities
 from accelplug.hosts.hf.paths import Paths
 from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import Tree
@@ -140,9 +141,7 @@ class Walk:
 
     def _judge(self, scores: Tensor, tree: Tree, node: int, verdict: Verdict) -> tuple[int, int | None]:
         """Judge siblings in drawing order (recursive rejection sampling, arXiv 2402.14160, section 3)."""
-        target = scores.softmax(-1)
-        if not self.do_sample:
-            target = torch.zeros_like(target).scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
+        target = probabilities(scores, greedy=not self.do_sample)
         rows: dict[int, Tensor] = {}  # what the earlier siblings left of each draft row
         for child in tree.children_of(node):
             view = self._view(scores, target, tree, child, rows)
@@ -171,4 +170,3 @@ class Walk:
         if not 0.0 <= probability <= 1.0:
             raise PluginError(f"{self.rule} returned the acceptance probability {probability}; it lies between 0 and 1")
         return probability
-

@@ -10,7 +10,7 @@ import torch
 import accelplug
 from accelplug import AccelplugError
 from accelplug.hooks import BuildContext, load_registry
-from accelplug.hosts.hf.session import build_context
+from accelplug.hosts.hf.context import build_context
 
 
 @pytest.mark.parametrize("source", ["prompt_lookup", "draft_model"])

@@ -13,7 +13,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 import accelplug
 from accelplug import AccelplugError
 from accelplug.hooks import BuildContext, load_registry
-from accelplug.hosts.hf.session import build_context
+from accelplug.hosts.hf.context import build_context
 from tests.hosts.hf.conftest import VOCAB
 
 PROMPT = [5, 6, 7, 8, 9, 10] * 4

@@ -12,7 +12,7 @@ import torch
 import accelplug
 from accelplug import AccelplugError
 from accelplug.hooks import BuildContext, CommitView, DraftView, NodeKind, load_registry
-from accelplug.hosts.hf.session import build_context
+from accelplug.hosts.hf.context import build_context
 from tests.hosts.hf.conftest import MAKERS
 
 EVENTS: collections.Counter[str] = collections.Counter()

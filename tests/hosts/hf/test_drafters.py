@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import accelplug
 from accelplug import HostError
 from accelplug.hooks import ROOT, CommitView, Drafts, DraftView
-from accelplug.hosts.hf.session import build_context
+from accelplug.hosts.hf.context import build_context
 from tests.hosts.hf.conftest import VOCAB
 from tests.hosts.hf.test_batches import padded
 

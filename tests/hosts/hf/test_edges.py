@@ -37,7 +37,7 @@ import accelplug
 from accelplug import HostError, PluginError
 from accelplug.hooks import VerifierTraits, VerifyView
 from accelplug.hosts.hf.checking import check_call
-from accelplug.hosts.hf.session import build_context
+from accelplug.hosts.hf.context import build_context
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import MAKERS, VOCAB
 from tests.hosts.hf.test_session import PROMPT, Constant, Misbehaves, TakesAll

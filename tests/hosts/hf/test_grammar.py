@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -21,10 +20,9 @@ import accelplug
 from accelplug import ConstraintError, HostError, OptionError, UnknownTechniqueError
 from accelplug.hooks import GrammarSpec
 from accelplug.hooks.capabilities import Host, Selection, admit
-from accelplug.hosts.hf.positions import Positions
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
-from tests.hosts.hf.test_batches import padded
+from tests.hosts.hf.test_batches import padded, unpadded
 
 EOS = 1
 CHOICES = ["red", "green", "greenish", "grey", "blue!", "a"]
@@ -123,9 +121,7 @@ def test_a_session_needs_no_drafter_and_says_what_was_enforced(model, tokenizer)
     assert session.stats.forwards < session.stats.tokens
     shares = {technique.kind: (technique.drafted, technique.accepted) for technique in session.stats.techniques}
     assert shares["grammar"] == shares["verifier"] == (session.stats.drafted, session.stats.accepted)
-    assert answers(tokenizer, plain, inputs["input_ids"].shape[1]) == [
-        tokenizer.decode(row[: row.index(EOS)]) for row in plain[:, inputs["input_ids"].shape[1] :].tolist()
-    ]
+    assert set(answers(tokenizer, plain, inputs["input_ids"].shape[1])) <= set(CHOICES)
 
 
 CALLS = {
@@ -186,6 +182,15 @@ def test_text_that_another_processor_forced_behind_the_mask_is_said(model, token
     )
 
 
+def test_a_call_that_raised_has_no_checks_of_an_earlier_one(model, tokenizer):
+    with accelplug.attach(model, grammar=compiled(model, tokenizer, ["^a^"]), tokenizer=tokenizer) as session:
+        model.generate(torch.tensor([PROMPTS[0]]), **CALL, do_sample=False)
+        assert session.checks == [None]
+        with pytest.raises(ConstraintError, match="no token is left"):
+            model.generate(torch.tensor([PROMPTS[0]]), **CALL, do_sample=False, suppress_tokens=[66])
+        assert session.checks == []
+
+
 @pytest.mark.parametrize("verifier", ["token_wise", "block", "traversal"])
 @pytest.mark.parametrize("call", [{"min_new_tokens": 9}, {"bad_words_ids": [[66]]}, {"suppress_tokens": [66]}], ids=str)
 def test_when_nothing_is_left_it_is_said_whose_fault_it_is(model, tokenizer, verifier, call):
@@ -226,45 +231,26 @@ CHAINS, TREES = {"width": 1}, {"width": 3}
 def test_no_matcher_is_moved_over_a_rejected_draft(model, tokenizer, shape):
     """With token-wise judging every text that a matcher was ever moved to is a beginning of what was committed."""
     notes = Notes(Listing())
-    grammar = compiled(model, tokenizer, engine=notes)
+    grammar = compiled(model, tokenizer, [*CHOICES, "blank", "blond"], engine=notes)
     inputs = padded(PROMPTS)
     plain = model.generate(**inputs, **CALL, do_sample=False, logits_processor=[grammar.after(inputs)])
     start = inputs["input_ids"].shape[1]
+    sequences = unpadded(plain.tolist(), inputs)
+    illegal = [row[: len(row) - 6] + row[:6] for row in sequences]
+    texts = zip(PROMPTS, answers(tokenizer, plain, start), strict=True)
+    legal = [[*prompt, *tokenizer.encode("blond" if text == "blank" else "blank"), EOS] for prompt, text in texts]
     rejected = pruned = 0
-    for pattern in ([(2, 1), (0, 3)], [(1, 2)], [(9, 0)]):
+    for drafted, pattern in ((sequences, [(2, 1), (0, 3)]), (sequences, [(1, 2)]), (illegal, [(9, 0)]), (legal, [(9, 0)])):
         notes.stepped.clear()
-        sequences = [row[int((mask == 0).sum()) :] for row, mask in zip(plain.tolist(), inputs["attention_mask"], strict=True)]
-        other = [row[: len(row) - 6] + row[:6] for row in sequences] if pattern == [(9, 0)] else sequences
-        with accelplug.attach(model, drafter=Oracle(other, pattern, VOCAB, **shape), grammar=grammar, tokenizer=tokenizer) as session:
+        with accelplug.attach(model, drafter=Oracle(drafted, pattern, VOCAB, **shape), grammar=grammar, tokenizer=tokenizer) as session:
             assert model.generate(**inputs, **CALL, do_sample=False).tolist() == plain.tolist()
         committed = {tuple(row[start:end]) for row in plain.tolist() for end in range(start + 1, len(row) + 1)}
         assert set(notes.stepped) <= committed
         assert notes.refused == 0
         rejected += session.stats.drafted - session.stats.accepted
         pruned += session.stats.pruned
+    assert rejected
     assert pruned
-    print("rejected", rejected, "pruned", pruned)
-
-
-def test_matchers_are_few_and_read_little_twice(model, tokenizer):
-    """Rows that go their own ways, beams that change places, calls that begin anew."""
-    notes = Notes(Listing())
-    grammar = compiled(model, tokenizer, engine=notes)
-    positions = Positions(grammar.compiled)
-    first, second = [tokenizer.encode(text) for text in ("greenish", "grey")]
-    for length in range(9):
-        for text in (first, second[:length], first, second[:length]):
-            assert positions.at(list(text[:length])).tokens == list(text[:length])
-    assert notes.matchers == 1
-    longs = [[tokenizer.encode("g")[0]] * 20, [tokenizer.encode("a")[0]] * 20]
-    repeated = compiled(model, tokenizer, ["g" * 20, "a" * 20], engine=notes)
-    notes.stepped.clear()
-    notes.matchers = 0
-    positions = Positions(repeated.compiled)
-    for length, text in itertools.product(range(10, 20), longs):
-        positions.at(text[:length])
-    assert notes.matchers == 2
-    assert len(notes.stepped) < 60
 
 
 def test_transformers_own_assisted_decoding_may_use_it_too(model, tokenizer, random_models):

@@ -18,7 +18,7 @@ from accelplug.hosts.stats import Stats
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
 from tests.hosts.hf.test_batches import padded, unpadded
-from tests.hosts.hf.test_drafters import NEAR_TIE
+from tests.hosts.hf.test_drafters import is_near_tie
 
 pytest.importorskip("llguidance")
 
@@ -104,17 +104,6 @@ def drafter_of(label: str, model: Any, grammar: Any, inputs: dict[str, torch.Ten
     return DRAFTERS[label]
 
 
-def near_tie(plain: Any, fast: torch.Tensor, start: int) -> bool:
-    """Whether each row parts from the plain one where the model itself hardly prefers what it chose."""
-    for row, (ours, theirs) in enumerate(zip(fast.tolist(), plain.sequences.tolist(), strict=True)):
-        if ours != theirs:
-            at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
-            best = plain.scores[at - start][row].topk(2).values
-            if float(best[0] - best[1]) >= NEAR_TIE:
-                return False
-    return True
-
-
 def verifiers(label: str) -> list[str]:
     return ["token_wise", "traversal"] if label in TREES else ["token_wise", "block", "traversal"]
 
@@ -148,7 +137,7 @@ def speculated(model, grammar, tokenizer, inputs, arguments, drafter, verifier, 
         session.stats = Watched(techniques=session.stats.techniques, events=events)
         fast = model.generate(**inputs, **arguments)
     if fast.tolist() != plain.sequences.tolist():
-        assert near_tie(plain, fast, start)
+        assert is_near_tie(plain, fast, start)
         events["near-tie"] += 1
         return False
     for row, problem in zip(fast[:, start:].tolist(), session.checks, strict=True):

@@ -11,7 +11,7 @@ import torch
 from grammars import Listing
 
 import accelplug
-from accelplug.hooks import ROOT, DrafterTraits, Drafts, DraftView, NodeKind
+from accelplug.hooks import ROOT, CommitView, DrafterTraits, Drafts, DraftView, NodeKind
 from accelplug.hosts.hf.guided import behind, merged, pruned
 from accelplug.hosts.hf.tree import Tree
 from accelplug.spec.prompt_lookup import PromptLookup
@@ -193,8 +193,6 @@ def test_prompt_lookup_looks_behind_what_is_forced():
     drafter = PromptLookup(num_tokens=3)
     slot, row = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
     tokens = np.array([[5, 6, 7, 8, 9, 1, 2, 5, 0, 0, 0]])
-    from accelplug.hooks import CommitView
-
     drafter.start(slot)
     drafter.observe(CommitView(slot, row, tokens, np.array([8]), np.array([8]), np.array([0])))
     tokens[0, 8:10] = 6, 7
@@ -202,3 +200,14 @@ def test_prompt_lookup_looks_behind_what_is_forced():
     assert drafter.propose(view).tokens.tolist() == [8, 9, 1]
     view = DraftView(slot, row, tokens, np.array([8]), np.array([9]), ahead=np.array([0]))
     assert drafter.propose(view).tokens.tolist() == []
+
+
+def test_prompt_lookup_repeats_what_ends_in_what_is_forced():
+    """As it repeats committed text: a match that overlaps the end goes on with its period."""
+    drafter = PromptLookup(num_tokens=5)
+    slot, row = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    tokens = np.array([[9, 1, 2, 3, 1, 2, 3, 1, 0, 0]])
+    drafter.start(slot)
+    drafter.observe(CommitView(slot, row, tokens, np.array([7]), np.array([7]), np.array([0])))
+    view = DraftView(slot, row, tokens, np.array([8]), np.array([9]), ahead=np.array([1]))
+    assert drafter.propose(view).tokens.tolist() == [2, 3, 1, 2, 3]

@@ -15,7 +15,7 @@ import accelplug
 from accelplug import HostError, OptionError, PluginError, UnknownTechniqueError
 from accelplug.hooks import ROOT, BuildContext, DrafterTraits, Drafts, DraftView, NodeKind, VerifierTraits, VerifyView
 from accelplug.hosts.hf import compat
-from accelplug.hosts.hf.session import build_context
+from accelplug.hosts.hf.context import build_context
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
 

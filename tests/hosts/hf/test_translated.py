@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import accelplug
 from accelplug import AccelplugError
 from accelplug.hooks import CommitView, DraftView, load_registry
+from accelplug.hosts.hf.context import build_context
 from accelplug.hosts.hf.loading import load_second
-from accelplug.hosts.hf.session import build_context
 from accelplug.hosts.hf.translated import Tokens, Translated
 from tests.hosts.hf.conftest import VOCAB, llama
 

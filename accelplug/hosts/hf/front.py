@@ -1,0 +1,118 @@
+"""The ``generate`` of a model to which a session is attached: what a call brings is taken apart and goes through the model's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
+
+from accelplug._errors import HostError
+from accelplug.hosts.hf import continuous
+from accelplug.hosts.hf.loop import Loop
+
+if TYPE_CHECKING:
+    from accelplug.hosts.hf.session import Session
+
+# Arguments that Transformers answers with another loop, or with one that waits for other ranks.
+_OWN_LOOP = (
+    "custom_generate", "assistant_model", "prompt_lookup_num_tokens", "use_mtp", "assistant_early_exit", "speculation_type", "dola_layers",
+    "penalty_alpha", "synced_gpus",
+)  # fmt: skip
+
+
+class Front:
+    """The ``generate`` that stands in for the model's own while a session is attached.
+
+    Transformers drops streamer and tokenizer on the way to a custom loop, so both are handed over here.
+    """
+
+    def __init__(self, session: Session, plain: Callable[..., Any]) -> None:
+        self.session, self.plain = session, plain
+
+    def __call__(
+        self,
+        inputs: Any = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        *,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        **arguments: Any,
+    ) -> Any:
+        """Generate as the model would, through the session's techniques."""
+        session = self.session
+        if isinstance(arguments.get("custom_generate"), Loop):  # of the model that wraps this one
+            raise attached_already()
+        if arguments.get("cache_implementation") == "paged":
+            raise continuous.refusal()
+        if taken := [name for name in _OWN_LOOP if arguments.get(name)]:
+            raise HostError(
+                f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
+            )
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        strings, generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
+        if strings:
+            criteria.append(_stop_strings(strings, tokenizer or session.tokenizer))
+        masking = session.masking()
+        if masking is not None:
+            logits_processor = LogitsProcessorList([*(logits_processor or ()), masking])
+        if not session.busy.acquire(blocking=False):
+            raise HostError("another thread is generating with this accelplug session; attach one model per thread")
+        session.checks = []
+        loop = Loop(session, streamer, keeps_cache=arguments.get("past_key_values") is not None, masking=masking)
+        try:
+            output = self.plain(
+                *(() if inputs is None else (inputs,)),  # the first argument is not called inputs everywhere
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                stopping_criteria=criteria,
+                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                streamer=streamer,
+                custom_generate=loop,
+                **arguments,
+            )
+        finally:
+            session.busy.release()
+        if not loop.has_run:
+            raise HostError(f"{type(session.model).__name__}.generate() has a decoding loop of its own, so accelplug had no part in it")
+        return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Give a copy of the model its own plain ``generate``: the session belongs to the original."""
+        copied = memo[id(self.session.model)]
+        return type(copied).generate.__get__(copied)
+
+    def __reduce__(self) -> Any:
+        raise HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
+
+
+def attached_already() -> HostError:
+    """Return the error for whoever attaches to, or generates through, a model twice."""
+    return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
+
+
+def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:
+    if tokenizer is None:
+        raise HostError("stop_strings need the model's tokenizer; pass tokenizer=... to generate() or attach()")
+    return StopStringCriteria(stop_strings=strings, tokenizer=tokenizer)
+
+
+def _without_stop_strings(model: Any, config: Any, arguments: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Take the stop strings out of the call, since they become a criterion; never touch the user's config.
+
+    An argument goes before the call's config, None too, and that one's before the model's own.
+    """
+    preset = model.generation_config.stop_strings
+    strings = preset
+    if config is not None and config.stop_strings is not None:
+        strings = config.stop_strings
+        config = copy.deepcopy(config)
+        config.stop_strings = None
+    strings = arguments.get("stop_strings", strings)
+    arguments = {name: value for name, value in arguments.items() if name != "stop_strings"}
+    return strings, config, arguments if preset is None else {**arguments, "stop_strings": None}
