@@ -8,20 +8,16 @@ checked, and the ratio of their times is the tax of views, checks and counters. 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import interleaved, ratios, record
-from vllm_speed import NEW_TOKENS, Engine, prompts
+from measure import ratios, record
+from vllm_speed import NEW_TOKENS, Engine, asked, race, serve
 
 import accelplug
 from accelplug.hooks import BuildContext, Drafts, DraftView
@@ -78,30 +74,16 @@ def install(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(Path(__file__).parent), *inherited])
 
 
-def serve(model: str, config: str, concurrency: int) -> None:
-    """Answer every line on standard input with one run over all prompts: the outputs, and last how much was drafted and accepted."""
-    from vllm import LLM, SamplingParams
-
-    sizes = {"max_model_len": 2048, "max_num_seqs": concurrency, "enable_prefix_caching": False, "disable_log_stats": False}
-    llm = LLM(model, dtype="float32", enforce_eager=True, **sizes, **json.loads(config))
-    sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
-    texts = prompts(max(4, concurrency))
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        groups = [texts[i : i + concurrency] for i in range(0, len(texts), concurrency)]
-        outputs = [output for group in groups for output in llm.generate(group, sampling, use_tqdm=False)]
-        counted = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
-        drafted = [int(counted.get(f"vllm:spec_decode_num_{what}_tokens", 0)) for what in ("draft", "accepted")]
-        print(json.dumps([*(list(output.outputs[0].token_ids) for output in outputs), drafted]), flush=True)
+def drafted(llm: Any) -> list[list[int]]:
+    """Return how many tokens were drafted and accepted so far, behind the outputs."""
+    counted = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+    return [[int(counted.get(f"vllm:spec_decode_num_{what}_tokens", 0)) for what in ("draft", "accepted")]]
 
 
 def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
     """Return a row for each contender; the tax is the plugin's time over vLLM's own."""
-    engines = {name: Engine(model, config, concurrency, script=__file__) for name, config in CONTENDERS.items()}
-    first = {name: engine() for name, engine in engines.items()}
-    seconds = interleaved({name: partial(engine) for name, engine in engines.items()}, rounds, f"concurrency {concurrency}")
-    for engine in engines.values():
-        engine.stop()
+    engines = {name: Engine(model, {**config, "disable_log_stats": False}, concurrency, script=__file__) for name, config in CONTENDERS.items()}
+    first, seconds = race(engines, rounds, f"concurrency {concurrency}")
     own, plugin = first["vllm ngram"], first["the same as a plugin"]
     assert own[:-1] == plugin[:-1] == first["plain"][:-1], "three engines, one output"
     assert own[-1][1] == plugin[-1][1], "the same drafts are accepted"
@@ -117,18 +99,10 @@ def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.model is None:
-        import accelplug_testbed
-
-        arguments.model = str(accelplug_testbed.path())
+    arguments = asked(__doc__, 7, [1, 8, 32])
     if arguments.serve:
-        serve(arguments.model, arguments.serve, arguments.concurrency[0])
+        concurrency = arguments.concurrency[0]
+        serve(arguments.model, arguments.serve, concurrency, max(4, concurrency), drafted)
         return
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder))

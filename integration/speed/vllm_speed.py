@@ -13,7 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,18 +38,22 @@ def prompts(count: int) -> list[str]:
     return [edit["prompt"] for edit in edits[:: max(1, len(edits) // count)]][:count]
 
 
-def serve(model: str, config: str, concurrency: int) -> None:
-    """Answer every line on standard input with one run over all prompts: seconds are measured by whoever asks."""
+def serve(model: str, config: str, concurrency: int, count: int = 6, also: Callable[[Any], list[Any]] = lambda _: []) -> None:
+    """Answer every line on standard input with one run over all prompts: seconds are measured by whoever asks.
+
+    :param count: how many prompts.
+    :param also: what of the engine stands behind the outputs in every answer.
+    """
     from vllm import LLM, SamplingParams
 
     llm = LLM(model, dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=concurrency, enable_prefix_caching=False, **json.loads(config))
     sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
-    texts = prompts(6)
+    texts = prompts(count)
     print("ready", flush=True)
     for _ in sys.stdin:
         groups = [texts[i : i + concurrency] for i in range(0, len(texts), concurrency)]
         outputs = [output for group in groups for output in llm.generate(group, sampling, use_tqdm=False)]
-        print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]), flush=True)
+        print(json.dumps([*(list(output.outputs[0].token_ids) for output in outputs), *also(llm)]), flush=True)
 
 
 class Engine:
@@ -90,12 +94,18 @@ class Engine:
         self.process.wait(120)
 
 
-def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
-    engines = {name: Engine(model, config, concurrency) for name, config in CONTENDERS.items()}
+def race(engines: Mapping[str, Engine], rounds: int, label: str) -> tuple[dict[str, list[list[int]]], dict[str, list[float]]]:
+    """Return every engine's first answer, and its seconds per round; the engines end."""
     outputs = {name: engine() for name, engine in engines.items()}
-    seconds = interleaved({name: partial(engine) for name, engine in engines.items()}, rounds, f"concurrency {concurrency}")
+    seconds = interleaved({name: partial(engine) for name, engine in engines.items()}, rounds, label)
     for engine in engines.values():
         engine.stop()
+    return outputs, seconds
+
+
+def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
+    engines = {name: Engine(model, config, concurrency) for name, config in CONTENDERS.items()}
+    outputs, seconds = race(engines, rounds, f"concurrency {concurrency}")
     tokens = sum(map(len, outputs["plain"]))
     return [
         {"concurrency": concurrency, "contender": name, "tokens/s": tokens / statistics.median(seconds[name]), "x plain": ratio,
@@ -104,17 +114,27 @@ def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def asked(description: str | None, rounds: int, concurrency: list[int]) -> argparse.Namespace:
+    """Read the command line; without --model, the model is the testbed's.
+
+    :param rounds: unless given.
+    :param concurrency: likewise.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=concurrency)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.model is None:
         import accelplug_testbed
 
         arguments.model = str(accelplug_testbed.path())
+    return arguments
+
+
+def main() -> None:
+    arguments = asked(__doc__, 5, [1, 8])
     if arguments.serve:
         serve(arguments.model, arguments.serve, arguments.concurrency[0])
         return

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_model
-from jobs import HERE, Run, run_engines
+from batches import ALL
+from jobs import HERE, Run, engine, run_engines
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,10 @@ def run(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         return run_engines(tmp_path_factory.mktemp("job"), site, runner, *engines, **more)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def plain(run: Run, model_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """What vLLM generates without a drafter, batch by batch: one engine for every module that compares with it."""
+    done = run("v1", engine(model_dir, "plain", *ALL.values()))["plain"]
+    return dict(zip(ALL, done["outputs"], strict=True))

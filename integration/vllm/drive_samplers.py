@@ -14,14 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accelplug.hooks import Drafts, DraftView, VerifyView
+from accelplug.hooks.binding import bind_drafter
+from accelplug.hooks.capabilities import Selection
 from accelplug.hooks.registry import Owner, Technique
 from accelplug.hosts.vllm.judging import Judge
+from accelplug.hosts.vllm.session import Session
 from accelplug.spec.block import Block
 from accelplug.spec.token_wise import TokenWise
 
 COUNT = {"v1": 20_000, "v2": 1_000}
 TEMPERATURE, TOP_K = 1.3, 3
 RULES = {"candidates": TokenWise(), "paths": Block()}
+
+
+class Everything(TokenWise):
+    """Keeps whatever was drafted."""
+
+    def accept(self, view: VerifyView) -> Tensor:
+        return torch.ones(len(view.tokens))
 
 
 def judge(rule: Any) -> Judge:
@@ -75,7 +86,7 @@ def on_v1(count: int, rule: Any, seeded: bool) -> list[list[int]]:
     return [[token for token in row if token >= 0] for row in found.tolist()]
 
 
-def on_v2(count: int, rule: Any, seeded: bool) -> list[list[int]]:
+def on_v2(count: int, rule: Any, seeded: bool, real: Tensor | None = None) -> list[list[int]]:
     import numpy as np
 
     from accelplug.hosts.vllm.v2_judging import JudgingSampler
@@ -83,9 +94,10 @@ def on_v2(count: int, rule: Any, seeded: bool) -> list[list[int]]:
     rows, drafts = scores()
     torch.manual_seed(8)
     seeds = torch.arange(count) % 7 if seeded else torch.randint(-(2**62), 2**62, (count,))
-    states = SimpleNamespace(temperature=SimpleNamespace(gpu=torch.full((count,), TEMPERATURE)), seeds=SimpleNamespace(gpu=seeds))
+    temperature = torch.full((count,), TEMPERATURE)
+    states = SimpleNamespace(temperature=SimpleNamespace(gpu=temperature, np=temperature.numpy()), seeds=SimpleNamespace(gpu=seeds))
     sampler = SimpleNamespace(sampling_states=states, use_fp64_gumbel=False, apply_sampling_params=lambda logits, *_: masked(logits))
-    made = JudgingSampler(SimpleNamespace(sampler=sampler, num_speculative_steps=2), judge(rule), lambda _: {}, None)  # type: ignore[arg-type]
+    made = JudgingSampler(SimpleNamespace(sampler=sampler, num_speculative_steps=2), judge(rule), lambda _: {}, real)  # type: ignore[arg-type]
     slots = torch.arange(count, dtype=torch.int32)
     each = torch.tensor([0, *drafts]).repeat(count)
     positions = torch.arange(10, 13).repeat(count)
@@ -95,6 +107,31 @@ def on_v2(count: int, rule: Any, seeded: bool) -> list[list[int]]:
         rows.repeat(count, 1), None, each, positions, cu_num_logits, slots, np.arange(count), per_row, positions - 10, np.zeros(count), each
     )
     return [row[:number] for row, number in zip(tokens.tolist(), counts.tolist(), strict=True)]
+
+
+def padded_on_v2() -> dict[str, Any]:
+    """Draft for three of four slots in host memory, 2, 0 and 1 tokens of 2, and let a rule that keeps everything judge what that leaves real."""
+    import numpy as np
+
+    from accelplug.hosts.vllm.v2_host import HostSource
+
+    class Chains:
+        def propose(self, view: DraftView) -> Drafts:
+            return Drafts.chains([[40, 41][:length] for length, _ in zip((2, 0, 1), view.slots, strict=True)])
+
+    owner = Owner("p", "d", "1")
+    drafter, rule = (Technique(kind, "odd", owner, made, type(made), "odd") for kind, made in (("drafter", Chains()), ("verifier", Everything())))
+    tokens = torch.tensor([[1, 2, 0, 0, 0, 0, 0, 0], [0] * 8, [3, 4, 5, 0, 0, 0, 0, 0], [6, 0, 0, 0, 0, 0, 0, 0]], dtype=torch.int32)
+    states = SimpleNamespace(
+        all_token_ids=SimpleNamespace(gpu=tokens), total_len=SimpleNamespace(gpu=torch.tensor([2, 0, 3, 1], dtype=torch.int32)), max_num_reqs=4, max_model_len=8
+    )
+    source = HostSource(Session(bind_drafter(drafter), Selection(drafter, rule), 50), states, 2)
+    slots = torch.tensor([2, 0, 3], dtype=torch.int32)
+    batch = SimpleNamespace(req_ids=["a", "b", "c"], idx_mapping=slots, idx_mapping_np=slots.numpy().astype(np.int64), num_draft_tokens_per_req=None)
+    drafts = torch.zeros(3, 2, dtype=torch.int64)
+    source.propose(batch, torch.ones(3), torch.zeros(4), drafts)
+    kept = on_v2(4, Everything(), seeded=True, real=source.real)
+    return {"drafts": drafts.tolist(), "real": source.real.tolist(), "kept": [len(output) - 1 for output in kept]}
 
 
 def kernels_on_v2() -> dict[str, Any]:
@@ -122,5 +159,5 @@ if __name__ == "__main__":
     run = {"v1": on_v1, "v2": on_v2}[runner]
     runs = {name: run(COUNT[runner], rule, seeded=False) for name, rule in RULES.items()}
     runs |= {f"{name}, seeded": run(35, rule, seeded=True) for name, rule in RULES.items()}
-    kernels = kernels_on_v2() if runner == "v2" else None
-    result.write_text(json.dumps({"kernels": kernels, "target": masked(scores()[0]).double().softmax(-1).tolist(), "drafts": scores()[1], "runs": runs}))
+    of_v2 = {"kernels": kernels_on_v2(), "padded": padded_on_v2()} if runner == "v2" else {}
+    result.write_text(json.dumps({**of_v2, "target": masked(scores()[0]).double().softmax(-1).tolist(), "drafts": scores()[1], "runs": runs}))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from batches import FAILING
 from jobs import Run, engine, other
 
-PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11]]
-BATCH = {"prompts": PROMPTS, "params": {"temperature": 0, "max_tokens": 8, "ignore_eos": True}}
 SERVING = {
     "raises": "propose raised RuntimeError: the oracle has fallen silent",
     "overdrawn": "propose raised PluginError: drafter 'overdrawn' (adversaries 1.5) drafted",
@@ -18,27 +17,21 @@ SERVING = {
 }
 
 
-@pytest.fixture(scope="module")
-def outputs(run: Run, model_dir: Path) -> list[dict[str, Any]]:
-    """What vLLM generates without a drafter."""
-    found: list[dict[str, Any]] = run("v1", engine(model_dir, "plain", BATCH))["plain"]["outputs"][0]
-    return found
-
-
 @pytest.mark.parametrize("runner", ["v1", "v2-async"])
-def test_failures(runner: str, run: Run, model_dir: Path, tmp_path: Path, outputs: list[dict[str, Any]]) -> None:
+def test_failures(runner: str, run: Run, model_dir: Path, tmp_path: Path, plain: dict[str, list[dict[str, Any]]]) -> None:
+    outputs = plain["failing"]
     sequences = tmp_path / "sequences.json"
-    sequences.write_text(json.dumps([[prompt, output["token_ids"]] for prompt, output in zip(PROMPTS, outputs, strict=True)]))
+    sequences.write_text(json.dumps([[prompt, output["token_ids"]] for prompt, output in zip(FAILING["prompts"], outputs, strict=True)]))
     oracle = {"name": "oracle", "sequences": str(sequences), "num_tokens": 2, "pattern": [[1, 1]], "raise_at": 3}
     # One engine for all drafters that draft as many tokens, and one that does not get as far as to draft.
     others = [
-        other("overdrawn", {"drafter": "overdrawn", "num_tokens": 2}, BATCH),
-        other("reader", {"drafter": "reader", "num_tokens": 2}, BATCH),
-        other("out_of_vocabulary", {"drafter": "out_of_vocabulary", "num_tokens": 2}, BATCH),
+        other("overdrawn", {"drafter": "overdrawn", "num_tokens": 2}, FAILING),
+        other("reader", {"drafter": "reader", "num_tokens": 2}, FAILING),
+        other("out_of_vocabulary", {"drafter": "out_of_vocabulary", "num_tokens": 2}, FAILING),
         other("unbuildable", {"drafter": "unbuildable"}),
     ]
-    started = engine(model_dir, "raises", BATCH, accelplug={"drafter": oracle}, others=others)
-    done = run(runner, *([engine(model_dir, "hidden", BATCH, accelplug={"drafter": "hidden"})] if runner == "v1" else []), started)
+    started = engine(model_dir, "raises", FAILING, accelplug={"drafter": oracle}, others=others)
+    done = run(runner, *([engine(model_dir, "hidden", FAILING, accelplug={"drafter": "hidden"})] if runner == "v1" else []), started)
     check_refused(done["unbuildable"], "PluginError", "drafter 'unbuildable' (adversaries 1.5) failed to build", "no weights for this drafter")
     assert "switched_off" not in done["reader"]["status"][0]["drafter"]
     switched_off = dict(SERVING)

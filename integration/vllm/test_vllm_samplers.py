@@ -24,6 +24,8 @@ def test_samplers(runner: str, tmp_path: Path) -> None:
     found = json.loads(result.read_text())
     if runner == "v2":
         assert found["kernels"] == {"ngram": [[3, 4, 1], [7, 7, 7]], "allowed": [[0, 2], list(range(40)), list(range(33))]}
+        padded = {"drafts": [[40, 41], [2, 2], [40, 6]], "real": [0, 0, 2, 1], "kept": [0, 0, 2, 1]}
+        assert found["padded"] == padded, "no padding is accepted"
     for rule in ("candidates", "paths"):
         outputs = found["runs"][rule]
         assert {len(output) for output in outputs} == {1, 2, 3}, "drafts failed and held"

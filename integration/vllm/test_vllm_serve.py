@@ -19,21 +19,17 @@ from typing import Any
 
 import openai
 import pytest
-from jobs import Run, engine, environment
+from batches import LAST, SERVED, TOKENS
+from jobs import environment
 
 CLIENTS = 32
-PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11], *([40 + i, 50 + i, 60 + i] for i in range(5))]
-TOKENS = 16
-LAST = [3, 4, 3, 4]
-"""A prompt that no other begins with: what is left over from the others must not show in its answer."""
+*PROMPTS, _ = SERVED["prompts"]
 
 
-@pytest.fixture(scope="module")
-def outputs(run: Run, model_dir: Path) -> list[dict[str, Any]]:
+@pytest.fixture
+def outputs(plain: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """What vLLM generates without a drafter and without a server."""
-    batch = {"prompts": [*PROMPTS, LAST], "params": {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}}
-    found: list[dict[str, Any]] = run("v1", engine(model_dir, "plain", batch))["plain"]["outputs"][0]
-    return found
+    return plain["served"]
 
 
 class Server:

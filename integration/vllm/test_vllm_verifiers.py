@@ -9,28 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from batches import ALLOWED, GREEDY, PROMPTS, RULES, WORDS
 from jobs import RUNNERS, Engine, Run, engine, other
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11, 9, 9], [100, 200, 30, 100, 200], [77] * 17]
-LENGTH = 24
-GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": LENGTH}
-WORDS = "one|two|red"
-ALLOWED = list(range(300, 330))
 MIXED = ({"accelplug.num_tokens": 1}, {"accelplug": {"num_tokens": 0}}, {"somebody": "else's"})
-BATCHES = {
-    "greedy": {"prompts": PROMPTS, "params": {**GREEDY, "logprobs": 0}},
-    "seeded": {"prompts": PROMPTS, "params": [{**GREEDY, "temperature": 1.2, "top_k": 5, "seed": i} for i in range(len(PROMPTS))]},
-    "masked": {"prompts": PROMPTS, "params": {**GREEDY, "temperature": 1.0, "seed": 3, "allowed_token_ids": ALLOWED}},
-    "structured": {"prompts": PROMPTS[:2], "params": {"temperature": 0, "max_tokens": LENGTH, "structured_outputs": {"regex": f"({WORDS}){{4}}"}}},
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def plain(run: Run, model_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """What vLLM generates without a drafter."""
-    done = run("v1", engine(model_dir, "plain", *BATCHES.values()))["plain"]
-    return dict(zip(BATCHES, done["outputs"], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +27,7 @@ def oracle(plain: dict[str, list[dict[str, Any]]], tmp_path_factory: pytest.Temp
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_rules(runner: str, run: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]], oracle: dict[str, Any]) -> None:
     lossy: dict[str, Any] = {"drafter": oracle, "allow_lossy": True}
-    greedy, seeded, masked, structured = BATCHES.values()
+    greedy, seeded, masked, structured = RULES.values()
     unmasked = {**greedy, "params": {**GREEDY, "temperature": 1.2, "seed": 5}}
     others: list[Engine] = [
         other("block", {"drafter": oracle, "verifier": "block"}, greedy, seeded),
@@ -54,7 +37,7 @@ def test_rules(runner: str, run: Run, model_dir: Path, plain: dict[str, list[dic
         other("unasked", {"drafter": oracle, "verifier": "everything"}),
         other("per request", {**lossy, "verifier": "typical"}, of_requests(greedy, {"accelplug": {"num_tokens": 0}}), of_requests(greedy, *MIXED)),
         other("generous", {**lossy, "verifier": "typical"}, of_requests(unmasked, {"accelplug.epsilon": 0.0})),
-        other("serving anyway", {"drafter": "hidden", "num_tokens": 4, "on_refused": "serve"}, greedy),
+        other("serving anyway", {"drafter": "hidden", "num_tokens": 4, "on_refused": "serve"}, greedy, seeded),
         other("refused", {**lossy, "verifier": "typical"}, of_requests(greedy, {"accelplug.epsilon": 1.5})),
     ]
     done = run(runner, engine(model_dir, "halved", greedy, seeded, seeded, accelplug={"drafter": oracle, "verifier": "halved"}, others=others))
@@ -72,6 +55,8 @@ def test_rules(runner: str, run: Run, model_dir: Path, plain: dict[str, list[dic
     anyway = done["serving anyway"]["status"][0]
     assert "drafter 'hidden' (adversaries 1.5) needs 'hidden.last'" in anyway["refused"]
     assert (anyway["drafter"], anyway["verifier"]) == (None, None)
+    if runner == "v1":
+        assert done["serving anyway"]["outputs"][1] == plain["seeded"], "as if nothing drafted, top-k too"
     assert done["unasked"]["error"] == "HostError"
     assert "may change the output; pass allow_lossy=True" in done["unasked"]["message"]
     check_everything(done["everything"], plain, model_dir)
@@ -133,7 +118,7 @@ VLLMS = {
 
 @pytest.mark.parametrize("runner", VLLMS)
 def test_behind_vllms_own_drafter(runner: str, run: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]]) -> None:
-    greedy, seeded = BATCHES["greedy"], BATCHES["seeded"]
+    greedy, seeded = RULES["greedy"], RULES["seeded"]
     others = [other("typical", {"verifier": "typical", "allow_lossy": True}, greedy, seeded), other("vllm's", {"verifier": "token_wise"}, greedy)]
     done = run(runner, engine(model_dir, "halved", greedy, accelplug={"verifier": "halved"}, others=others, speculative_config=VLLMS[runner]))
     for name in ("halved", "typical", "vllm's"):

@@ -22,6 +22,7 @@ FOLDER: Final = "ACCELPLUG_METRICS_DIR"
 
 LABELS: Final = ("kind", "technique", "distribution", "version", "engine")
 FIELDS: Final = ("drafted", "accepted", "lossy", "seconds", "switched_off")
+_SUFFIX: Final = ".board"
 _HEADER: Final = 4096
 _INTERVAL: Final = 1.0  # seconds between looks at a device that has to be waited for
 
@@ -50,6 +51,7 @@ class Board:
         file.write_bytes(header.ljust(_HEADER) + bytes(8 * len(FIELDS) * len(techniques)))
         with file.open("r+b") as opened:
             self._shared = mmap.mmap(opened.fileno(), 0)
+        file.rename(file.with_suffix(_SUFFIX))  # whole: somebody may read the folder at any time
         self._layout = struct.Struct(f"{len(FIELDS) * len(techniques)}d")
         self._interval = _INTERVAL if waits else 0.0
         self._due = 0.0
@@ -66,7 +68,7 @@ class Board:
 def board_of(attachment: Any, vllm_config: Any, device: Any) -> Board | None:
     """Return the file for a worker's counters; None where nobody asks for them or another worker of this engine writes them."""
     folder, techniques = os.environ.get(FOLDER), attachment.counters()
-    if not folder or not techniques or not Path(folder).is_dir():
+    if not folder or not techniques:
         return None
     from vllm.distributed import get_tensor_model_parallel_rank
 
@@ -80,8 +82,8 @@ def board_of(attachment: Any, vllm_config: Any, device: Any) -> Board | None:
 
 
 def read_boards(folder: Path) -> Iterator[tuple[list[str], tuple[float, ...]]]:
-    """Return every technique's labels, as `LABELS` names them, and values, as `FIELDS` does."""
-    for file in sorted(folder.iterdir()):
+    """Return every technique's labels, as `LABELS` names them, and values, as `FIELDS` does; none where the folder is gone."""
+    for file in sorted(folder.glob(f"*{_SUFFIX}")):
         content = file.read_bytes()
         labels = json.loads(content[:_HEADER])
         values = struct.unpack(f"{len(FIELDS) * len(labels)}d", content[_HEADER:])

@@ -14,6 +14,7 @@ from accelplug.hosts.vllm.compat import RunnerName
 from accelplug.hosts.vllm.context import build_context
 from accelplug.hosts.vllm.judging import Judge
 from accelplug.hosts.vllm.log import LOG
+from accelplug.hosts.vllm.requests import refuse_no_numbers
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.settings import Settings
 
@@ -27,9 +28,7 @@ def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session 
     context = build_context(runner)
     bound, selection = select(settings, context, name, runner.vllm_config.parallel_config.tensor_parallel_size)
     rule = selection.verifier
-    judge = None if verifier_traits(rule).standard else Judge(rule, context.device)
-    if judge is not None:
-        judge.stops = settings.on_refused == "stop"
+    judge = None if verifier_traits(rule).standard else Judge(rule, context.device, stops=settings.on_refused == "stop")
     method = runner.vllm_config.speculative_config.method
     if bound is None:
         LOG.info("accelplug: vLLM's own %s drafts in its %s runner", method, name)
@@ -54,9 +53,13 @@ def select(settings: Settings, context: BuildContext, name: RunnerName, tensor_p
     # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.
     sampling = not verifier_traits(verifier).standard
     admit(selection, host_of(name, tensor_parallel_size), sampling=sampling, allow_lossy=settings.allow_lossy)
+    if sampling:
+        refuse_no_numbers(verifier)
     if drafter is None:
         return None, selection
     bound = bind_drafter(drafter)
+    if name == "V2" and bound.propose_on_device is not None:
+        refuse_no_numbers(drafter)
     if name == "V1" and bound.is_device_only:
         raise HostError(f"{drafter} drafts on the device only, which vLLM's V1 runner cannot use; give it propose(view) or use runner 'v2'")
     return bound, selection

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
-from accelplug.hosts.vllm.requests import CAP
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import Request, SlotTable
 
@@ -48,8 +47,7 @@ class Chains:
         :param limit: its prompt included: drafts past that would be thrown away.
         :param params: vLLM's SamplingParams.
         """
-        given = self.session.requests.begin(req_id, params)
-        self._limits[req_id] = limit, min(given.get(CAP, self.num_tokens), self.num_tokens)
+        self._limits[req_id] = limit, self.session.begin(req_id, params, self.num_tokens)
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests that ended, were preempted, or begin anew under the same id."""

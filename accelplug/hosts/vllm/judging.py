@@ -7,6 +7,7 @@ asked once for the whole batch, without waiting for the device; a rule for whole
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ from accelplug._errors import PluginError
 from accelplug.hooks.capabilities import judges_paths, verifier_traits
 from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hooks.registry import Technique
-from accelplug.hooks.verifying import PathView, VerifyView, residual
-from accelplug.hosts.choices import check_choice
+from accelplug.hooks.verifying import PathView, VerifyView, normalised, residual
+from accelplug.hosts.choices import choose, probabilities
 from accelplug.hosts.vllm.log import LOG
 
 
@@ -37,7 +38,7 @@ class Chance(Protocol):
         """Draw one token for every request from its row of probabilities [num_reqs, vocab_size]; [num_reqs] int64."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Judged:
     """What a step verifies, the drafts of all requests in one row.
 
@@ -47,6 +48,8 @@ class Judged:
     :param greedy: whether a request takes the likeliest token, [num_reqs] bool.
     :param draft: the probabilities that the drafts were drawn from, [num_drafts, vocab_size], if they were.
     :param parameters: options that requests set for themselves, name -> [num_reqs].
+    :param all_greedy: known on the host: every request is greedy, and nothing need be drawn.
+    :param all_random: known on the host: no request is.
     """
 
     scores: Tensor
@@ -55,17 +58,31 @@ class Judged:
     greedy: Tensor
     draft: Tensor | None = None
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    all_greedy: bool = False
+    all_random: bool = False
 
+    @functools.cached_property
     def begins(self) -> Tensor:
-        """Return each request's first row, [num_reqs]."""
-        return torch.cat([self.ends.new_zeros(1), self.ends[:-1]])
+        """Each request's first row, [num_reqs]."""
+        return begins_of(self.ends)
+
+    @functools.cached_property
+    def places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the drafts stand, as `places_of` says."""
+        return places_of(self.ends, len(self.tokens))
 
     def target(self) -> Tensor:
         """Return the probabilities that tokens would be sampled from, one-hot for greedy requests; as `scores`."""
-        counts = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+        if self.all_greedy or self.all_random:
+            return probabilities(self.scores, greedy=self.all_greedy)
+        counts = self.ends - self.begins
         greedy = self.greedy.repeat_interleave(counts, output_size=len(self.scores)).unsqueeze(1)
-        best = torch.zeros_like(self.scores).scatter_(1, self.scores.argmax(-1, keepdim=True), 1.0)
-        return best.where(greedy, self.scores.softmax(-1))
+        return probabilities(self.scores, greedy=True).where(greedy, probabilities(self.scores, greedy=False))
+
+
+def begins_of(ends: Tensor) -> Tensor:
+    """Return each request's first row, [num_reqs]."""
+    return torch.cat([ends.new_zeros(1), ends[:-1]])
 
 
 def places_of(ends: Tensor, num_drafts: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,8 +94,7 @@ def places_of(ends: Tensor, num_drafts: int) -> tuple[Tensor, Tensor, Tensor]:
     num_reqs = torch.arange(1, len(ends) + 1, device=ends.device)
     requests = torch.searchsorted(ends - num_reqs, order, right=True)
     rows = order + requests
-    begins = torch.cat([ends.new_zeros(1), ends[:-1]])
-    return requests, rows - begins[requests], rows
+    return requests, rows - begins_of(ends)[requests], rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +113,16 @@ class Judge:
     """Applies one rule, counts what it did, and steps aside for vLLM's own sampler if it fails.
 
     :param rule: a built verifier that is not vLLM's own.
+    :param stops: whether a rule that fails while vLLM warms up stops the start.
     """
 
-    def __init__(self, rule: Technique, device: torch.device) -> None:
+    def __init__(self, rule: Technique, device: torch.device, *, stops: bool = True) -> None:
         self.rule, self.traits = rule, verifier_traits(rule)
         self.lossy = self.traits.lossless is None
         self._decide = self._paths if judges_paths(rule) else self._candidates
         self._residual = getattr(rule.instance, "residual", residual)
         self._totals = torch.zeros(3, dtype=torch.int64, device=device)  # judged, accepted, lossy
-        self.serving, self.stops = False, True
+        self.serving, self.stops = False, stops
         self.seconds = 0.0
         self.switched_off: str | None = None
 
@@ -122,13 +139,14 @@ class Judge:
         try:
             began = time.perf_counter()
             kept, rest, lossy = self._decide(batch, chance, width)
-            self.seconds += time.perf_counter() - began
+            took = time.perf_counter() - began
         except Exception as exc:  # a plugin that fails must not take the server with it
             if self.stops and not self.serving:
                 raise _named(self.rule, exc) from exc
             self._switch_off(exc)
             return None
         if self.serving:
+            self.seconds += took
             self._totals += torch.stack([(batch.tokens >= 0).sum(), kept.sum(), lossy.sum()])
         return Verdict(_lay_out(batch, kept, chance.draw(rest), width, filler), kept)
 
@@ -139,12 +157,12 @@ class Judge:
 
     def _candidates(self, batch: Judged, chance: Chance, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ask a rule for single candidates; return how many drafts are kept, what the next token is drawn from, and how many were lossy."""
-        target, (requests, places, rows) = batch.target(), places_of(batch.ends, len(batch.tokens))
+        target, (requests, places, rows) = batch.target(), batch.places
         tokens = batch.tokens.clamp(min=0)
         kinds = torch.where(batch.greedy[requests] | (batch.draft is None), int(NodeKind.DELTA), int(NodeKind.SAMPLED))
         parameters = {name: values[requests] for name, values in batch.parameters.items()}
         view = VerifyView(tokens, kinds, target[rows], batch.scores[rows], batch.draft, parameters)
-        possible = (batch.tokens >= 0) & (_at(view.logits, tokens) > -torch.inf)
+        possible = (batch.tokens >= 0) & (view.logits.gather(1, tokens.unsqueeze(1)).squeeze(1) > -torch.inf)
         uniforms = chance.uniforms(batch)
         accepted = possible & (uniforms < self._ask(view))
         standing = torch.zeros(len(batch.ends), width + 1, dtype=torch.int64, device=tokens.device)
@@ -155,7 +173,7 @@ class Judge:
 
     def _rest(self, batch: Judged, view: VerifyView, target: Tensor, kept: Tensor) -> Tensor:
         """Return what the token behind every request's accepted drafts is drawn from, [num_reqs, vocab_size]."""
-        rows = batch.begins() + kept
+        rows = batch.begins + kept
         follow, allowed = target[rows], batch.scores[rows] > -torch.inf
         if not len(batch.tokens):
             return follow
@@ -169,7 +187,7 @@ class Judge:
         if not isinstance(left, Tensor) or left.shape != follow.shape:
             raise PluginError(f"{self.rule} returned a residual that is no tensor {list(follow.shape)}; return one distribution per candidate")
         rejected = (rows + 1 < batch.ends) & (batch.tokens[at] >= 0)
-        return _normalised(torch.where(rejected.unsqueeze(1), left, follow).where(allowed, 0.0), follow)
+        return normalised(torch.where(rejected.unsqueeze(1), left, follow).where(allowed, 0.0), follow)
 
     def _ask(self, view: VerifyView) -> Tensor:
         found = self.rule.call(self.rule.instance.accept, view)
@@ -210,16 +228,8 @@ class Judge:
             below=lambda probability: next(stream) < probability,
             rows=draft, row_ids=None if draft is None else range(len(drafts)), parameters=parameters,
         )  # fmt: skip
-        choice = self.rule.call(self.rule.instance.choose, view)
-        check_choice(self.rule, choice, view)
-        at = torch.tensor(drafts, device=scores.device)
-        masked = (_at(scores[:-1], at) == -torch.inf).tolist()[: len(choice.path)]
-        number = masked.index(True) if True in masked else len(choice.path)
-        rest = target[number] if True in masked else _normalised(choice.rest.where(scores[number] > -torch.inf, 0.0), target[number])
-        if not self.lossy:
-            return number, rest, 0
-        impossible = (_at(target[:-1], at) <= 0).tolist()[:number]
-        return number, rest, sum(impossible[node] or node in choice.lossy for node in range(number))
+        choice = choose(self.rule, view, lossless=not self.lossy)
+        return len(choice.path), choice.rest, len(choice.lossy)
 
     def _switch_off(self, exc: Exception) -> None:
         self.switched_off = f"raised {type(exc).__name__}: {exc}"
@@ -243,20 +253,9 @@ def _valid(drafts: list[int]) -> list[int]:
     return drafts[: bad[0]] if bad else drafts
 
 
-def _at(rows: Tensor, tokens: Tensor) -> Tensor:
-    """Return each row's entry at its token, [n]."""
-    return rows.gather(1, tokens.unsqueeze(1)).squeeze(1)
-
-
-def _normalised(rest: Tensor, otherwise: Tensor) -> Tensor:
-    """Return probability rows, those of `otherwise` where nothing is left."""
-    total = rest.sum(-1, keepdim=True)
-    return (rest / total).where(total > 0, otherwise)
-
-
 def _lay_out(batch: Judged, kept: Tensor, last: Tensor, width: int, filler: int) -> Tensor:
     """Return the accepted prefixes, each with the token behind it, [num_reqs, width + 1]."""
-    requests, places, _ = places_of(batch.ends, len(batch.tokens))
+    requests, places, _ = batch.places
     laid = torch.full((len(batch.ends), width + 1), filler, dtype=torch.int64, device=batch.tokens.device)
     laid[requests, places] = torch.where(places < kept[requests], batch.tokens, filler)
     return laid.scatter_(1, kept.unsqueeze(1), last.unsqueeze(1))

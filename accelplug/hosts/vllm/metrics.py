@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from prometheus_client import REGISTRY, Counter
+from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from accelplug.hosts.vllm.board import FIELDS, FOLDER, LABELS, read_boards
@@ -21,6 +21,7 @@ FAMILIES: Final = (
     (GaugeMetricFamily, "accelplug_switched_off", "1 where the technique failed while serving and is no longer asked."),
 )
 """One family for each of `FIELDS`."""
+REFUSED: Final = ("accelplug_refused_requests", "Requests refused for what they set for a technique.")
 
 
 class Boards:
@@ -28,6 +29,7 @@ class Boards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.refused = 0
 
     def describe(self) -> list[Any]:
         """Name nothing in advance: no engine has started yet."""
@@ -44,10 +46,13 @@ class Boards:
             for key, summed in sums.items():
                 metric.add_metric(key, summed[i])
             yield metric
+        yield CounterMetricFamily(*REFUSED, value=self.refused)
 
 
-_exposed: list[Any] = []
-"""What this process registered; a folder in it is removed when the process ends."""
+_exposed: list[Boards] = []
+"""What this process registered, once."""
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+"""What it made for them, and removes when it ends."""
 
 
 def expose() -> None:
@@ -55,16 +60,13 @@ def expose() -> None:
     if _exposed:
         return
     if FOLDER not in os.environ:
-        _exposed.append(made := tempfile.TemporaryDirectory(prefix="accelplug-"))
-        os.environ[FOLDER] = made.name
-    boards = Boards(Path(os.environ[FOLDER]))
-    refusals = Counter("accelplug_refused_requests", "Requests refused for what they set for a technique.")
-    REGISTRY.register(boards)
-    _exposed.extend((boards, refusals))
+        _folders.append(tempfile.TemporaryDirectory(prefix="accelplug-"))
+        os.environ[FOLDER] = _folders[0].name
+    _exposed.append(Boards(Path(os.environ[FOLDER])))
+    REGISTRY.register(_exposed[0])
 
 
 def count_refusal() -> None:
     """Count a request that was refused."""
-    for registered in _exposed:
-        if isinstance(registered, Counter):
-            registered.inc()
+    for boards in _exposed:
+        boards.refused += 1

@@ -30,7 +30,10 @@ class Refused:
             runner.speculator = Speculator(source, runner.req_states.max_num_reqs, num_tokens, runner.device)
             self.trims = trims(self.config)
         elif drafts:
+            from accelplug.hosts.vllm.v1 import repair
+
             runner.drafter.attachment = self
+            repair(runner)  # vLLM still takes it that something drafts
             self.trims = True
 
     def propose(self, sampled: list[list[int]], *_: Any) -> list[list[int]]:

@@ -5,30 +5,23 @@ The front end checks it before the request is queued; the worker hands it to the
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from accelplug._errors import OptionError
-from accelplug.hooks.options import check_value, fields_of, per_request_options
+from accelplug._errors import HostError
+from accelplug.hooks.options import Offer, check_request, fields_of, is_number, offers_of, per_request_options
 from accelplug.hooks.registry import Technique, registry
 from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.settings import Settings, read_settings
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 CAP: Final = "num_tokens"
 """The option that is the host's own, for every drafter: the most tokens to draft for the request, 0 for none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """An option that requests may set: whose, its type and its bounds."""
-
-    who: str
-    annotation: object
-    metadata: Mapping[str, Any]
 
 
 def read_request(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -43,49 +36,33 @@ def read_request(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     return found | {name.removeprefix(f"{KEY}."): value for name, value in extra_args.items() if name.startswith(f"{KEY}.")}
 
 
-def offers_of(settings: Settings) -> dict[str, Offer]:
+def offers_under(settings: Settings) -> dict[str, Offer]:
     """Return the options that requests may set under these settings."""
-    offers = {}
+    offers: dict[str, Offer] = {}
     for kind, spec in (("verifier", settings.verifier), ("drafter", settings.drafter)):
-        if spec is None:
-            continue
-        entry, _ = registry().find(kind, spec)
-        factory = entry.resolve()
-        for name, metadata in per_request_options(factory).items():
-            offers[name] = Offer(str(entry), fields_of(factory)[name].annotation, metadata)
+        if spec is not None:
+            entry, _ = registry().find(kind, spec)
+            offers |= offers_of(str(entry), entry.resolve())
     if settings.drafter is not None:
         offers[CAP] = Offer("a request's draft length", "int", {"ge": 0, "le": settings.num_tokens})
     return offers
-
-
-def check_request(given: Mapping[str, Any], offers: Mapping[str, Offer]) -> None:
-    """Refuse what nobody offers, and values out of bounds.
-
-    :raises OptionError: naming the option and what it takes.
-    """
-    for name, value in given.items():
-        if name not in offers:
-            near = difflib.get_close_matches(name, offers, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise OptionError(f"accelplug offers requests no option {name!r}; {hint}they may set {', '.join(sorted(offers)) or 'none'}")
-        check_value(offers[name].who, name, value, offers[name].annotation, offers[name].metadata)
 
 
 def check_params(vllm_config: Any, params: Any) -> None:
     """Refuse a request that vLLM's front end is asked to queue; engines without accelplug's settings refuse nothing.
 
     :param params: vLLM's SamplingParams, or PoolingParams, which set nothing.
-    :raises OptionError: as `check_request`.
+    :raises OptionError: naming the option and what is allowed.
     """
     given = read_request(getattr(params, "extra_args", None))
     settings = (vllm_config.additional_config or {}).get(KEY) if given else None
     if settings is not None:
-        check_request(given, _offers(json.dumps(settings)))
+        check_request("accelplug", given, _offers(json.dumps(settings)))
 
 
 @functools.cache
 def _offers(settings: str) -> dict[str, Offer]:
-    return offers_of(read_settings(json.loads(settings)))
+    return offers_under(read_settings(json.loads(settings)))
 
 
 class RequestOptions:
@@ -102,6 +79,7 @@ class RequestOptions:
 
         :param params: vLLM's SamplingParams, or None for a request that does not sample.
         """
+        self.end((req_id,))  # what an earlier request under the same id had set
         given = read_request(getattr(params, "extra_args", None))
         if given:
             self._given[req_id] = given
@@ -123,6 +101,23 @@ class RequestOptions:
         return {
             name: [own.get(name, default) for own in given] for name, default in defaults.items() if any(name in own for own in given)
         }
+
+
+    def tensors(self, defaults: Mapping[str, Any], req_ids: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """Return the same as `values` does, name -> [num_reqs]."""
+        import torch
+
+        return {name: torch.tensor(values, device=device) for name, values in self.values(defaults, req_ids).items()}
+
+
+def refuse_no_numbers(technique: Technique) -> None:
+    """Refuse per-request options that cannot be handed over in tensors, which is how device drafters and rules read them.
+
+    :raises HostError: naming the option.
+    """
+    for name, offer in offers_of(str(technique), technique.factory).items():
+        if not is_number(offer.annotation):
+            raise HostError(f"{technique} lets requests set {name!r}, which may be no number, and vLLM's requests share tensors; make it int, float or bool")
 
 
 def defaults_of(technique: Technique) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from accelplug._errors import HostError
@@ -49,8 +48,7 @@ class Seat:
         return self._values([names[slot] for slot in slots.tolist()])
 
     def _values(self, req_ids: list[str]) -> dict[str, Tensor]:
-        found = self.requests.values(self.defaults, req_ids)
-        return {name: torch.tensor(values, device=self.runner.device) for name, values in found.items()}
+        return self.requests.tensors(self.defaults, req_ids, self.runner.device)
 
     def verify(self) -> None:
         """Refuse to serve if somebody replaced the sampler; from here on the rule's work counts."""

@@ -17,7 +17,7 @@ from accelplug.hosts.stats import Stats, TechniqueStats
 from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.judging import Judge
 from accelplug.hosts.vllm.log import LOG
-from accelplug.hosts.vllm.requests import RequestOptions, defaults_of
+from accelplug.hosts.vllm.requests import CAP, RequestOptions, defaults_of
 
 V = TypeVar("V")
 R = TypeVar("R")
@@ -40,6 +40,15 @@ class Session:
         self.vocab_size = vocab_size
         self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in (bound.technique, selection.verifier)])
         self.switched_off: str | None = None
+
+    def begin(self, req_id: str, params: Any, num_tokens: int) -> int:
+        """Remember what a request sets for itself.
+
+        :param params: vLLM's SamplingParams.
+        :returns: the most tokens to draft for it in a step, at most `num_tokens`.
+        """
+        most: int = self.requests.begin(req_id, params).get(CAP, num_tokens)
+        return min(most, num_tokens)
 
     def start(self, slots: list[int]) -> None:
         """Tell the drafter that requests begin in these slots."""

@@ -16,10 +16,10 @@ from accelplug.hosts.vllm.judging import Judge, Judged
 class SeededChance:
     """Random numbers from each request's own generator where it has one, else from torch's default."""
 
-    def __init__(self, generators: Mapping[int, torch.Generator], num_drafts: list[int], greedy: Tensor) -> None:
+    def __init__(self, generators: Mapping[int, torch.Generator], num_drafts: list[int], greedy: Tensor, *, all_greedy: bool) -> None:
         self.generators = generators
         self.num_drafts = num_drafts
-        self.greedy = greedy
+        self.greedy, self.all_greedy = greedy, all_greedy
 
     def uniforms(self, batch: Judged) -> Tensor:
         """Return one number per draft, [num_drafts]."""
@@ -34,6 +34,8 @@ class SeededChance:
 
     def draw(self, rest: Tensor) -> Tensor:
         """Draw one token per request, [num_reqs], by exponential races; greedy requests take the likeliest."""
+        if self.all_greedy:
+            return rest.argmax(-1)
         noise = torch.empty_like(rest).exponential_()
         for request, generator in self.generators.items():
             noise[request].exponential_(generator=generator)
@@ -60,15 +62,21 @@ class JudgingSampler(vllms.RejectionSampler):  # type: ignore[misc]
         :param logits: [num_drafts + num_reqs, vocab_size].
         :returns: the accepted drafts and one more token of each request, [num_reqs, max_spec_len + 1] with -1 behind them.
         """
+        judged = None if self.judge.switched_off is not None else self._judged(metadata, draft_probs, logits, sampling_metadata)
+        return super().forward(metadata, draft_probs, logits, sampling_metadata) if judged is None else judged
+
+    def _judged(self, metadata: Any, draft_probs: Tensor | None, logits: Tensor, sampling_metadata: Any) -> SamplerOutput | None:
+        """Return what the rule decides; None where it fails."""
         scores = self._process(logits, metadata, sampling_metadata)
-        greedy = _greedy(sampling_metadata, metadata)
+        greedy, all_greedy = _greedy(sampling_metadata, metadata), bool(sampling_metadata.all_greedy)
         batch = Judged(
-            scores, metadata.cu_num_sampled_tokens.long(), metadata.draft_token_ids.long(), greedy, draft_probs, self.parameters_of_batch()
-        )
-        chance = SeededChance(sampling_metadata.generators, metadata.num_draft_tokens, greedy)
+            scores, metadata.cu_num_sampled_tokens.long(), metadata.draft_token_ids.long(), greedy, draft_probs, self.parameters_of_batch(),
+            all_greedy=all_greedy, all_random=bool(sampling_metadata.all_random),
+        )  # fmt: skip
+        chance = SeededChance(sampling_metadata.generators, metadata.num_draft_tokens, greedy, all_greedy=all_greedy)
         verdict = self.judge(batch, chance, metadata.max_spec_len, vllms.PLACEHOLDER_TOKEN_ID)
         if verdict is None:
-            return super().forward(metadata, draft_probs, logits, sampling_metadata)
+            return None
         tokens = verdict.tokens.to(torch.int32)
         return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=self._logprobs(tokens, scores, logits, metadata, sampling_metadata))
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from accelplug.hooks.drafting import DeviceView
-from accelplug.hosts.vllm.requests import CAP
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import SlotTable
 
@@ -41,8 +40,7 @@ class DeviceSource:
     def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
         """Remember the limits; the tokens are on the device."""
         del tokens
-        given = self.session.requests.begin(req_id, params)
-        self._arriving[req_id] = limit, min(given.get(CAP, self.num_tokens), self.num_tokens)
+        self._arriving[req_id] = limit, self.session.begin(req_id, params, self.num_tokens)
 
     def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:
         """Fill `drafts`; once the drafter is switched off, with each request's last token."""
@@ -51,7 +49,7 @@ class DeviceSource:
         self._start(input_batch.req_ids, input_batch.idx_mapping_np.tolist())
         states = self.req_states
         lengths = states.total_len.gpu[slots]
-        parameters = self._parameters(input_batch.req_ids)
+        parameters = self.session.requests.tensors(self.session.defaults, input_batch.req_ids, self.real.device)
         found = self.session.propose_on_device(DeviceView(slots, states.all_token_ids.gpu, lengths, self.num_tokens, parameters))
         if found is None:
             drafts.copy_(last_sampled[slots].unsqueeze(1).expand_as(drafts))
@@ -103,8 +101,3 @@ class DeviceSource:
             unlimited = self.req_states.max_model_len, self.num_tokens
             limits = [self._arriving.pop(req_id, unlimited) for req_id, slot in zip(req_ids, slots, strict=True) if slot in started]
             self._limits[:, torch.tensor(started, device=self._limits.device)] = torch.tensor(limits, device=self._limits.device).T
-
-    def _parameters(self, req_ids: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return the drafter's per-request options, where a request of the batch sets one."""
-        found = self.session.requests.values(self.session.defaults, req_ids)
-        return {name: torch.tensor(values, device=self.real.device) for name, values in found.items()}

@@ -51,11 +51,13 @@ class HostSource:
         scheduled = input_batch.num_draft_tokens_per_req
         verified = {} if scheduled is None else dict(zip(input_batch.req_ids, scheduled.tolist(), strict=True))
         chains = self.chains.step(batch, verified)
-        padded = np.repeat(self.mirror.tokens[slots, self.mirror.lengths[slots] - 1].astype(np.int64)[:, None], self.num_tokens, 1)
+        padded = np.repeat(self.mirror.tokens[slots, self.mirror.lengths[slots] - 1].astype(np.int64)[:, None], self.num_tokens + 1, 1)
         for i, chain in zip(active.tolist(), chains, strict=True):
             padded[i, : len(chain)] = chain
-        drafts.copy_(torch.from_numpy(padded))
-        self.real[input_batch.idx_mapping.long()] = torch.tensor(self.counts(input_batch.req_ids), device=self.real.device)
+        padded[:, -1] = self.counts(input_batch.req_ids)
+        both = torch.from_numpy(padded).to(drafts.device)  # one transfer for the drafts and how many they are
+        drafts.copy_(both[:, :-1])
+        self.real[input_batch.idx_mapping.long()] = both[:, -1]
 
     def counts(self, req_ids: Sequence[str]) -> list[int]:
         """Return how many drafts of each request are no padding."""

@@ -53,7 +53,7 @@ class HashedChance:
 
     def uniforms(self, batch: Judged) -> Tensor:
         """Return one number per draft, [num_drafts]."""
-        requests, places, _ = places_of(batch.ends, len(batch.tokens))
+        requests, places, _ = batch.places
         return uniforms(self.seeds[requests], self.begins[requests], places)
 
     def stream(self, request: int) -> Iterator[float]:
@@ -80,7 +80,15 @@ class JudgingSampler(RejectionSampler):  # type: ignore[misc]
         self.parameters_of = parameters
         self.real = real
 
-    def _verify(  # noqa: PLR0913, PLR0917  vLLM's signature
+    def _verify(self, *given: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Judge as `_judged` does; as vLLM's own sampler does, with what vLLM gave, where the rule failed."""
+        judged = None if self.judge.switched_off is not None else self._judged(*given, **named)
+        if judged is None:
+            vllms: tuple[Tensor, Tensor, Tensor] = super()._verify(*given, **named)
+            return vllms
+        return judged
+
+    def _judged(  # noqa: PLR0913, PLR0917  vLLM's signature
         self,
         logits: Tensor,
         draft_logits: Tensor | None,
@@ -93,8 +101,11 @@ class JudgingSampler(RejectionSampler):  # type: ignore[misc]
         expanded_local_pos: Tensor,
         seq_lens_upper_bound_np: Any,
         verify_draft_sampled: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return processed logits [num_rows, vocab_size], tokens [num_reqs, num_speculative_steps + 1], and how many there are, [num_reqs]."""
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return processed logits [num_rows, vocab_size], tokens [num_reqs, num_speculative_steps + 1], and how many there are, [num_reqs].
+
+        None where the rule fails.
+        """
         states, slots = self.sampler.sampling_states, idx_mapping.long()
         processed = self.sampler.apply_sampling_params(
             logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, draft_sampled, expanded_local_pos, seq_lens_upper_bound_np
@@ -105,8 +116,12 @@ class JudgingSampler(RejectionSampler):  # type: ignore[misc]
         if self.real is not None:
             tokens = tokens.where(places < self.real[slots[requests]], -1)
         draft = None if draft_logits is None else _draft_rows(draft_logits[slots[requests], places], temperature[requests], logits.shape[1])
-        batch = Judged(processed.float(), ends, tokens, temperature == 0, draft, self.parameters_of(idx_mapping_np))
-        begins = pos[batch.begins()]
+        greedy = states.temperature.np[idx_mapping_np] == 0  # the same in host memory, where looking waits for nothing
+        batch = Judged(
+            processed.float(), ends, tokens, temperature == 0, draft, self.parameters_of(idx_mapping_np),
+            all_greedy=bool(greedy.all()), all_random=not greedy.any(),
+        )  # fmt: skip
+        begins = pos[batch.begins]
 
         def draw(rest: Tensor) -> Tensor:
             drawn: Tensor = gumbel_sample(
@@ -116,13 +131,7 @@ class JudgingSampler(RejectionSampler):  # type: ignore[misc]
             return drawn
 
         verdict = self.judge(batch, HashedChance(states.seeds.gpu[slots], begins, draw), self.num_speculative_steps, FILLER)
-        if verdict is None:
-            vllms: tuple[Tensor, Tensor, Tensor] = super()._verify(
-                logits, draft_logits, draft_sampled, pos, cu_num_logits, idx_mapping, idx_mapping_np,
-                expanded_idx_mapping, expanded_local_pos, seq_lens_upper_bound_np, verify_draft_sampled,
-            )  # fmt: skip
-            return vllms
-        return processed, verdict.tokens, (verdict.kept + 1).to(torch.int32)
+        return None if verdict is None else (processed, verdict.tokens, (verdict.kept + 1).to(torch.int32))
 
 
 def _draft_rows(logits: Tensor, temperature: Tensor, vocab_size: int) -> Tensor:

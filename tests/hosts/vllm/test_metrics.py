@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("prometheus_client", reason="vLLM brings it")
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from accelplug.hosts.vllm.board import LABELS, Board, Counters, read_boards
-from accelplug.hosts.vllm.metrics import Boards
+from accelplug.hosts.vllm.board import FOLDER, LABELS, Board, Counters, board_of, read_boards
+from accelplug.hosts.vllm.metrics import FAMILIES, Boards
 
 DRAFTER = ("drafter", "oracle", "adversaries", "1.5")
 RULE = ("verifier", "typical", "accelplug", "0.1.0")
@@ -46,6 +49,32 @@ def test_what_is_written_is_shown(tmp_path: Path) -> None:
         ("switched_off", RULE, 0.0),
     ):
         assert registry.get_sample_value(f"accelplug_{name}", dict(zip(LABELS, [*who, "0"], strict=True))) == value, name
+
+
+def test_nothing_in_the_folder_stops_a_scrape(tmp_path: Path) -> None:
+    attachment, folder = Attachment(), tmp_path / "later"
+    boards = Boards(folder)
+    assert [metric.samples for metric in boards.collect()][:-1] == [[]] * len(FAMILIES), "no folder yet, or no more"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("somebody else's")
+    (folder / "0-1-2").touch()  # a board that another process is about to fill
+    board(folder, attachment).write(attachment)
+    assert len(list(read_boards(folder))) == 2
+    boards.refused += 3
+    registry = CollectorRegistry()
+    registry.register(boards)
+    assert registry.get_sample_value("accelplug_refused_requests_total") == 3
+    assert registry.get_sample_value("accelplug_drafted_tokens_total", dict(zip(LABELS, [*RULE, "0"], strict=True))) == 10
+
+
+def test_folder_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("vllm.distributed")
+    monkeypatch.setenv(FOLDER, str(tmp_path / "nowhere"))
+    monkeypatch.setattr("vllm.distributed.get_tensor_model_parallel_rank", lambda: 0)
+    config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_rank=0))
+    with caplog.at_level(logging.WARNING, "vllm.accelplug"):
+        assert board_of(Attachment(), config, torch.device("cpu")) is None
+    assert f"no counters on /metrics, since {tmp_path / 'nowhere'} cannot be written" in caplog.text
 
 
 def test_engines_of_one_name_add_up_and_others_stay_apart(tmp_path: Path) -> None:

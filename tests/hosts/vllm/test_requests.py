@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from accelplug import OptionError
+from accelplug import HostError, OptionError, option
 from accelplug.hooks import Drafts, DraftView
+from accelplug.hooks.registry import Owner, Technique
 from accelplug.hosts.vllm.chains import Batch, Chains
-from accelplug.hosts.vllm.requests import RequestOptions, check_params, offers_of, read_request
+from accelplug.hosts.vllm.requests import RequestOptions, check_params, offers_under, read_request, refuse_no_numbers
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.settings import read_settings
 
@@ -30,16 +33,24 @@ def test_both_spellings() -> None:
 
 
 def test_offers() -> None:
-    assert set(offers_of(read_settings(LOSSY))) == {"num_tokens", "epsilon", "delta", "span_start", "span_end"}
-    assert set(offers_of(read_settings({"verifier": "block"}))) == set(), "vLLM's own drafter cannot be told how much to draft"
+    assert set(offers_under(read_settings(LOSSY))) == {"num_tokens", "epsilon", "delta", "span_start", "span_end"}
+    assert set(offers_under(read_settings({"verifier": "block"}))) == set(), "vLLM's own drafter cannot be told how much to draft"
 
 
 @pytest.mark.parametrize(
-    "extra_args",
-    [None, {}, {"other": 1}, {"accelplug": {}}, {"accelplug.num_tokens": 0}, {"accelplug": {"num_tokens": 6, "delta": 1, "span_end": None}}],
+    ("extra_args", "read"),
+    [
+        (None, {}),
+        ({}, {}),
+        ({"other": 1}, {}),
+        ({"accelplug": {}}, {}),
+        ({"accelplug.num_tokens": 0}, {"num_tokens": 0}),
+        ({"accelplug": {"num_tokens": 6, "delta": 1, "span_end": None}}, {"num_tokens": 6, "delta": 1, "span_end": None}),
+    ],
 )
-def test_allowed(extra_args: dict[str, Any] | None) -> None:
+def test_allowed(extra_args: dict[str, Any] | None, read: dict[str, Any]) -> None:
     ask(LOSSY, extra_args)
+    assert RequestOptions().begin("a", SimpleNamespace(extra_args=extra_args)) == read
 
 
 @pytest.mark.parametrize(
@@ -49,9 +60,10 @@ def test_allowed(extra_args: dict[str, Any] | None) -> None:
         ({"accelplug.num_tokens": True}, "num_tokens=True is a bool, it takes int"),
         ({"accelplug.epsilon": 1.5}, "epsilon=1.5 is out of range"),
         ({"accelplug.epsilon": "high"}, "it takes float"),
-        ({"accelplug.epsilom": 0.1}, "did you mean 'epsilon'? they may set delta, epsilon, num_tokens, span_end, span_start"),
-        ({"accelplug.max_ngram": 3}, "accelplug offers requests no option 'max_ngram'"),
-        ({"accelplug": 3}, "no option 'accelplug'"),
+        ({"accelplug.epsilom": 0.1}, "did you mean 'epsilon'? it takes delta, epsilon, num_tokens, span_end, span_start"),
+        ({"accelplug.max_ngram": 3}, "accelplug takes no per-request option 'max_ngram'"),
+        ({"accelplug": 3}, "no per-request option 'accelplug'"),
+        ({"accelplug": {3: 1}}, "no per-request option 3; it takes delta"),
     ],
 )
 def test_refused(extra_args: dict[str, Any], message: str) -> None:
@@ -62,7 +74,10 @@ def test_refused(extra_args: dict[str, Any], message: str) -> None:
 
 
 def test_engine_without_settings_refuses_nothing() -> None:
-    ask(None, {"accelplug.nonsense": 1})
+    nonsense = {"accelplug.nonsense": 1}
+    with pytest.raises(OptionError, match="no per-request option 'nonsense'"):
+        ask(LOSSY, nonsense)
+    ask(None, nonsense)
 
 
 def test_values_only_where_somebody_sets_one() -> None:
@@ -75,6 +90,37 @@ def test_values_only_where_somebody_sets_one() -> None:
     options.end({"a", "unknown"})
     assert len(options) == 0
     assert options.values(defaults, ["b", "a"]) == {}
+
+
+def test_an_id_that_comes_again_begins_anew() -> None:
+    options = RequestOptions()
+    options.begin("a", SimpleNamespace(extra_args={"accelplug.epsilon": 0.5}))
+    options.begin("a", SimpleNamespace(extra_args=None))
+    assert options.values({"epsilon": 0.09}, ["a"]) == {}
+
+
+@dataclass
+class Mixed:
+    """A rule with options that a tensor can hold, and one that it cannot, if told to."""
+
+    bar: float = option(0.5, per_request=True)
+    hard: bool = option(False, per_request=True)
+
+
+@dataclass
+class Worded(Mixed):
+    most: int | None = option(None, per_request=True)
+
+
+def test_tensors_hold_numbers_alone() -> None:
+    options = RequestOptions()
+    options.begin("a", SimpleNamespace(extra_args={"accelplug.hard": True}))
+    found = options.tensors({"bar": 0.5, "hard": False}, ["b", "a"], torch.device("cpu"))
+    assert {name: values.tolist() for name, values in found.items()} == {"hard": [False, True]}
+    owner = Owner("odd", "strange", "2.0")
+    refuse_no_numbers(Technique("verifier", "mixed", owner, Mixed(), Mixed, "mixed"))
+    with pytest.raises(HostError, match=r"verifier 'worded' \(strange 2.0\) lets requests set 'most', which may be no number"):
+        refuse_no_numbers(Technique("verifier", "worded", owner, Worded(), Worded, "worded"))
 
 
 class Recorder:

@@ -1,0 +1,32 @@
+"""What is asked of the random model, here and for all modules at once, so that one engine without a drafter answers for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11, 9, 9], [100, 200, 30, 100, 200], [77] * 17]
+LENGTH = 24
+GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": LENGTH}
+WORDS = "one|two|red"
+ALLOWED = list(range(300, 330))
+RULES: dict[str, dict[str, Any]] = {
+    "greedy": {"prompts": PROMPTS, "params": {**GREEDY, "logprobs": 0}},
+    "seeded": {"prompts": PROMPTS, "params": [{**GREEDY, "temperature": 1.2, "top_k": 5, "seed": i} for i in range(len(PROMPTS))]},
+    "masked": {"prompts": PROMPTS, "params": {**GREEDY, "temperature": 1.0, "seed": 3, "allowed_token_ids": ALLOWED}},
+    "structured": {"prompts": PROMPTS[:2], "params": {"temperature": 0, "max_tokens": LENGTH, "structured_outputs": {"regex": f"({WORDS}){{4}}"}}},
+}
+"""Asked behind every verification rule."""
+
+FAILING = {"prompts": [*PROMPTS[:2], [9, 9, 9, 9, 10, 11]], "params": {"temperature": 0, "max_tokens": 8, "ignore_eos": True}}
+"""Asked of drafters that fail."""
+
+TOKENS = 16
+LAST = [3, 4, 3, 4]
+"""A prompt that no other begins with: what is left over from the others must not show in its answer."""
+SERVED = {
+    "prompts": [*FAILING["prompts"], *([40 + i, 50 + i, 60 + i] for i in range(5)), LAST],
+    "params": {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True},
+}
+"""Asked of servers, the last prompt after all others."""
+
+ALL = {**RULES, "failing": FAILING, "served": SERVED}
