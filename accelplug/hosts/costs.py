@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 
 _RECENT = 8  # steps that count
 _ENOUGH = 2  # steps before they are told: the first one of a width is slow
 
 
 class StepCosts:
-    """Seconds per step by the number of positions verified. Most sessions never ask, so figures wait until somebody does."""
+    """Seconds per step by the number of positions verified, batches of like size apart: 1, 2 to 3, 4 to 7 requests, and so on.
+
+    :ivar latest: of the batches that run now.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, _Table] = {}
+        self._now = self._sizes[1] = _Table()
+
+    def add(self, width: int, seconds: float, requests: int = 1) -> None:
+        """Count one step of a batch of so many requests."""
+        size = requests.bit_length()
+        if (table := self._sizes.get(size)) is None:
+            table = self._sizes[size] = _Table()
+        table.add(width, seconds)
+        self._now = table
+
+    @property
+    def latest(self) -> Mapping[int, Sequence[float]]:
+        """Width -> the latest steps."""
+        return self._now.latest
+
+    @property
+    def seconds(self) -> Mapping[int, float]:
+        """Width -> the least of the latest steps, of every width that has enough of them: whatever else runs on the machine only adds."""
+        return self._now.seconds
+
+
+class _Table:
+    """Batches of one size. Most sessions never ask, so figures wait until somebody does."""
 
     def __init__(self) -> None:
         self.latest: dict[int, deque[float]] = {}
@@ -17,7 +47,6 @@ class StepCosts:
         self._changed: set[int] = set()
 
     def add(self, width: int, seconds: float) -> None:
-        """Count one step."""
         if (latest := self.latest.get(width)) is None:
             latest = self.latest[width] = deque(maxlen=_RECENT)
         latest.append(seconds)
@@ -25,7 +54,6 @@ class StepCosts:
 
     @property
     def seconds(self) -> dict[int, float]:
-        """Width -> the least of the latest steps, of every width that has enough of them: whatever else runs on the machine only adds."""
         for width in self._changed:
             if len(self.latest[width]) >= _ENOUGH:
                 self._seconds[width] = min(self.latest[width])

@@ -3,7 +3,7 @@
 Paper      Leviathan et al. 2023, arXiv 2211.17192, section 3.4 (the best length); Saxena et al. 2025, "Utility-Driven Speculative Decoding"
 Output     unchanged (the verifier decides)
 Needs      a drafter of chains; a host that measures its steps
-Hosts      transformers
+Hosts      transformers, vllm
 Devices    cpu, cuda
 Cost       host: about twenty microseconds a step, beside the other drafter's own
 Good for   texts where drafts are sometimes useless: it comes back to plain speed there, and sees when they become useful

@@ -120,7 +120,7 @@ class Loop:
                 stats.count(sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active), forced)
                 if has_stepped:
                     forward.commit(trees, verdict.paths, verdict.emitted - 1)
-                    self.session.costs.add(1 + max(map(len, trees)), time.perf_counter() - began)
+                    self.session.costs.add(1 + max(map(len, trees)), time.perf_counter() - began, len(active))
                 if self.streamer is not None and isinstance(requests, Requests):
                     self._stream(requests, verdict.emitted)
                 if verdict.done:

@@ -65,3 +65,12 @@ def require_in_effect(found: object, expected: object, where: str) -> None:
     """
     if found is not expected:
         raise HostError(f"accelplug is not in effect: {where} is a {type(found).__name__}; remove whatever replaced it")
+
+
+def trims(config: Any) -> bool:
+    """Whether the V2 runner can verify fewer drafts than it expects.
+
+    Full CUDA graphs replay decodes of one length only, and under asynchronous scheduling the next step is laid out
+    before this one's drafts are known.
+    """
+    return not config.scheduler_config.async_scheduling and not config.compilation_config.cudagraph_mode.has_full_cudagraphs()

@@ -9,7 +9,9 @@ from accelplug.hooks.binding import BoundDrafter, bind_drafter
 from accelplug.hooks.capabilities import Selection, admit, verifier_traits
 from accelplug.hooks.context import BuildContext
 from accelplug.hooks.registry import Technique, registry
+from accelplug.hosts.vllm.attachment import trims
 from accelplug.hosts.vllm.capabilities import host_of
+from accelplug.hosts.vllm.clock import Clock
 from accelplug.hosts.vllm.compat import RunnerName
 from accelplug.hosts.vllm.context import build_context
 from accelplug.hosts.vllm.judging import Judge
@@ -25,11 +27,13 @@ def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session 
     :param runner: vLLM's model runner.
     :raises AccelplugError: a plugin fails to build, or vLLM's runner of that name cannot run it.
     """
-    context = build_context(runner)
-    bound, selection = select(settings, context, name, runner.vllm_config.parallel_config.tensor_parallel_size)
+    config = runner.vllm_config
+    clock = Clock(pads=name == "V2" and not trims(config), ranks=config.parallel_config.tensor_parallel_size)
+    context = build_context(runner, clock.seconds)
+    bound, selection = select(settings, context, name, clock.ranks)
     rule = selection.verifier
     judge = None if verifier_traits(rule).standard else Judge(rule, context.device, stops=settings.on_refused == "stop")
-    method = runner.vllm_config.speculative_config.method
+    method = config.speculative_config.method
     if bound is None:
         LOG.info("accelplug: vLLM's own %s drafts in its %s runner", method, name)
     else:
@@ -38,7 +42,7 @@ def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session 
         LOG.info("accelplug: %s is vLLM's own rejection sampler: exact match at temperature 0, token-wise above it", rule)
     else:
         LOG.info("accelplug: %s verifies in place of vLLM's rejection sampler%s", rule, "; it may change the output" if judge.lossy else "")
-    return (rule, judge) if bound is None else Session(bound, selection, context.vocab_size, judge)
+    return (rule, judge) if bound is None else Session(bound, selection, context.vocab_size, judge, clock)
 
 
 def select(settings: Settings, context: BuildContext, name: RunnerName, tensor_parallel_size: int = 1) -> tuple[BoundDrafter | None, Selection]:

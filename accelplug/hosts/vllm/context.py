@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelplug._errors import HostError
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def build_context(runner: Any) -> BuildContext:
+def build_context(runner: Any, step_seconds: Callable[[], Mapping[int, float]]) -> BuildContext:
     """Describe the engine of a model runner whose model is loaded.
 
     :param runner: vLLM's model runner, V1 or V2.
+    :param step_seconds: what its steps take, by their width; may refuse.
     """
     config = runner.vllm_config
     model = config.model_config
@@ -25,19 +26,20 @@ def build_context(runner: Any) -> BuildContext:
     return BuildContext(
         host="vllm",
         vocab_size=vocab_size,
-        eos_token_ids=_eos_token_ids(model),
+        eos_token_ids=eos_token_ids(model),
         dtype=model.dtype,
         device=runner.device,
         hidden_size=model.get_hidden_size(),
         max_length=model.max_model_len,
         num_slots=config.scheduler_config.max_num_seqs,
-        vocabulary=functools.cache(lambda: _vocabulary(model, vocab_size)),
+        vocabulary=functools.cache(lambda: tokens_of(model, vocab_size)),
         embeddings=functools.cache(lambda: _matrix(runner, vocab_size, "embed")),
         output_head=functools.cache(lambda: _matrix(runner, vocab_size, "head")),
+        step_seconds=step_seconds,
     )
 
 
-def _eos_token_ids(model: Any) -> tuple[int, ...]:
+def eos_token_ids(model: Any) -> tuple[int, ...]:
     """Return the ids that end a request: the generation configuration's, else the model's."""
     found = model.try_get_generation_config().get("eos_token_id", getattr(model.hf_text_config, "eos_token_id", None))
     if found is None:
@@ -45,7 +47,11 @@ def _eos_token_ids(model: Any) -> tuple[int, ...]:
     return tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
 
-def _vocabulary(model: Any, vocab_size: int) -> Sequence[bytes]:
+def tokens_of(model: Any, vocab_size: int) -> Sequence[bytes]:
+    """Return the bytes of every token id; special and unused ids are empty.
+
+    :raises HostError: there is no tokenizer, or its bytes cannot be read.
+    """
     if model.skip_tokenizer_init:
         raise HostError("the vocabulary is unknown since vLLM was started with skip_tokenizer_init; start it with a tokenizer")
     from vllm.tokenizers.registry import cached_tokenizer_from_config

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelplug._errors import AccelplugError
+from accelplug.hosts.vllm.attachment import trims
 from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.log import LOG
 
@@ -22,7 +23,7 @@ class Refused:
         self.reason, self.v2, self.drafts = str(reason), v2, drafts
         self.config = runner.vllm_config
         if drafts and v2:
-            from accelplug.hosts.vllm.v2 import Speculator, trims
+            from accelplug.hosts.vllm.v2 import Speculator
             from accelplug.hosts.vllm.v2_source import Nothing
 
             num_tokens = self.config.speculative_config.num_speculative_tokens

@@ -15,6 +15,7 @@ from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Draft
 from accelplug.hooks.registry import Technique
 from accelplug.hosts.stats import Stats, TechniqueStats
 from accelplug.hosts.vllm.board import Counters
+from accelplug.hosts.vllm.clock import Clock
 from accelplug.hosts.vllm.judging import Judge
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.requests import CAP, RequestOptions, defaults_of
@@ -29,12 +30,14 @@ class Session:
     :param bound: the drafter's methods.
     :param vocab_size: width of the model's logits.
     :param judge: applies the verifier; None where that is vLLM's own.
+    :param clock: times the engine's steps, for drafters that ask; None where none can.
     """
 
-    def __init__(self, bound: BoundDrafter, selection: Selection, vocab_size: int, judge: Judge | None = None) -> None:
+    def __init__(self, bound: BoundDrafter, selection: Selection, vocab_size: int, judge: Judge | None = None, clock: Clock | None = None) -> None:
         self.bound = bound
         self.verifier = selection.verifier
         self.judge = judge
+        self.clock = clock or Clock(pads=True, ranks=1)
         self.requests = RequestOptions()
         self.defaults = defaults_of(bound.technique)
         self.vocab_size = vocab_size

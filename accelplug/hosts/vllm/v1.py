@@ -102,6 +102,7 @@ class V1Attachment:
         self._asked = False
         self.session.stats.requests += len(new)
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
+        self.session.clock.begin(scheduler_output)
 
     def propose(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> list[list[int]]:
         """Show the step to the drafter and return its chains, one per row."""

@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu.spec_decode.ngram.speculator import NgramGPUSpeculator
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
 from accelplug._errors import HostError
-from accelplug.hosts.vllm.attachment import require_in_effect
+from accelplug.hosts.vllm.attachment import require_in_effect, trims
 from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.seat import Seat
@@ -66,15 +66,6 @@ class Speculator(BaseSpeculator):  # type: ignore[misc]
         return drafts
 
 
-def trims(config: Any) -> bool:
-    """Whether vLLM can verify fewer drafts than it expects.
-
-    Full CUDA graphs replay decodes of one length only, and under asynchronous scheduling the next step is laid out
-    before this one's drafts are known.
-    """
-    return not config.scheduler_config.async_scheduling and not config.compilation_config.cudagraph_mode.has_full_cudagraphs()
-
-
 class V2Attachment:
     """Puts the speculator in place.
 
@@ -108,6 +99,7 @@ class V2Attachment:
             # A preempted request comes back with what it had generated, and was counted the first time.
             self.session.stats.requests += len(request.prefill_token_ids) == request.prompt_len
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
+        self.session.clock.begin(scheduler_output)
 
     def end_step(self, output: Any) -> None:
         """Do nothing: the V2 runner asks for drafts in every step."""

@@ -12,6 +12,7 @@ from accelplug.cli.plugins import said_about
 from accelplug.hooks import registry
 from accelplug.hooks.capabilities import verifier_traits
 from accelplug.hosts.vllm.building import select
+from accelplug.hosts.vllm.clock import Clock
 from accelplug.hosts.vllm.compat import RunnerName
 from accelplug.hosts.vllm.context import build_context
 from accelplug.hosts.vllm.settings import read_settings
@@ -20,6 +21,7 @@ CARRIED = {
     "prompt_lookup": {"V1": "host", "V2": "device"},
     "suffix": {"V1": "host", "V2": "host"},
     "input_copy": {"V1": "host", "V2": "host"},
+    "adaptive": {"V1": "host", "V2": "host"},
 }
 REFUSED = {
     "suffix(shape='tree')": "needs 'mask.tree' (the forward pass can verify a tree of drafts), which vllm's {} runner does not provide",
@@ -27,7 +29,6 @@ REFUSED = {
     "token_recycling(shape='chain')": "needs 'logits.topk' (the top-k of verified rows), which vllm's {} runner does not provide",
     "fusion": "needs 'mask.tree'",
     "fusion(sources=['suffix', 'prompt_lookup'])": "needs 'mask.tree'",
-    "adaptive": "this host does not measure its steps; use a drafter that needs no costs",
     "transformers_candidates": "this host has no candidate generators of its own, and 'prompt_lookup' was asked for; use the transformers host",
     "draft_model(model='somewhere/small')": "this host runs no second model beside the target, and 'somewhere/small' was asked for",
 }
@@ -40,7 +41,7 @@ MODEL = SimpleNamespace(
     try_get_generation_config=lambda: {"eos_token_id": 1}, hf_text_config=None,
 )  # fmt: skip
 CONFIG = SimpleNamespace(model_config=MODEL, scheduler_config=SimpleNamespace(max_num_seqs=4))
-CONTEXT = build_context(SimpleNamespace(vllm_config=CONFIG, device=torch.device("cpu")))
+CONTEXT = build_context(SimpleNamespace(vllm_config=CONFIG, device=torch.device("cpu")), Clock(pads=False, ranks=1).seconds)
 
 
 def offered(kind: str) -> set[str]:
