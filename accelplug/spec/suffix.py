@@ -6,7 +6,7 @@ Needs      committed token ids only; trees where shape="tree"
 Hosts      transformers, vllm
 Devices    cpu, cuda
 Cost       host: two hash tables, tens of microseconds per step whatever the context; memory: about 0.4 KB per token, 0.3 KB of finished answers
-Good for   agents, edits and loops: long repeats are drafted far ahead, doubtful ones hardly
+Good for   agents, edits and loops: long repeats are drafted far ahead, doubtful ones hardly, and none where they keep going wrong
 Poor for   open-ended chat, where little repeats
 """
 
@@ -15,8 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray
+from accelplug.hooks.drafting import ROOT, CommitView, DrafterTraits, Drafts, DraftView, IntArray
 from accelplug.hooks.options import option
+from accelplug.spec.record import Record
 from accelplug.spec.texts import LONG, Finished, Found, Guess, Text, grow
 
 
@@ -24,11 +25,11 @@ from accelplug.spec.texts import LONG, Finished, Found, Guess, Text, grow
 class Suffix:
     """Draft the likeliest continuation by counts; of all match lengths, the one from which most tokens are expected."""
 
-    num_tokens: int = option(32, ge=1, le=256, per_request=True, help="most tokens to draft")
+    num_tokens: int = option(48, ge=1, le=256, per_request=True, help="most tokens to draft")
     min_match: int = option(2, ge=1, le=16, help="tokens at the end that must have stood before")
     max_match: int = option(64, ge=1, le=256, help="longest match told apart from longer ones")
-    factor: float = option(1.0, ge=0, le=16, help="tokens drafted for each token matched")
-    min_chance: float = option(0.1, ge=0, le=1, help="drafts less likely than this, by counts, are left out")
+    factor: float = option(2.0, ge=0, le=16, help="tokens drafted for each token matched")
+    min_chance: float = option(0.1, ge=0, le=1, help="drafts less likely than this, by counts or by how such drafts went lately, are left out")
     max_places: int = option(32, ge=1, le=1024, help="newest earlier occurrences to count")
     shape: Literal["chain", "tree"] = option("chain", help="'chain', or 'tree' of every likely continuation")
     scope: Literal["request", "process"] = option("request", help="'process' drafts from the answers of finished requests, too")
@@ -36,6 +37,7 @@ class Suffix:
     traits: DrafterTraits = field(init=False, repr=False)
     finished: Finished = field(init=False, repr=False)
     _texts: dict[int, Text] = field(init=False, repr=False, default_factory=dict)
+    _records: dict[int, Record] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.traits = DrafterTraits(shape=self.shape, scope=self.scope)
@@ -49,19 +51,23 @@ class Suffix:
     def start(self, slots: IntArray) -> None:
         """Begin with an empty text in each slot."""
         for slot in slots.tolist():
-            self._texts[slot] = Text(self.min_match)
+            self._texts[slot], self._records[slot] = Text(self.min_match), Record()
 
     def finish(self, slots: IntArray) -> None:
         """Free the text of each slot, and keep its answer where the user wants that."""
         for slot in slots.tolist():
             text = self._texts.pop(slot, None)
+            self._records.pop(slot, None)
             if text is not None and self.scope == "process":
                 self.finished.add(text.tokens[max(text.prompt - LONG, 0) :])
 
     def observe(self, view: CommitView) -> None:
         """Add what was committed."""
         for i, slot in enumerate(view.slots.tolist()):
-            self._texts[slot].extend(view.history(i))
+            text, history = self._texts[slot], view.history(i)
+            if len(history) > len(text.tokens):
+                self._records[slot].learn(int(history[len(text.tokens)]))
+            text.extend(history)
 
     def propose(self, view: DraftView) -> Drafts:
         """Weigh the continuations after every match length."""
@@ -69,24 +75,30 @@ class Suffix:
         guesses = []
         for i, slot in enumerate(view.slots.tolist()):
             most = min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))
-            guesses.append(self._guess(self._texts[slot], most) if most > 0 else ([], []))
+            guesses.append(self._guess(slot, most) if most > 0 else ([], []))
         return Drafts.trees(guesses) if self.shape == "tree" else Drafts.chains([tokens for tokens, _ in guesses])
 
-    def _guess(self, text: Text, most: int) -> Guess:
-        found = text.places(self.max_places, self.max_match)
-        own = self._best(found, text.tokens, most)
-        if self.scope == "request":
-            return own[1]
-        others = self._best(*self.finished.find(text.tokens[-max(self.max_match, LONG) :], most), most)
-        return max(own, others, key=lambda pair: pair[0])[1]
+    def _guess(self, slot: int, most: int) -> Guess:
+        """Return the best guess, unless such guesses have kept going wrong in this request."""
+        text = self._texts[slot]
+        best = self._best(text.places(self.max_places, self.max_match), text.tokens, most)
+        if self.scope != "request":
+            others = self._best(*self.finished.find(text.tokens[-max(self.max_match, LONG) :], most), most)
+            best = max(best, others, key=lambda found: found[0])
+        _, length, (tokens, parents) = best
+        if not tokens:
+            return [], []
+        first = {token for token, parent in zip(tokens, parents, strict=True) if parent == ROOT}
+        came_true = self._records[slot].guess(length.bit_length(), first)
+        return (tokens, parents) if came_true >= self.min_chance else ([], [])
 
-    def _best(self, found: Found, text: list[int], most: int) -> tuple[float, Guess]:
-        """Return how many tokens are expected to be right, and the guess, after the best match length."""
-        best: tuple[float, Guess] = (0.0, ([], []))
+    def _best(self, found: Found, text: list[int], most: int) -> tuple[float, int, Guess]:
+        """Return how many tokens are expected to be right, the match length they follow, and the guess, after the best one."""
+        best: tuple[float, int, Guess] = (0.0, 0, ([], []))
         for length in sorted({length for length, _ in found}, reverse=True):
             if (limit := min(most, int(length * self.factor))) <= best[0]:
                 break  # shorter matches can only draft less
             places = [place for matched, place in found if matched >= length]
             guess, score = grow(text, places, limit, self.min_chance, None if self.shape == "tree" else 1)
-            best = max(best, (score, guess), key=lambda pair: pair[0])
+            best = max(best, (score, length, guess), key=lambda found: found[0])
         return best

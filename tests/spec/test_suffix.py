@@ -161,6 +161,59 @@ def test_a_wrong_shape_is_refused():
         load_registry(entry_points=False).build("drafter", "suffix(shape='bush')", None)
 
 
+def misled(drafter, rounds):
+    """Serve one request in which what followed the pair at the end never follows it again; return the drafts behind each such pair."""
+    drafted = []
+    text = [1, 2]
+    start(drafter)
+    for number in range(rounds):
+        text += [100 + number, 200 + number, 1, 2]
+        commit(drafter, text)
+        drafted.append(paths(propose(drafter, text, 30)))
+        commit(drafter, [*text, 99 - number])
+        text.append(99 - number)
+    return drafted
+
+
+@pytest.mark.parametrize("shape", ["chain", "tree"])
+def test_drafts_that_keep_going_wrong_are_held_back_until_they_would_have_been_right(shape):
+    drafter = Suffix(shape=shape, max_places=4)
+    drafted = misled(drafter, 14)
+    assert all(drafted[:11])  # 0.8 ** 11 is below the least chance
+    assert not any(drafted[11:])
+    text = [*drafter._texts[0].tokens, 500, 1, 2]
+    drafts = []
+    for _ in range(3):  # what came last time comes again, though nobody drafted it
+        commit(drafter, text)
+        drafts.append(propose(drafter, text, 30).tokens.tolist())
+        text += [99 - 13, 501, 1, 2]
+    assert not drafts[0]
+    assert drafts[1][0] == drafts[2][0] == 99 - 13
+
+
+def test_what_one_request_was_misled_by_holds_nothing_back_in_another():
+    drafter = Suffix(max_places=4)
+    misled(drafter, 14)
+    text = [1, 2, 3, 9, 1, 2]
+    start(drafter, 1)
+    commit(drafter, text, slot=1)
+    assert propose(drafter, text, 30, 1).tokens.tolist()[:2] == [3, 9]
+    finish(drafter, 0)
+    start(drafter, 0)
+    commit(drafter, text, slot=0)
+    assert propose(drafter, text, 30, 0).tokens.tolist()[:2] == [3, 9]
+    finish(drafter, 0)
+    assert list(drafter._records) == list(drafter._texts) == [1]
+
+
+def test_short_matches_that_mislead_hold_no_long_ones_back():
+    drafter = Suffix(max_places=4)
+    misled(drafter, 14)
+    text = [*drafter._texts[0].tokens, *range(1000, 1020), 7, *range(1000, 1010)]
+    commit(drafter, text)
+    assert propose(drafter, text, 30).tokens.tolist()[:10] == list(range(1010, 1020))
+
+
 def served(drafter, prompt, answer):
     """Serve one request in slot 0, whose answer is given; return what was drafted behind each of its tokens."""
     text, slots = np.array([prompt + answer]), np.zeros(1, np.int64)
@@ -183,8 +236,8 @@ def test_finished_answers_are_drafted_where_the_user_wants_that():
     for drafter in (shared, own):
         assert not any(served(drafter, [1, 2, 3], ANSWER))
     drafted = served(shared, [7], ANSWER)
-    assert drafted[7] == ANSWER[8:16]  # behind eight tokens that it has in common, eight more
-    assert drafted[15] == ANSWER[16:32]
+    assert drafted[7] == ANSWER[8:24]  # behind eight tokens that it has in common, twice as many
+    assert drafted[11] == ANSWER[12:36]
     assert drafted[30] == ANSWER[31:]
     assert drafted[39] == []
     assert not any(served(own, [7], ANSWER))
@@ -195,7 +248,7 @@ def test_finished_answers_are_drafted_where_the_user_wants_that():
 def test_an_answer_continues_behind_the_end_of_its_prompt_and_prompts_are_not_kept():
     shared = Suffix(scope="process")
     served(shared, list(range(50)), ANSWER)
-    assert served(shared, list(range(30, 50)), [100])[0] == ANSWER[1:10]
+    assert served(shared, list(range(30, 50)), [100])[0] == ANSWER[1:19]
     assert served(shared, list(range(25)), [25]) == [[]]
 
 
@@ -203,7 +256,7 @@ def test_a_short_longest_match_still_finds_finished_answers():
     """Matches are never told apart below the long n-gram: in the request's own text neither."""
     shared = Suffix(scope="process", max_match=4)
     served(shared, [1, 2, 3], ANSWER)
-    assert served(shared, [7], ANSWER)[7] == ANSWER[8:16]
+    assert served(shared, [7], ANSWER)[7] == ANSWER[8:24]
 
 
 def test_of_several_finished_answers_the_most_frequent_goes_on():
