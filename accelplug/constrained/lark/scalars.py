@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from typing import Final
 
 from accelplug.constrained.lark.builder import Builder, Symbols
-from accelplug.constrained.schema.atoms import Fractional, Inexact, Values
+from accelplug.constrained.lark.terminals import terminal
+from accelplug.constrained.regex.derive import is_empty
+from accelplug.constrained.regex.tree import NOTHING, cat, literal
+from accelplug.constrained.schema.atoms import Bound, Inexact, Values
 from accelplug.constrained.schema.branches import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
+
+MOST_STEP: Final = 10**9  # digits that llguidance counts with
 
 
 def values_of(branch: Branch) -> list[str] | None:
@@ -48,54 +53,46 @@ def string(builder: Builder, branch: Branch) -> list[Symbols]:
     return [] if found is None else [[found]]
 
 
-def _writable(step: int | float) -> bool:
-    """Whether llguidance counts with so many digits."""
-    return step < 10**9 and len(repr(step).replace(".", "")) <= 9 and "e" not in repr(step)
-
-
 def number(builder: Builder, branch: Branch) -> list[Symbols]:
-    """Numbers; llguidance itself writes the expressions of intervals and multiples."""
+    """Numbers; llguidance itself writes the expressions of integers' intervals, and of multiples that no short expression says."""
     given = fixed(builder, branch)
     if given is not None:
         return given
     numbers = Numbers.of(branch)
     if numbers.is_empty:
         return []
-    if numbers.fractional:
-        return _fractional(builder, numbers, branch)
+    if not numbers.steps and not numbers.fractional and (numbers.integer or (numbers.low is numbers.high is None)):
+        return [[_json("integer" if numbers.integer else "number", numbers.low, numbers.high)]]
+    above, below = numbers.magnitudes, numbers.mirrored()
+    under = below.magnitudes if below.high is None or below.high.value > 0 else NOTHING
+    if above is None or under is None:
+        return _multiples(builder, numbers)
+    return [[builder.terminal(terminal(one))] for one in (above, cat(literal("-"), under)) if not is_empty(one)]
+
+
+def _multiples(builder: Builder, numbers: Numbers) -> list[Symbols]:
+    """Write multiples by llguidance's own arithmetic, which knows whole ones from 0 on; the others are checked."""
     step = numbers.step
-    if step is None or not numbers.steps:
-        return [[_json(numbers)]]
-    if not _writable(step):
+    if step is None or step.denominator != 1 or step >= MOST_STEP:
         builder.checked(Inexact("*/multipleOf"))
-        return [[_json(replace(numbers, steps=()))]]
-    below, above = numbers.divided()
-    return [*([_json(one)] for one in above.spelled()), *([_negative(builder, one)] for one in below.spelled())]
-
-
-def _negative(builder: Builder, numbers: Numbers) -> str:
-    """Return the rule of numbers with a sign before them: llguidance knows no negative multiples, and a grammar inside one skips no blanks."""
-    rule = builder.new("neg")
-    builder.add(rule, f'%lark {{\nstart: "-" {_json(numbers)}\n}}')
-    return rule
-
-
-def _fractional(builder: Builder, numbers: Numbers, branch: Branch) -> list[Symbols]:
-    """Write numbers that are no integers, which no engine knows; within bounds they are written as numbers and checked."""
-    if numbers.low is None and numbers.high is None and not numbers.steps:
-        return [[builder.terminal(r"/-?(0|[1-9][0-9]*)\.[0-9]*[1-9][0-9]*/")]]
-    builder.checked(*(Inexact(atom.place) for atom in branch if isinstance(atom, Fractional)))
-    if numbers.steps:
+        return [[_json("integer" if numbers.integer else "number", numbers.low, numbers.high)]]
+    low, high = numbers.whole(int(step))
+    found = []
+    if high is None or high >= 0:
+        ends = (Bound(max(low or 0, 0), lower=True, exclusive=False), high if high is None else Bound(high, lower=False, exclusive=False))
+        found.append([_json("integer", *ends, int(step))])
+    if low is None or low < 0:
         builder.checked(Inexact("*/multipleOf"))
-    return [[_json(replace(numbers, steps=()))]]
+        last = Bound(-1 if high is None else min(high, -1), lower=False, exclusive=False)
+        found.append([_json("integer", None if low is None else Bound(low, lower=True, exclusive=False), last)])
+    return found
 
 
-def _json(numbers: Numbers) -> str:
-    step = numbers.step
-    schema: dict[str, object] = {"type": "integer" if isinstance(step, int) else "number"}
-    for bound, name, exclusive in ((numbers.low, "minimum", "exclusiveMinimum"), (numbers.high, "maximum", "exclusiveMaximum")):
+def _json(kind: str, low: Bound | None, high: Bound | None, step: int | None = None) -> str:
+    schema: dict[str, object] = {"type": kind}
+    for bound, name, exclusive in ((low, "minimum", "exclusiveMinimum"), (high, "maximum", "exclusiveMaximum")):
         if bound is not None:
             schema[exclusive if bound.exclusive else name] = bound.value
-    if numbers.steps:
+    if step is not None:
         schema["multipleOf"] = step
     return f"%json {json.dumps(schema)}"

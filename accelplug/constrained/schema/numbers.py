@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from accelplug.constrained.regex.decimals import FRACTIONAL, INTEGER, NUMBER, multiples, up_to
+from accelplug.constrained.regex.tree import EVERY, NOTHING, Regex, both, without
 from accelplug.constrained.schema.atoms import Atom, Bound, Fractional, Integer, Multiple
 
 
@@ -34,20 +35,17 @@ class Numbers:
     @property
     def is_empty(self) -> bool:
         """Whether certainly no number is left: between the bounds, among the multiples, of the integers or of the others."""
-        step = self._step
-        if self.fractional and step is not None and step.denominator == 1:
+        if self.fractional and self.step is not None and self.step.denominator == 1:
             return True
         if self.low is None or self.high is None:
             return False
-        low, high = Fraction(str(self.low.value)), Fraction(str(self.high.value))
-        if step is not None:
-            first = math.ceil(low / step) + (self.low.exclusive and low % step == 0)
-            last = math.floor(high / step) - (self.high.exclusive and high % step == 0)
-            return first > last
+        if self.step is not None:
+            return _count(self.low, self.step) > _count(self.high, self.step)
+        low, high = _exact(self.low), _exact(self.high)
         return low > high or (low == high and (self.low.exclusive or self.high.exclusive))
 
     @property
-    def _step(self) -> Fraction | None:
+    def step(self) -> Fraction | None:
         """The least common multiple of all steps, integers being the multiples of 1; None for anything."""
         fractions = [Fraction(str(step)) for step in self.steps] + ([Fraction(1)] if self.integer else [])
         if not fractions:
@@ -55,23 +53,37 @@ class Numbers:
         below = math.lcm(*(one.denominator for one in fractions))
         return Fraction(math.lcm(*(int(one * below) for one in fractions)), below)
 
+    def whole(self, step: int) -> tuple[int | None, int | None]:
+        """Return the least and the greatest multiple of a whole step within the bounds, None where there is no bound."""
+        ends = (None if bound is None else _count(bound, Fraction(step)) * step for bound in (self.low, self.high))
+        low, high = ends
+        return low, high
+
+    def mirrored(self) -> Numbers:
+        """Return the same numbers with the other sign."""
+        low, high = (None if one is None else Bound(-one.value, not one.lower, one.exclusive) for one in (self.high, self.low))
+        return replace(self, low=low, high=high)
+
     @property
-    def step(self) -> int | float | None:
-        """What the numbers are multiples of, in an integer's or a float's form; None for anything."""
-        found = self._step
-        return None if found is None else int(found) if found.denominator == 1 else float(found)
+    def magnitudes(self) -> Regex | None:
+        """The numbers from 0 on as an expression, None where multiples of the step have none."""
+        if self.high is not None and (self.high.value < 0 or (self.high.value == 0 and self.high.exclusive)):
+            return NOTHING
+        stepped = None if not self.steps or self.step is None else multiples(self.step)
+        if self.steps and stepped is None:
+            return None
+        shape = INTEGER if self.integer else FRACTIONAL if self.fractional else NUMBER
+        high = EVERY if self.high is None else up_to(self.high.value, exclusive=self.high.exclusive)
+        low = NOTHING if self.low is None or self.low.value < 0 else up_to(self.low.value, exclusive=not self.low.exclusive)
+        return both(shape, stepped or EVERY, high, without(low))
 
-    def divided(self) -> tuple[Numbers, Numbers]:
-        """Return the absolute values of the numbers below 0, and the numbers from 0 on."""
-        below = [Bound(-bound.value, not bound.lower, bound.exclusive) for bound in (self.low, self.high) if bound is not None]
-        above = [bound for bound in (self.low, self.high) if bound is not None]
-        zero = Bound(0, lower=True, exclusive=False)
-        rest: list[Atom] = [*map(Multiple, self.steps), *([Integer()] if self.integer else [])]
-        return Numbers.of((*rest, *below, replace(zero, exclusive=True))), Numbers.of((*rest, *above, zero))
 
-    def spelled(self) -> Iterator[Numbers]:
-        """Split multiples of a fraction by how many digits stand behind the point: 0.50 and 0.5 are one number, and both may be written."""
-        for digits in range(len(repr(self.step).partition(".")[2]) + 1):
-            found = replace(self, steps=(*self.steps, Fraction(1, 10**digits)))
-            if not found.is_empty:
-                yield found
+def _exact(bound: Bound) -> Fraction:
+    return Fraction(str(bound.value))
+
+
+def _count(bound: Bound, step: Fraction) -> int:
+    """Return how many steps the first multiple within a bound is away from 0."""
+    value = _exact(bound)
+    on_it = bound.exclusive and value % step == 0
+    return math.ceil(value / step) + on_it if bound.lower else math.floor(value / step) - on_it
