@@ -22,7 +22,8 @@ import pytest
 from batches import LAST, SERVED, TOKENS
 from jobs import environment
 
-CLIENTS = 32
+CLIENTS = {"v1": 32, "v2-async": 8}  # V2 runs in Triton's interpreter
+SHOWN = {"v1": "V1 runner; vLLM shows it as method 'custom_class'", "v2-async": "V2 runner; vLLM shows it as method 'ngram_gpu'"}
 *PROMPTS, _ = SERVED["prompts"]
 
 
@@ -35,16 +36,16 @@ def outputs(plain: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 class Server:
     """A server in a process group of its own."""
 
-    def __init__(self, model_dir: Path, site: Path, log: Path, *flags: str) -> None:
+    def __init__(self, model_dir: Path, site: Path, log: Path, *flags: str, runner: str = "v1") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.log = log
+        self.log, self.runner = log, runner
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model_dir), "--served-model-name", "tiny", "--port", str(self.port)]
         sizes = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "96", "--max-num-seqs", "8", "--host", "127.0.0.1"]
         with log.open("w") as out:
             self.process = subprocess.Popen(
-                [*command, *sizes, *flags], env=environment("v1", site, serve=True), stdout=out, stderr=out, start_new_session=True
+                [*command, *sizes, *flags], env=environment(runner, site, serve=True), stdout=out, stderr=out, start_new_session=True
             )
 
     def get(self, path: str) -> str:
@@ -91,8 +92,8 @@ class Server:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def server(model_dir: Path, site: Path, tmp_path: Path, outputs: list[dict[str, Any]]) -> Iterator[Server]:
+@pytest.fixture(params=CLIENTS)
+def server(request: pytest.FixtureRequest, model_dir: Path, site: Path, tmp_path: Path, outputs: list[dict[str, Any]]) -> Iterator[Server]:
     """A server whose drafter is right at first and raises in the middle, behind a verification rule that is not vLLM's."""
     sequences = tmp_path / "sequences.json"
     sequences.write_text(json.dumps([[prompt, output["token_ids"]] for prompt, output in zip([*PROMPTS, LAST], outputs, strict=True)]))
@@ -100,10 +101,10 @@ def server(model_dir: Path, site: Path, tmp_path: Path, outputs: list[dict[str, 
         "--additional-config.accelplug.drafter.name", "oracle",
         "--additional-config.accelplug.drafter.sequences", str(sequences),
         "--additional-config.accelplug.drafter.pattern", "[[2, 1]]",
-        "--additional-config.accelplug.drafter.raise_at", str(CLIENTS),
+        "--additional-config.accelplug.drafter.raise_at", str(CLIENTS[request.param]),
         "--additional-config.accelplug.verifier=halved",
     ]  # fmt: skip
-    started = Server(model_dir, site, tmp_path / "server.log", *dotted)
+    started = Server(model_dir, site, tmp_path / "server.log", *dotted, runner=request.param)
     yield started
     started.kill()
 
@@ -138,8 +139,9 @@ def test_serves_right_and_survives_its_drafter(server: Server, outputs: list[dic
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=300)
     with pytest.raises(openai.BadRequestError, match="a request's draft length: num_tokens=9 is out of range, it takes between 0 and 4"):
         client.completions.create(model="tiny", prompt=LAST, extra_body={"vllm_xargs": {"accelplug.num_tokens": 9}})
-    with ThreadPoolExecutor(CLIENTS) as clients:
-        ended = Counter(clients.map(lambda number: ask(client, number, outputs), range(CLIENTS)))
+    number_of_clients = CLIENTS[server.runner]
+    with ThreadPoolExecutor(number_of_clients) as clients:
+        ended = Counter(clients.map(lambda number: ask(client, number, outputs), range(number_of_clients)))
     assert min(ended[how] for how in ("aborted", "sampled", "greedy")) > 0
     last = client.completions.create(
         model="tiny", prompt=LAST, max_tokens=TOKENS, temperature=0, extra_body={"ignore_eos": True, "return_token_ids": True}
@@ -147,7 +149,7 @@ def test_serves_right_and_survives_its_drafter(server: Server, outputs: list[dic
     assert last.choices[0].token_ids == outputs[-1]["token_ids"]  # type: ignore[attr-defined]
     check_metrics(server.get("/metrics"))
     log = server.log.read_text()
-    assert "drafter 'oracle' (adversaries 1.5) drafts in vLLM's V1 runner; vLLM shows it as method 'custom_class'" in log
+    assert f"drafter 'oracle' (adversaries 1.5) drafts in vLLM's {SHOWN[server.runner]}" in log
     assert "verifier 'halved' (adversaries 1.5) verifies in place of vLLM's rejection sampler" in log
     assert log.count("propose raised RuntimeError: the oracle has fallen silent; it is switched off") == 1
     server.stop()
