@@ -72,12 +72,12 @@ def test_request_is_started_shown_and_finished(session: Callable[[object], Sessi
 def test_rows_move_and_slots_do_not(session: Callable[[object], Session]) -> None:
     recorder = Recorder()
     chains = Chains(session(recorder), 3, MAX_LENGTH, num_slots=3)
-    assert step(chains, {}, a=(4, 1), b=(9, 1)) == [[7, 7, 7], [7, 7]]
-    assert step(chains, {"a": 3, "b": 2}, b=(10, 1), a=(7, 3)) == [[7], [7, 7, 7]]
-    assert recorder.told[-2:] == [("observe", [(1, 1, 0), (0, 3, 2)]), ("propose", [1, 3])]
-    step(chains, {"a": 3}, a=(8, 1))
-    assert chains.drafted(["b", "a", "unknown"]) == [1, 3, 0], "who was not in the step keeps what was drafted for it"
-    assert (chains.session.stats.drafted, chains.session.stats.accepted) == (8, 2)
+    assert step(chains, {}, a=(4, 1), b=(5, 1)) == [[7, 7, 7], [7, 7, 7]]
+    step(chains, {"a": 3, "b": 3}, b=(6, 1), a=(7, 3))
+    assert recorder.told[-2:] == [("observe", [(1, 1, 0), (0, 3, 2)]), ("propose", [3, 3])]
+    step(chains, {"a": 3}, a=(10, 1))
+    assert chains.drafted(["b", "a", "unknown"]) == [3, 1, 0], "who was not in the step keeps what was drafted for it"
+    assert (chains.session.stats.drafted, chains.session.stats.accepted) == (9, 2)
 
 
 def test_a_drafter_cannot_write_into_the_hosts_slots(session: Callable[[object], Session]) -> None:
