@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accelplug._errors import HostError
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.hosts.hf.forward import check_cache
 from accelplug.hosts.hf.masks import check_trees
 
@@ -54,7 +55,7 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
     for reason, refused in refusals.items():
         if refused:
             raise HostError(f"accelplug does not run with {reason}")
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(cache_name())
     check_cache(model, cache)
     if with_trees:
         check_trees(model, cache)

@@ -19,12 +19,13 @@ from transformers.cache_utils import (
 )
 
 from accelplug._errors import HostError
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
 from accelplug.hosts.hf.tree import Tree
 
 # What plain generate() hands to the prefill alone or to no forward pass, or what is given anew at every step.
 PER_STEP = {
-    "past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
+    "cache", "past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
     "decoder_position_ids", "decoder_attention_mask", "token_type_ids", "mm_token_type_ids",
 }  # fmt: skip
 
@@ -38,7 +39,7 @@ class Forward:
 
     def __init__(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
         self.model = model
-        self.past: Cache = model_kwargs["past_key_values"]
+        self.past: Cache = model_kwargs[cache_name()]
         self.cache = growing(self.past)
         self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
@@ -73,9 +74,8 @@ class Forward:
         own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
         if self.token_type is not None:
             own["token_type_ids"] = self.token_type.expand(-1, width)
-        outputs = self.call(
-            **{f"{self.side}{name}": value for name, value in own.items()}, past_key_values=self.past, use_cache=True, **self.extra
-        )
+        own = {**{f"{self.side}{name}": value for name, value in own.items()}, cache_name(): self.past}
+        outputs = self.call(**own, use_cache=True, **self.extra)
         logits: Tensor = outputs.logits.to(self.device)  # a sharded model may end on another device
         return logits
 
@@ -145,7 +145,7 @@ def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]
 
 def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
     """Whether plain ``generate()`` would compile the forward pass of this call, as it does for static caches on accelerators."""
-    is_static = any(isinstance(layer, StaticLayer) for layer in growing(model_kwargs["past_key_values"]).layers)
+    is_static = any(isinstance(layer, StaticLayer) for layer in growing(model_kwargs[cache_name()]).layers)
     # A graph is given masks of its own, which attention by cache slot cannot take.
     return is_static and not unfit_for_own_masks(model) and bool(model._valid_auto_compile_criteria(model_kwargs, generation_config))
 
@@ -169,14 +169,14 @@ def check_cache(model: Any, cache: Any) -> None:
     if cache is None or getattr(model, "_is_stateful", False):  # some keep their state in the model itself
         raise HostError(f"{_recurrent(model)}; use a model with attention layers only")
     if not isinstance(cache, Cache):
-        raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave past_key_values out")
+        raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave it out")
     cache = growing(cache)
     if any(type(layer) is StaticSlidingWindowLayer for layer in cache.layers):
         raise HostError(
             "a static cache of a layer with a window overwrites what rejected drafts push out of it; use cache_implementation='dynamic'"
         )
     if not cache.layers and getattr(cache, "layer_class_to_replicate", None) is not DynamicLayer:
-        raise HostError(f"drafts need a dynamic cache and generate() was given an empty {type(cache).__name__}; leave past_key_values out")
+        raise HostError(f"drafts need a dynamic cache and generate() was given an empty {type(cache).__name__}; leave it out")
     check_layers(model, cache)
 
 

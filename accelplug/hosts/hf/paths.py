@@ -81,11 +81,12 @@ class Paths:
         for token, parent in zip(tree.tokens, tree.above, strict=True):
             prefixes.append([*prefixes[parent + 1], token])
         scores = torch.empty_like(logits)
+        processors = self.walk.processors_of(row if requests.row is None else requests.row)
         for depth in range(max(map(len, prefixes)) + 1):
             slots = [slot for slot, prefix in enumerate(prefixes) if len(prefix) == depth]
             drafted = torch.tensor([prefixes[slot] for slot in slots], dtype=ids.dtype, device=ids.device)
             whole = torch.cat([ids.expand(len(slots), -1), drafted.view(len(slots), depth)], 1)
-            scores[slots] = self.walk.processors(whole, logits[slots])  # a copy of the rows: processors may write into it
+            scores[slots] = processors(whole, logits[slots])  # a copy of the rows: processors may write into it
         return scores
 
     def _ask(self, scores: Tensor, target: Tensor, tree: Tree) -> Choice:

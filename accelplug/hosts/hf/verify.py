@@ -16,6 +16,7 @@ from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifyView, residual, without
 from accelplug.hosts.choices import probabilities
 from accelplug.hosts.hf.paths import Paths
+from accelplug.hosts.hf.processors import of_row
 from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import Tree
 
@@ -77,6 +78,7 @@ class Walk:
     ) -> None:
         self.rule, self.traits = rule, verifier_traits(rule)
         self.processors = processors
+        self._of_rows: dict[int, Any] = {}
         self.do_sample = do_sample
         self.chance = chance or Chance()
         self.scores: list[Tensor] | None = [] if keep_scores else None
@@ -96,6 +98,12 @@ class Walk:
             return [self(logits[i : i + 1], trees[i : i + 1], row) for i, row in enumerate(rows)]
         best = logits.argmax(-1).tolist()  # the only wait for the device
         return [self._down(logits[i : i + 1], best[i : i + 1], trees[i : i + 1], row) for i, row in enumerate(rows)]
+
+    def processors_of(self, row: int) -> Any:
+        """Return the processors as they are for one row of the call."""
+        if row not in self._of_rows:
+            self._of_rows[row] = of_row(self.processors, row)
+        return self._of_rows[row]
 
     def _down(self, logits: Tensor, best: list[list[int]] | None, trees: Sequence[Tree], requests: Requests) -> Verdict:
         verdict = Verdict([[] for _ in trees])
@@ -124,7 +132,8 @@ class Walk:
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # [count, vocab_size], a copy: processors may write into it
         if self.logits is not None:
             self.logits.append(rows.clone())
-        scores: Tensor = self.processors(requests.ids(), rows)
+        processors = self.processors if requests.row is None else self.processors_of(requests.row)
+        scores: Tensor = processors(requests.ids(), rows)
         if self.scores is not None:
             self.scores.append(scores)
         return scores

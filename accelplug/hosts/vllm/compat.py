@@ -28,6 +28,8 @@ WORKER: Final = (
     Seam("vllm.v1.worker.gpu_worker:Worker.sample_tokens", ("grammar_output",), "seeing the end of a step"),
     Seam("vllm.v1.worker.gpu_worker:Worker.take_draft_token_ids", ("self",), "drafting fewer tokens than the most"),
     Seam("vllm.v1.outputs:DraftTokenIds", ("req_ids", "draft_token_ids"), "drafting fewer tokens than the most"),
+    Seam("vllm.distributed.parallel_state:get_pp_group", (), "drafting on the last pipeline rank"),
+    Seam("vllm.distributed:get_tensor_model_parallel_rank", (), "counters on /metrics, written by one worker"),
     Seam("vllm.tokenizers.registry:cached_tokenizer_from_config", ("model_config",), "techniques that read token bytes"),
 )
 """Looked at in every worker."""
@@ -61,6 +63,17 @@ V1: Final = (
     ),
     Seam("vllm.v1.sample.rejection_sampler:apply_sampling_constraints", ("logits", "cu_num_draft_tokens", "sampling_metadata"), "sampling behind such rules"),
     Seam("vllm.v1.sample.rejection_sampler:generate_uniform_probs", ("num_draft_tokens", "generators"), "seeded requests behind such rules"),
+    Seam(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.apply_logits_processors",
+        ("logits", "sampling_metadata", "metadata"),
+        "penalties and grammars before such rules",
+    ),
+    Seam(
+        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
+        ("draft_token_ids", "num_draft_tokens", "cu_num_sampled_tokens", "target_logits_indices", "bonus_logits_indices"),
+        "knowing whose logits are whose",
+    ),
+    Seam("vllm.v1.outputs:SamplerOutput", ("sampled_token_ids", "logprobs_tensors"), "what such rules answer"),
 )
 """Looked at in workers of the V1 runner."""
 
@@ -80,6 +93,7 @@ V2: Final = (
     Seam("vllm.v1.worker.gpu.sample.sampler:Sampler.apply_sampling_params", ("expanded_local_pos", "seq_lens_upper_bound_np"), "sampling behind such rules"),
     Seam("vllm.v1.worker.gpu.sample.gumbel:gumbel_sample", ("temperature", "seed", "pos", "is_drafting", "use_fp64"), "seeded requests behind such rules"),
     Seam("vllm.v1.worker.gpu.input_batch:InputBatch", ("req_ids", "idx_mapping_np", "cu_num_logits"), "knowing whose row is whose"),
+    Seam("vllm.utils.gpu_sync_debug:gpu_sync_allowed", (), "reading committed tokens for host-memory drafters"),
 )
 """Looked at in workers of the V2 runner."""
 
