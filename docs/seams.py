@@ -189,7 +189,7 @@ def page(releases: dict[Version, Release]) -> str:
 def stale() -> list[str]:
     """Return what keeps the page's seams from being the host's, group by group and in the host's order."""
     listed = [line.split("`")[1] for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `vllm")]
-    wanted = [seam.path for seams in GROUPS.values() for seam in seams]
+    wanted = [seam.path for seam in compat.ENGINE.seams]
     wrong = [f"{path} is missing" for path in wanted if path not in listed] + [f"{path} is no seam" for path in listed if path not in wanted]
     return wrong or ([] if listed == wanted else ["the order differs"])
 

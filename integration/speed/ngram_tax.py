@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from measure import ratios, record
+from numba import set_num_threads
 from vllm_speed import NEW_TOKENS, Engine, asked, race, serve
 
 import accelplug
@@ -42,6 +43,7 @@ class VllmsNgram:
         self.lengths = np.zeros(context.num_slots, dtype=np.int32)
         self.drafts = np.zeros((context.num_slots, NUM_TOKENS), dtype=np.int32)
         self.counts = np.zeros(context.num_slots, dtype=np.int32)
+        self.columns = np.arange(NUM_TOKENS)
         self._search([0], np.zeros((1, self.max_length), dtype=np.int32))  # compiles
 
     def propose(self, view: DraftView) -> Drafts:
@@ -50,11 +52,13 @@ class VllmsNgram:
         self.lengths[rows] = view.lengths
         self._search(rows.tolist(), view.tokens)
         counts = np.minimum(self.counts[rows], view.budgets)
-        kept = np.arange(NUM_TOKENS) < counts[:, None]
-        return Drafts(np.concatenate(([0], counts.cumsum())), self.drafts[rows][kept].astype(np.int64))
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        counts.cumsum(out=offsets[1:])
+        return Drafts(offsets, self.drafts[rows][self.columns < counts[:, None]])
 
     def _search(self, rows: list[int], tokens: Any) -> None:
         if rows:
+            set_num_threads(1)  # as vLLM's own does: the search is compiled for many threads, which cost more than they gain
             self.search(rows, self.lengths, tokens, MIN_N, MAX_N, self.max_length, NUM_TOKENS, self.drafts, self.counts)
 
 

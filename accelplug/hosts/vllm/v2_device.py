@@ -68,7 +68,7 @@ class DeviceSource:
         if self.real.device.type != "cpu":
             return None
         found = [self.table.get(req_id) for req_id in req_ids]
-        return [0 if request is None else int(self.real[request.slot]) for request in found]
+        return [0 if slot is None else int(self.real[slot]) for slot in found]
 
     def settle(self) -> None:
         """Move the device's counters into the session's."""
@@ -93,7 +93,7 @@ class DeviceSource:
         lost, started = [], []
         for req_id, slot in zip(req_ids, slots, strict=True):
             if self.table.get(req_id) is None:
-                lost += [slot] if self.table.claim(req_id, slot)[1] is not None else []
+                lost += [slot] if self.table.claim(req_id, slot) is not None else []
                 started.append(slot)
         self.session.finish(lost)
         self.session.start(started)

@@ -61,8 +61,7 @@ class HostSource:
 
     def counts(self, req_ids: Sequence[str]) -> list[int]:
         """Return how many drafts of each request are no padding."""
-        found = [self.chains.table.get(req_id) for req_id in req_ids]
-        return [0 if request is None else request.drafted for request in found]
+        return self.chains.drafted(req_ids)
 
     def settle(self) -> None:
         """Do nothing: host-memory drafts are counted as they are verified."""

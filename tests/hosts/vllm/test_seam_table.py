@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
@@ -88,5 +89,6 @@ def test_what_the_v2_runner_takes(table, releases, method, cells):
 
 def test_a_seam_that_the_page_lacks_and_one_that_is_no_seam_are_found(table, monkeypatch):
     assert table.stale() == []
-    monkeypatch.setitem(table.GROUPS, "Front end", (*table.compat.FRONT_END[1:], Seam("vllm.new:Seam")))
+    seams = (*table.compat.ENGINE.seams[1:], Seam("vllm.new:Seam"))
+    monkeypatch.setattr(table.compat, "ENGINE", dataclasses.replace(table.compat.ENGINE, seams=seams))
     assert table.stale() == ["vllm.new:Seam is missing", f"{table.compat.FRONT_END[0].path} is no seam"]
