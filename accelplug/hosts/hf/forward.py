@@ -17,6 +17,7 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
@@ -27,6 +28,7 @@ PER_STEP = {
     "past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
     "decoder_position_ids", "decoder_attention_mask", "token_type_ids", "mm_token_type_ids",
 }  # fmt: skip
+PREFILL = frozenset(MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL)  # images, audio, video: plain generate() leaves them out behind the prompt
 
 
 class Forward:
@@ -47,9 +49,11 @@ class Forward:
         self.cached = int(self.cache.get_seq_length())
         if not self.cached:
             raise HostError(f"{type(model).__name__} fills no cache, against which drafts are verified; use another model")
+        if any(int(layer.get_seq_length()) != self.cached for layer in self.cache.layers if layer.is_initialized):
+            raise HostError(f"{type(model).__name__} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
         positions = prompt_positions(model, input_ids, model_kwargs)
         self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
-        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP}
+        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP | PREFILL}
         types = None if self.side else model_kwargs.get("token_type_ids")
         self.token_type = None if types is None else types[:, -1:]  # [count, 1], the answer's
         if "logits_to_keep" in model_kwargs:
