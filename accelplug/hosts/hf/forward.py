@@ -54,8 +54,7 @@ class Forward:
         positions = prompt_positions(model, input_ids, model_kwargs)
         self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
         self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP | PREFILL}
-        types = None if self.side else model_kwargs.get("token_type_ids")
-        self.token_type = None if types is None else types[:, -1:]  # [count, 1], the answer's
+        self.token_type = None if self.side else answers_type(model, input_ids, model_kwargs)  # [count, 1]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
         if self.side:
@@ -145,6 +144,14 @@ def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]
         model_kwargs = model.prepare_inputs_for_generation(input_ids, **model_kwargs)
     positions: Tensor | None = model_kwargs.get("decoder_position_ids" if model.config.is_encoder_decoder else "position_ids")
     return positions
+
+
+def answers_type(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the token type that the model gives what it generates, [count, 1]; None where it takes none behind the prompt."""
+    if model_kwargs.get("token_type_ids") is None:
+        return None
+    types: Tensor | None = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs).get("token_type_ids")
+    return None if types is None else types[:, -1:]
 
 
 def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
