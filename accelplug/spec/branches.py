@@ -104,7 +104,7 @@ def above_bar(parents: Sequence[int], rates: Sequence[float], bar: float) -> lis
     """Return which nodes of a tree reach the bar, by their places alone; a node's parent then does, too."""
     kept: list[bool] = []
     chances: list[float] = []
-    ranks = [0] * (len(parents) + 1)  # the last place of `ranks` is ROOT's
+    ranks = [0] * (len(parents) + 1)  # the last one is ROOT's
     for parent in parents:
         rank, ranks[parent] = ranks[parent], ranks[parent] + 1
         chances.append((1.0 if parent == ROOT else chances[parent]) * (rates[rank] if rank < len(rates) else 0.0))
