@@ -14,17 +14,23 @@ from accelplug.hooks import CompileLimits, GrammarSpec
 
 LONG_TEXT: Final = 300_000
 BIG_NUMBER: Final = 1000
+LONG_STEP: Final = 5  # digits of all steps together
 _REPEATS: Final = re.compile(r"\{\d*,?(\d{4,})")
 _COUNTS: Final = re.compile(r"(?:Length|Items|Properties)\"?\s*:\s*(\d{4,})")
+_STEPS: Final = re.compile(r'multipleOf"\s*:\s*0*([\d.]+)')
 _NESTED_REPEATS: Final = re.compile(r"[+*}]\)*[+*{]|\)[+*{][^\"]*\)[+*{]")
 
 
 def looks_dangerous(name: str, spec: GrammarSpec) -> bool:
-    """Whether a grammar is long, repeats often or repeats repetitions; where an engine is asked alone, also whether it counts far."""
-    counted = [*_REPEATS.finditer(spec.text), *(() if name == "auto" else _COUNTS.finditer(spec.text))]
-    if len(spec.text) > LONG_TEXT or any(int(found[1]) > BIG_NUMBER for found in counted):
+    """Whether a grammar is long, repeats often, repeats repetitions or multiplies far; where an engine is asked alone, also whether it counts far."""
+    text = spec.text if "\\u" not in spec.text or spec.kind != "json_schema" else json.dumps(spec.value(), ensure_ascii=False)
+    counted = [*_REPEATS.finditer(text), *(() if name == "auto" else _COUNTS.finditer(text))]
+    if len(text) > LONG_TEXT or any(int(found[1]) > BIG_NUMBER for found in counted):
         return True
-    return spec.kind in {"regex", "lark", "ebnf"} and _NESTED_REPEATS.search(spec.text) is not None
+    steps = {found[1].replace(".", "").strip("0") or "1" for found in _STEPS.finditer(text)}
+    if len(steps) > (name == "auto") and sum(map(len, steps)) > LONG_STEP:
+        return True
+    return spec.kind in {"regex", "lark", "ebnf"} and _NESTED_REPEATS.search(text) is not None
 
 
 def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:

@@ -90,6 +90,8 @@ HOSTILE = {
     "many expressions": json.dumps(
         {"type": "string", "allOf": [{"pattern": f"(a.{{{n}}}b|c.{{{n + 3}}}d)"} for n in range(25)], "not": {"pattern": "x.{40}y"}}
     ),
+    "a step that no automaton counts": '{"type": "integer", "multipleOf": 123456789}',
+    "steps that meet far away": '{"type": "integer", "allOf": [{"multipleOf": 99991}, {"multiple\\u004ff": 99989}]}',
     "no type": '{"type": 5}',
     "no list": '{"enum": 3}',
     "no pattern": '{"pattern": 3, "type": "string"}',
@@ -120,4 +122,13 @@ def test_a_worker_is_ended_and_this_process_goes_on():
         tried("auto", GrammarSpec("regex", "((a{1,3000}){1,3000}){1,3000}"), CompileLimits(seconds=0.05))
     with pytest.raises(ConstraintError, match="refuses the"):
         tried("llguidance", GrammarSpec("regex", "(a{5000}"), CompileLimits(seconds=60))
+    with pytest.raises(ConstraintError, match=r"takes (longer|more than)"):
+        tried("llguidance", GrammarSpec("json_schema", '{"type": "integer", "multipleOf": 123456789}'), CompileLimits(seconds=3, megabytes=256))
     assert compiled({"type": "integer"}).matcher().validate([49, 256]) == 2
+
+
+def test_a_step_too_long_to_be_counted_is_checked():
+    grammar = compiled({"type": "integer", "multipleOf": 123456789})
+    assert grammar.statement.checked == ("#/multipleOf",)
+    assert grammar.check("246913578") is None
+    assert grammar.check("246913579") is not None
