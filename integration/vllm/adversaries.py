@@ -199,6 +199,19 @@ class Halved:
         return left / left.sum(-1, keepdim=True)
 
 
+class Drawn:
+    """The usual rule on drafts that were drawn: raises unless their probabilities come along, one whole row for each."""
+
+    traits = VerifierTraits(lossless="sampling")
+
+    def accept(self, view: VerifyView) -> Any:
+        assert view.draft is not None, "the drafts were drawn, and nobody says from what"
+        assert view.draft.shape == view.target.shape
+        assert ((view.draft.sum(-1) - 1).abs() < 1e-4).all()
+        assert (view.draft_at_tokens() > 0).all(), "a draft that its own drafter thinks impossible"
+        return (view.target_at_tokens() / view.draft_at_tokens()).clamp(max=1.0)
+
+
 class Everything:
     """Keeps whatever was drafted."""
 
@@ -217,5 +230,6 @@ def register_drafters(register: Any) -> None:
 
 @accelplug.hookimpl
 def register_verifiers(register: Any) -> None:
+    register("drawn", Drawn)
     register("halved", Halved)
     register("everything", Everything)

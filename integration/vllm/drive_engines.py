@@ -1,8 +1,10 @@
 """Runs engines, one after the other in one process, and writes down what they did. Started by the tests as a subprocess.
 
-The job is a JSON file: ``{"engines": [{"name": ..., "kwargs": {...}, "batches": [{"prompts": [[ids]], "params": {...}}]}]}``.
+A line of its input names a job and where to write what came of it. The job is a JSON file:
+``{"engines": [{"name": ..., "kwargs": {...}, "batches": [{"prompts": [[ids]], "params": {...}}]}]}``.
 An engine may have ``"others": [{"name": ..., "accelplug": {...}, "batches": [...]}]``: other settings, one after the other,
-put into the same engine, since starting one takes longer than all that is asked of it.
+put into the same engine, since starting one takes longer than all that is asked of it. An engine that is ``"shared"``
+is started once and stays; whoever asks for it later gets its settings put into it.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import REGISTRY
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import StructuredOutputsParams
 
-from accelplug.hosts.vllm import worker
+from accelplug.hosts.vllm import audit, worker
 
 SWAPPED = ("drafter", "speculator", "rejection_sampler", "_sample")
 vllms_own: dict[str, Any] = {}
@@ -40,29 +43,55 @@ def switch(llm: LLM, settings: dict[str, Any]) -> None:
     runner = inner.model_runner
     for name, value in vllms_own.items():
         setattr(runner, name, value)
-    runner.vllm_config.additional_config["accelplug"] = settings
+    runner.vllm_config.additional_config["accelplug"] = llm.llm_engine.vllm_config.additional_config["accelplug"] = settings
+    if "audit" in settings:
+        audit.install()
     inner.accelplug = worker.attach(runner, v2=inner.use_v2_model_runner)
     inner.accelplug_board = None  # whose file names the techniques before
     inner.accelplug.verify()
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
+    if job.get("shared"):
+        return shared(job)
     try:
         llm = LLM(**job["kwargs"])
     except Exception as exc:
         return {job["name"]: {"error": type(exc).__name__, "message": str(exc)}}
-    found = {job["name"]: asked(llm, job)}
-    for other in job["others"]:
-        try:
-            switch(llm, other["accelplug"])
-            found[other["name"]] = asked(llm, {**other, "log": None})
-        except Exception as exc:
-            found[other["name"]] = {"error": type(exc).__name__, "message": str(exc)}
+    found = {job["name"]: asked(llm, job)} | others(llm, job)
     llm.llm_engine.engine_core.shutdown()
     del llm
     vllms_own.clear()
     gc.collect()
     cleanup_dist_env_and_memory()
+    return found
+
+
+held: list[tuple[dict[str, Any], LLM]] = []
+
+
+def shared(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job in the engine that stays."""
+    given = dict(job["kwargs"])
+    settings = given.pop("additional_config", None)
+    if not held:
+        held.append((given, LLM(**job["kwargs"])))
+    ((kwargs, llm),) = held
+    assert given == kwargs, f"{job['name']} asks for another engine"
+    if settings is None:
+        return {job["name"]: asked(llm, job)}
+    return others(llm, {"others": [{**job, **settings}]})
+
+
+def others(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
+    """Put other settings into an engine, one after the other."""
+    found = {}
+    for other in job["others"]:
+        try:
+            switch(llm, other["accelplug"])
+            found[other["name"]] = asked(llm, {"log": None, **other})
+        except Exception as exc:
+            found[other["name"]] = {"error": type(exc).__name__, "message": str(exc)}
     return found
 
 
@@ -87,8 +116,9 @@ def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def counted(llm: LLM) -> dict[str, float]:
-    """Return vLLM's own counters, which run on through other settings in the same engine."""
-    return {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+    """Return vLLM's own counters and those of audits, which run on through other settings in the same engine."""
+    audits = {name: REGISTRY.get_sample_value(name) or 0.0 for name in ("accelplug_audited_requests_total", "accelplug_audit_mismatches_total")}
+    return {**{metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}, **audits}
 
 
 def generate(llm: LLM, batch: dict[str, Any], log: str | None) -> list[dict[str, Any]]:
@@ -118,9 +148,12 @@ def logprobs(one: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given, result = Path(sys.argv[1]), Path(sys.argv[2])
     remember_what_is_swapped()
-    found: dict[str, Any] = {}
-    for job in json.loads(given.read_text())["engines"]:
-        found |= run(job)
-    result.write_text(json.dumps(found))
+    for line in sys.stdin:
+        given, result = map(Path, line.rstrip("\n").split("\t"))
+        found: dict[str, Any] = {}
+        for job in json.loads(given.read_text())["engines"]:
+            found |= run(job)
+        whole = result.with_suffix(".new")
+        whole.write_text(json.dumps(found))
+        whole.rename(result)

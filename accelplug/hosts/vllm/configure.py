@@ -7,10 +7,10 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from accelplug._errors import AccelplugError, HostError
-from accelplug.hosts.vllm.compat import RunnerName, require_front_end
+from accelplug.hosts.vllm.compat import RunnerName, require_audits, require_front_end
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.metrics import expose
-from accelplug.hosts.vllm.plugin import KEY, check_requests
+from accelplug.hosts.vllm.plugin import KEY, check_requests, wrapped
 from accelplug.hosts.vllm.settings import Settings, read_settings, serves_anyway
 from accelplug.hosts.vllm.settings_file import settings_of
 from accelplug.hosts.vllm.worker import attached
@@ -58,8 +58,18 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
         _refuse_dropped_processors()
     check_requests()
     expose()
+    if settings.audit:
+        _install_audits()
+    LOG.info("accelplug: wrapped in vLLM's front end: %s", ", ".join(wrapped()))
     config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
     return config
+
+
+def _install_audits() -> None:
+    require_audits()
+    from accelplug.hosts.vllm.audit import install
+
+    install()
 
 
 def _refuse_conflicts(args: Any, settings: Settings) -> None:

@@ -17,7 +17,7 @@ Runner = Literal["auto", "v1", "v2"]
 OnRefused = Literal["stop", "serve"]
 
 DEFAULT_NUM_TOKENS: Final = 4
-KEYS: Final = ("drafter", "verifier", "num_tokens", "allow_lossy", "runner", "on_refused")
+KEYS: Final = ("drafter", "verifier", "num_tokens", "allow_lossy", "runner", "on_refused", "audit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Settings:
     :param allow_lossy: output may differ from the target model's.
     :param runner: the model runner to use; ``"auto"`` leaves the choice to vLLM.
     :param on_refused: what becomes of the engine where accelplug cannot run in it: ``"stop"``, or ``"serve"`` without it.
+    :param audit: the share of greedy requests that is run again without drafts and compared.
     """
 
     drafter: Spec | None
@@ -37,6 +38,7 @@ class Settings:
     allow_lossy: bool = False
     runner: Runner = "auto"
     on_refused: OnRefused = "stop"
+    audit: float = 0.0
 
 
 def read_settings(given: object) -> Settings:
@@ -54,7 +56,9 @@ def read_settings(given: object) -> Settings:
     if "drafter" in given:
         drafter, spec = _find("drafter", given["drafter"])
         num_tokens = _num_tokens(drafter, spec, given)
-    return Settings(spec, rule, num_tokens, _boolean(given, "allow_lossy"), _word(given, "runner", Runner), _word(given, "on_refused", OnRefused))
+    return Settings(
+        spec, rule, num_tokens, _boolean(given, "allow_lossy"), _word(given, "runner", Runner), _word(given, "on_refused", OnRefused), _share(given, "audit")
+    )  # fmt: skip
 
 
 def _check_keys(given: Mapping[str, Any]) -> None:
@@ -65,6 +69,8 @@ def _check_keys(given: Mapping[str, Any]) -> None:
             raise OptionError(f"accelplug has no setting {key!r}; {hint}its settings: {', '.join(KEYS)}")
     if "drafter" not in given and "verifier" not in given:
         raise OptionError("accelplug is configured without a drafter; add {'drafter': 'prompt_lookup'} or remove the settings")
+    if "drafter" not in given and "audit" in given:
+        raise OptionError("accelplug: audit runs requests again without drafts, and those of vLLM's own drafters cannot be turned off; name a drafter")
     if "drafter" not in given and (useless := {"num_tokens", "runner"} & set(given)):
         raise OptionError(f"accelplug: {useless.pop()} belongs to a drafter, and vLLM's own drafts here; write it into speculative_config")
 
@@ -98,6 +104,13 @@ def _boolean(given: Mapping[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"accelplug: {key}={value!r} is a {type(value).__name__}; it takes true or false")
     return value
+
+
+def _share(given: Mapping[str, Any], key: str) -> float:
+    value = given.get(key, 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise OptionError(f"accelplug: {key}={value!r} is no share of the requests; it takes a number from 0 to 1")
+    return float(value)
 
 
 def _word(given: Mapping[str, Any], key: str, words: Any) -> Any:

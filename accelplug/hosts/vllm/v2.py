@@ -86,8 +86,11 @@ class V2Attachment:
         self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=True, real=self.source.real)
         self.is_async = bool(config.scheduler_config.async_scheduling)
         self.trims = trims(config)
-        if not on_device and runner.device.type != "cpu":
-            LOG.info("accelplug: %s drafts in host memory, which waits for the device once a step", session.bound.technique)
+        if not on_device:
+            wait = "no wait on a CPU" if runner.device.type == "cpu" else "one wait for the device a step, which asynchronous scheduling would save"
+            LOG.info("accelplug: %s drafts in host memory: %s", session.bound.technique, wait)
+        if not self.trims:
+            LOG.info("accelplug: every step verifies %d drafts of every request, drafted or padding", num_tokens)
 
     def begin_step(self, scheduler_output: Any) -> None:
         """Finish requests that ended, were preempted, or begin anew: V2 gives their slots away at once."""

@@ -70,6 +70,8 @@ class AttachedWorker:
         """Warm up, then see that nobody took the drafter's place."""
         times = super().compile_or_warm_up_model()  # type: ignore[misc]
         self.accelplug.verify()
+        for seam in self.accelplug.status()["seams"]:
+            LOG.info("accelplug: in effect in vLLM's model runner: %s", seam)
         return times
 
     def execute_model(self, scheduler_output: Any) -> Any:
