@@ -26,6 +26,12 @@ CONFIG_FILE: Final = "ACCELPLUG_CONFIG"
 
 MODULE: Final = "vllm.engine.arg_utils"
 REQUESTS: Final = "vllm.v1.engine.input_processor"
+ASYNC: Final = "vllm.v1.engine.async_llm"
+_WRAPPED: Final = (
+    (MODULE, "EngineArgs", "create_engine_config"),
+    (REQUESTS, "InputProcessor", "_validate_params"),
+    (ASYNC, "AsyncLLM", "add_request"),
+)
 
 
 def register() -> None:
@@ -40,9 +46,9 @@ def register() -> None:
 def unregister() -> None:
     """Put everything back as it was before `register`."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _WrapOnImport)]
-    for name, owner, method in ((MODULE, "EngineArgs", "create_engine_config"), (REQUESTS, "InputProcessor", "_validate_params")):
+    for name, owner, method in _WRAPPED:
         module = sys.modules.get(name)
-        if module is not None and (original := _original(getattr(getattr(module, owner), method))) is not None:
+        if module is not None and (original := original_of(getattr(getattr(module, owner), method))) is not None:
             setattr(getattr(module, owner), method, original)
 
 
@@ -50,36 +56,38 @@ def check_requests() -> None:
     """Wrap the front end's check of requests, so that what a request sets for a technique is refused there with HTTP 400."""
     module: Any = importlib.import_module(REQUESTS)
     original = module.InputProcessor._validate_params
-    if _original(original) is not None:
+    if original_of(original) is not None:
         return
 
     @functools.wraps(original)
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.exceptions import VLLMValidationError
 
-        from accelplug._errors import OptionError
+        from accelplug._errors import AccelplugError
+        from accelplug.hosts.vllm.grammar_front import without_grammar
         from accelplug.hosts.vllm.metrics import count_refusal
         from accelplug.hosts.vllm.requests import check_params
 
         try:
             check_params(self.vllm_config, params)
-        except OptionError as exc:
+            with without_grammar(self, params) as rest:
+                return original(self, rest, *args, **kwargs)
+        except AccelplugError as exc:
             count_refusal()
             raise VLLMValidationError(str(exc)) from exc
-        return original(self, params, *args, **kwargs)
 
     _validate_params.__accelplug_original__ = original  # type: ignore[attr-defined]
     module.InputProcessor._validate_params = _validate_params
 
 
-def _original(method: Callable[..., Any]) -> Callable[..., Any] | None:
+def original_of(method: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return what a wrap replaced, or None where there is no wrap."""
     found: Callable[..., Any] | None = getattr(method, "__accelplug_original__", None)
     return found
 
 
 def _wrap(module: ModuleType) -> None:
-    if _original(module.EngineArgs.create_engine_config) is not None:
+    if original_of(module.EngineArgs.create_engine_config) is not None:
         return
     original = module.EngineArgs.create_engine_config
 
