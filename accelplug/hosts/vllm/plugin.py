@@ -33,6 +33,7 @@ SYNC: Final = "vllm.v1.engine.llm_engine"
 WRAPPED: Final = (
     (MODULE, "EngineArgs", "create_engine_config"),  # always, the others where a configuration asks for accelplug
     (REQUESTS, "InputProcessor", "_validate_params"),
+    (ASYNC, "AsyncLLM", "add_request"),  # for grammars alone
     (ASYNC, "AsyncLLM", "generate"),  # these for audits alone
     (SYNC, "LLMEngine", "add_request"),
     (SYNC, "LLMEngine", "step"),
@@ -78,16 +79,18 @@ def check_requests() -> None:
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.exceptions import VLLMValidationError
 
-        from accelplug._errors import OptionError
+        from accelplug._errors import AccelplugError
+        from accelplug.hosts.vllm.grammar_front import without_grammar
         from accelplug.hosts.vllm.metrics import count
         from accelplug.hosts.vllm.requests import check_params
 
         try:
             check_params(self.vllm_config, params)
-        except OptionError as exc:
+            with without_grammar(self, params) as rest:
+                return original(self, rest, *args, **kwargs)
+        except AccelplugError as exc:
             count("accelplug_refused_requests")
             raise VLLMValidationError(str(exc)) from exc
-        return original(self, params, *args, **kwargs)
 
     _validate_params.__accelplug_original__ = original  # type: ignore[attr-defined]
     module.InputProcessor._validate_params = _validate_params

@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 from accelplug._errors import HostError
 from accelplug.hosts.vllm.attachment import require_in_effect, trims
 from accelplug.hosts.vllm.board import Counters
+from accelplug.hosts.vllm.forced import forced_in
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.seat import Seat
 from accelplug.hosts.vllm.session import Session
@@ -101,6 +102,7 @@ class V2Attachment:
             self.source.arrive(request.req_id, request.prefill_token_ids, limit, request.sampling_params)
             # A preempted request comes back with what it had generated, and was counted the first time.
             self.session.stats.requests += len(request.prefill_token_ids) == request.prompt_len
+        self.source.force(forced_in(scheduler_output), scheduler_output.scheduled_spec_decode_tokens)
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
         self.session.clock.begin(scheduler_output)
 
