@@ -9,7 +9,6 @@ changes that one manager, puts what grammars force among the drafts, and hears w
 from __future__ import annotations
 
 import functools
-import os
 import time
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from typing import Any, Final
 from accelplug._errors import AccelplugError, HostError
 from accelplug.hooks.masking import GrammarStatement, Vocabulary
 from accelplug.hooks.registry import Technique, registry
-from accelplug.hosts.vllm.board import FOLDER, Board, Counters
+from accelplug.hosts.vllm.board import Board, Counters, folder_of
 from accelplug.hosts.vllm.grammar_core import RunningGrammar, Tally
 from accelplug.hosts.vllm.grammar_drafts import Forcing, real_drafts, running_of
 from accelplug.hosts.vllm.grammar_engines import Engines, whole_vocabulary
@@ -193,7 +192,7 @@ class Grammars:
         )  # fmt: skip
 
     def _board(self) -> Board | None:
-        folder = os.environ.get(FOLDER)
+        folder = folder_of()
         try:
             return Board(Path(folder), str(self.config.parallel_config.data_parallel_rank), self.counters(), waits=False) if folder else None
         except OSError as exc:
