@@ -61,11 +61,11 @@ def _as_it_is(name: str, found: list[Use], spec: GrammarSpec, vocabulary: Vocabu
 def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
     """Write the schema as a grammar of our own."""
     any_order = spec.order == "any"
-    written = to_lark(document, spec.whitespace, limits.seconds, any_order=any_order)
+    written = to_lark(document, spec.whitespace, limits, any_order=any_order)
     try:
         begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
     except ConstraintError:
-        written = to_lark(document, spec.whitespace, limits.seconds, any_order=any_order, coarse=True)
+        written = to_lark(document, spec.whitespace, limits, any_order=any_order, coarse=True)
         begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
     enforced, checked = split(found, written.inexact)
     return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))

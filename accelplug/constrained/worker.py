@@ -6,12 +6,15 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict
+from subprocess import PIPE
 from typing import Final
 
 from accelplug._errors import ConstraintError
 from accelplug.hooks import CompileLimits, GrammarSpec
 
+_GLANCE: Final = 0.05  # seconds between looks at whether a grammar is still wanted
 LONG_TEXT: Final = 300_000
 BIG_NUMBER: Final = 1000
 LONG_STEP: Final = 5  # digits of all steps together
@@ -42,12 +45,30 @@ def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
         return
     given = json.dumps({"engine": name, "spec": asdict(spec), "megabytes": limits.megabytes, "seconds": limits.seconds})
     command = [sys.executable, "-m", "accelplug.constrained.trial"]
-    try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=limits.seconds, check=False)
-    except subprocess.TimeoutExpired as exc:
-        raise ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds") from exc
-    if done.returncode == 0:
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+        try:
+            output = _waited_for(process, given, limits)
+        finally:
+            process.kill()
+    if output is None:
+        raise ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds")
+    if process.returncode == 0:
         return
-    if done.returncode == 1 and done.stdout.startswith("refused: "):
-        raise ConstraintError(done.stdout.removeprefix("refused: ").strip())
+    if process.returncode == 1 and output.startswith("refused: "):
+        raise ConstraintError(output.removeprefix("refused: ").strip())
     raise ConstraintError(f"the {spec.kind} takes more than {limits.megabytes} MB to compile; simplify it, or raise megabytes")
+
+
+def _waited_for(process: subprocess.Popen[str], given: str | None, limits: CompileLimits) -> str | None:
+    """Return what a process printed, None once it took too long.
+
+    :raises ConstraintError: nobody waits for it any longer.
+    """
+    deadline = time.monotonic() + limits.seconds
+    while time.monotonic() < deadline:
+        limits.check_wanted()
+        try:
+            return process.communicate(given, timeout=_GLANCE)[0]
+        except subprocess.TimeoutExpired:
+            given = None  # it was sent
+    return None

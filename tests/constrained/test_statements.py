@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from threading import Event, Timer
 
 import pytest
 
@@ -125,6 +126,20 @@ def test_a_worker_is_ended_and_this_process_goes_on():
     with pytest.raises(ConstraintError, match=r"takes (longer|more than)"):
         tried("llguidance", GrammarSpec("json_schema", '{"type": "integer", "multipleOf": 123456789}'), CompileLimits(seconds=3, megabytes=256))
     assert compiled({"type": "integer"}).matcher().validate([49, 256]) == 2
+
+
+@pytest.mark.parametrize("name", ["a process that compiles", "this process"])
+def test_compiling_stops_soon_where_it_is_cancelled(name):
+    """The grammars take seconds otherwise: the limit is far away."""
+    cancelled = Event()
+    limits = CompileLimits(seconds=600.0, cancelled=cancelled)
+    spec = GrammarSpec("regex", "((a{1,3000}){1,3000}){1,3000}") if "that" in name else GrammarSpec("json_schema", HOSTILE["many overlaps"])
+    timer = Timer(0.3 if "that" in name else 0.0, cancelled.set)
+    timer.start()
+    with pytest.raises(ConstraintError, match="was cancelled"):
+        Auto().compile(spec, bytes_only(), limits)
+    timer.join()
+    assert compiled({"type": "integer"}, CompileLimits(cancelled=Event())).matcher().validate([49, 256]) == 2
 
 
 def test_a_step_too_long_to_be_counted_is_checked():
