@@ -18,6 +18,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import StructuredOutputsParams
 
 from accelplug.hosts.vllm import audit, worker
@@ -134,7 +135,8 @@ def generate(llm: LLM, batch: dict[str, Any], log: str | None) -> list[dict[str,
             marks.write('"next batch"\n')
     params = batch["params"]
     given = [sampling(one) for one in params] if isinstance(params, list) else sampling(params)
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in batch["prompts"]], given, use_tqdm=False)
+    adapters = [folder and LoRARequest("adapter", 1, folder) for folder in batch.get("adapters", ())] or None
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in batch["prompts"]], given, use_tqdm=False, lora_request=adapters)
     return [
         {"token_ids": list(one.token_ids), "text": one.text, "finish_reason": one.finish_reason, "stop_reason": one.stop_reason, **logprobs(one)}
         for output in outputs

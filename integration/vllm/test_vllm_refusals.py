@@ -39,8 +39,10 @@ if hasattr(create, "__accelplug_original__"):
     from accelplug.hosts.vllm import plugin
     plugin.register()
     assert EngineArgs.create_engine_config is create, "registering again changes nothing"
+    wrapped = plugin.wrapped()
     plugin.unregister()
-    unregistered = EngineArgs.create_engine_config is create.__accelplug_original__
+    assert plugin.wrapped() == [] and EngineArgs.create_engine_config is create.__accelplug_original__, "all of them go"
+    unregistered = wrapped
 modules = sorted(name for name in sys.modules if name.startswith("accelplug"))
 print("RESULT" + json.dumps([found, unregistered, modules]))
 """
@@ -48,7 +50,7 @@ PLAIN_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 WORKER = "accelplug.hosts.vllm.worker.vllm:v1:worker:cpu_worker:CPUWorker"
 
 
-def configure(runner: str, model_dir: Path, given: list[dict[str, Any]], *folders: Path, **more: str) -> tuple[list[Any], bool | None, list[str]]:
+def configure(runner: str, model_dir: Path, given: list[dict[str, Any]], *folders: Path, **more: str) -> tuple[list[Any], list[str] | None, list[str]]:
     """Make vLLM's configuration for each of `given` in one process, without an engine."""
     command = [sys.executable, "-c", CONFIGURE, str(model_dir), json.dumps(given)]
     done = subprocess.run(command, env=environment(runner, *folders, **more), capture_output=True, text=True, timeout=200, check=False)
@@ -88,6 +90,7 @@ REFUSED = {
     "two drafters, by flag": ({**accelplug(drafter="prompt_lookup"), "spec_method": "ngram"}, "HostError", "are two drafters"),
     "runner": (accelplug(drafter="prompt_lookup", runner="v3"), "OptionError", "it takes auto, v1, v2"),
     "runner without triton": (accelplug(drafter="prompt_lookup", runner="v2"), "HostError", "it needs Triton"),
+    "audit of vLLM's drafts": ({**accelplug(verifier="block", audit=0.1), "speculative_config": NGRAM}, "OptionError", "cannot be turned off; name a drafter"),
     "object": (accelplug(drafter=5), "OptionError", "drafter 5 is no text or mapping"),
 }
 
@@ -170,11 +173,20 @@ def test_unconfigured_changes_nothing(model_dir: Path) -> None:
     given: list[dict[str, Any]] = [{}, {"additional_config": {"somebody": "else"}}, {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}]
     with_us, unregistered, modules = configure("v1", model_dir, given)
     without_us, absent, _ = configure("v1", model_dir, given, VLLM_PLUGINS="")
-    assert (unregistered, absent) == (True, None), "one wrap, and it goes"
+    assert (unregistered, absent) == (["EngineArgs.create_engine_config"], None), "one wrap, and it goes"
     assert with_us == without_us
     assert with_us[0][:2] == [PLAIN_WORKER, None]
     assert {name for name in modules if "hosts.vllm" in name} == {"accelplug.hosts.vllm", "accelplug.hosts.vllm.plugin"}
     assert not any(name.startswith("accelplug.spec") for name in modules)
+
+
+@pytest.mark.parametrize("audit", [0.0, 0.5])
+def test_what_is_wrapped_once_configured(audit: float, model_dir: Path) -> None:
+    """Configured twice in one process, as vLLM does; audits take more, and only they."""
+    given = accelplug(drafter="prompt_lookup", audit=audit)
+    _, wrapped, _ = configure("v1", model_dir, [given, given])
+    for_audits = ["AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.step"] if audit else []
+    assert wrapped == ["EngineArgs.create_engine_config", "InputProcessor._validate_params", *for_audits]
 
 
 FILES = {

@@ -95,6 +95,20 @@ def eagle3(path: Path, folder: Path) -> dict[str, Any]:
     return {"method": "eagle3", "model": str(folder), "num_speculative_tokens": 3}
 
 
+def adapter(path: Path, folder: Path, prompts: Sequence[list[int]], length: int) -> list[list[int]]:
+    """Write a random LoRA adapter; return what Transformers generates with it, as `continue_greedily` does."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(4)
+    layers = ["q_proj", "v_proj", "o_proj", "down_proj"]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=layers, init_lora_weights=False))
+    adapted.save_pretrained(folder)
+    adapted.merge_and_unload().save_pretrained(folder / "merged")
+    shutil.copy(path / "generation_config.json", folder / "merged")
+    return continue_greedily(folder / "merged", prompts, length)
+
+
 def build(architecture: str, vocab_size: int) -> PreTrainedModel:
     """Return a random model."""
     common = {

@@ -28,7 +28,8 @@ def test_verifier_behind_vllms_own_drafter() -> None:
 
 def test_defaults() -> None:
     settings = read_settings({"drafter": "prompt_lookup"})
-    assert (str(settings.verifier), settings.allow_lossy, settings.runner) == ("token_wise", False, "auto")
+    assert (str(settings.verifier), settings.allow_lossy, settings.runner, settings.audit) == ("token_wise", False, "auto", 0.0)
+    assert read_settings({"drafter": "prompt_lookup", "audit": 0.01}).audit == 0.01
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,10 @@ def test_defaults() -> None:
         ({"drafter": None}, "is no text or mapping"),
         ({"verifier": "block", "num_tokens": 3}, "num_tokens belongs to a drafter, and vLLM's own drafts here"),
         ({"verifier": "block", "runner": "v1"}, "runner belongs to a drafter"),
+        ({"verifier": "block", "audit": 0.1}, "cannot be turned off; name a drafter"),
+        ({"drafter": "prompt_lookup", "audit": 1.5}, "audit=1.5 is no share of the requests; it takes a number from 0 to 1"),
+        ({"drafter": "prompt_lookup", "audit": True}, "is no share of the requests"),
+        ({"drafter": "prompt_lookup", "audit": "1%"}, "is no share of the requests"),
     ],
 )
 def test_refused(given: object, message: str) -> None:
