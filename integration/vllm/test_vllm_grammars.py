@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jobs import RUNNERS, Run, engine, other
 from jsonschema import Draft202012Validator
+from test_vllm_sampling import NEVER, biased, p_value
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11, 9, 9]]
 EOS = 1
@@ -103,15 +108,16 @@ def test_speculation_changes_nothing(runner: str, run: Run, model_dir: Path, ref
     log = tmp_path / "log.jsonl"
     oracle = {"name": "oracle", "sequences": str(sequences), "log": str(log), "pattern": PATTERN}
     both = RECORDS, SIDE_BY_SIDE
+    alone = both if runner == "v1" else (RECORDS,)  # V2 runs in Triton's interpreter
     others = [
-        other("lookup", {"grammar": "auto", "drafter": "prompt_lookup(num_tokens=4, min_ngram=1)"}, *both),
+        other("lookup", {"grammar": "auto", "drafter": "prompt_lookup(num_tokens=4, min_ngram=1)"}, *alone),
         other("rule", {"grammar": "auto", "drafter": {**oracle, "log": ""}, "verifier": "block"}, RECORDS),
-        *([] if runner == "v2-async" else [other("forced alone", {"grammar": "auto", "num_tokens": 4}, *both)]),
+        *([] if runner == "v2-async" else [other("forced alone", {"grammar": "auto", "num_tokens": 4}, *alone)]),
         *([] if runner == "v1" else [other("device", {"grammar": "auto", "drafter": {"name": "device_oracle", "sequences": str(sequences)}}, RECORDS)]),
     ]
     engines = [engine(model_dir, "oracle", *both, accelplug={"grammar": "auto", "drafter": oracle}, others=others)]
     if runner != "v1":  # there the reference is one
-        engines.append(engine(model_dir, "alone", *both, accelplug={"grammar": "auto"}))
+        engines.append(engine(model_dir, "alone", *alone, accelplug={"grammar": "auto"}))
     done = run(runner, *engines)
     for name, one in done.items():
         if name != "log":
@@ -129,7 +135,6 @@ def check_tokens(name: str, done: dict[str, Any], runner: str) -> None:
     tallies = done["grammars"].values()
     forced, cut = sum(tally["accepted"] for tally in tallies), sum(tally["cut"] for tally in tallies)
     drafting = name != "alone" and runner != "v2-async"
-    print(runner, name, done["grammars"]["auto"], done["status"] and done["status"][0]["stats"])
     assert (forced > 0) is drafting
     assert sum(tally["drafted"] for tally in tallies) >= forced
     assert sum(tally["failures"] for tally in tallies) == 0
@@ -137,4 +142,98 @@ def check_tokens(name: str, done: dict[str, Any], runner: str) -> None:
         assert cut > 0, "no draft was illegal"
     if done["status"]:
         stats = done["status"][0]["stats"]
-        assert stats["tokens"] == stats["forwards"] + stats["accepted"] + forced, "a token that nobody is said to have drafted"
+        left = stats["tokens"] - stats["forwards"] - stats["accepted"] - forced
+        assert left == 0 or (left > 0 and runner == "v2-async"), "a token that nobody is said to have drafted, and that cannot be padding"
+
+
+PARTS = ("0123", "45", "7", "89")
+DRAWN = [30, 31, 32]
+SAMPLES, TEMPERATURE = 1500, 3.0
+FAILING = {"prompts": [PROMPTS[1]] * 5, "params": [*(asking({"regex": "[ab]{9}"}, grammar=name) for name in ("faulty", "faulty_forced", "faulty_validate")),
+                                                   {**asking({"choice": ["fish"]}), "min_tokens": 20}, RECORDS["params"]]}  # fmt: skip
+BRANCHES = {"allOf": [{"type": "object", "properties": {"x": {"type": "integer", "minimum": 10}}, "required": ["x"]},
+                      {"properties": {"y": {"enum": ["one", "two"]}}, "required": ["y"]}]}  # fmt: skip
+
+
+def masked(model_dir: Path) -> dict[tuple[int, ...], float]:
+    """Return the probability of every answer that the expression of `PARTS` allows, from the model itself."""
+    model, tokenizer = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32), AutoTokenizer.from_pretrained(model_dir)
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for part in PARTS:
+        allowed = [tokenizer.convert_tokens_to_ids(digit) for digit in part]
+        longer: dict[tuple[int, ...], float] = {}
+        for tokens, probability in found.items():
+            with torch.no_grad():
+                scores = model(torch.tensor([DRAWN + list(tokens)])).logits[0, -1, allowed].double() / TEMPERATURE
+            for token, share in zip(allowed, scores.softmax(-1).tolist(), strict=True):
+                longer[*tokens, token] = probability * share
+        found = longer
+    return found
+
+
+@pytest.fixture(scope="module")
+def thinking(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[list[int]]]:
+    """A copy of the model that reasons: where it is, the token with which it ends that, and prompts upon which it soon does."""
+    folder = tmp_path_factory.mktemp("thinking") / "model"
+    shutil.copytree(model_dir, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    end = tokenizer.convert_tokens_to_ids("</think>")
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompts = torch.randint(2, 300, (1500, 5), generator=torch.Generator().manual_seed(1))
+    texts = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=14, do_sample=False, pad_token_id=0)[:, 5:].tolist()
+    found = [prompt for prompt, text in zip(prompts.tolist(), texts, strict=True) if end in text[3:] and EOS not in text[: text.index(end)]]
+    assert len(found) > 1, "the random model never ends its reasoning; take another seed"
+    return folder, end, found[:3]
+
+
+def test_grammar_alone_drafts_failures_end_one_request_and_samples_are_the_models(
+    run: Run, model_dir: Path, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    expected = masked(model_dir)
+    likely = max(expected, key=expected.__getitem__)
+    file = tmp_path / "sequences.json"
+    file.write_text(json.dumps([[DRAWN, list(likely)]]))
+    drawn = {"temperature": TEMPERATURE, "max_tokens": 6, "structured_outputs": {"regex": "".join(f"[{part}]" for part in PARTS)}}
+    batch = {"prompts": list(itertools.repeat(DRAWN, SAMPLES)), "params": drawn}
+    branches = {"prompts": PROMPTS[:2], "params": asking({"json": BRANCHES}, whitespace="compact")}
+    drafted = other("drafted", {"grammar": "auto", "drafter": {"name": "oracle", "sequences": str(file), "pattern": [[1, 0], [2, 0]]}}, batch)
+    alone = engine(model_dir, "alone", RECORDS, FAILING, branches, batch, accelplug={"grammar": "auto", "num_tokens": 4}, others=[drafted])
+    done = run("v1", alone)
+    assert "error" not in done["alone"], done["alone"]
+    records, failing, branched, samples = done["alone"]["outputs"]
+    assert records == reference["outputs"][0]
+    assert [answer["finish_reason"] for answer in failing] == ["error"] * 4 + ["stop"]
+    assert failing[-1]["text"] == json.dumps(json.loads(failing[-1]["text"]), separators=(",", ":"))
+    assert done["log"].count("RuntimeError: the grammar has fallen silent; its request ends in an error") >= 3
+    assert all(Draft202012Validator(BRANCHES).is_valid(json.loads(answer["text"])) for answer in branched), "several branches of allOf are all enforced"
+    for name, outputs in (("alone", samples), ("drafted", done["drafted"]["outputs"][0])):
+        counts = Counter(tuple(answer["token_ids"][:-1]) for answer in outputs)
+        assert set(counts) <= set(expected), name
+        assert p_value(counts, expected) > NEVER, name
+        assert p_value(counts, biased(expected, likely, 0.2)) < NEVER, "too few samples to see such a bias"
+    assert done["alone"]["grammars"]["auto"]["accepted"] > SAMPLES / 2, "the third digit is forced"
+    stats = done["drafted"]["status"][0]["stats"]
+    assert 0.1 < stats["acceptance"] < 0.9, "some drafts must be accepted and some rejected"
+
+
+def test_a_grammar_begins_where_reasoning_ends(run: Run, thinking: tuple[Path, int, list[list[int]]], tmp_path: Path) -> None:
+    folder, end, prompts = thinking
+    batch = {"prompts": prompts, "params": asking({"json": RECORD}, whitespace="compact", max_tokens=70)}
+    more = {"reasoning_parser": "deepseek_r1"}
+    plain = run("v1", engine(folder, "plain", batch, accelplug={"grammar": "auto"}, **more))["plain"]
+    assert "error" not in plain, plain
+    sequences, log = tmp_path / "sequences.json", tmp_path / "log.jsonl"
+    sequences.write_text(json.dumps([[prompt, answer["token_ids"]] for prompt, answer in zip(prompts, plain["outputs"][0], strict=True)]))
+    oracle = {"name": "oracle", "sequences": str(sequences), "log": str(log), "pattern": [[4, 0], [2, 2], [3, 1]]}
+    done = run("v1", engine(folder, "oracle", batch, accelplug={"grammar": "auto", "drafter": oracle}, **more))["oracle"]
+    assert done["outputs"] == plain["outputs"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for answer in plain["outputs"][0]:
+        tokens = answer["token_ids"]
+        assert answer["finish_reason"] == "stop"
+        assert Draft202012Validator(RECORD).is_valid(json.loads(tokenizer.decode(tokens[tokens.index(end) + 1 : -1])))
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any(end in record["fresh"][: record["accepted"] - 1] for record in records), "reasoning never ended inside accepted drafts"
+    assert done["grammars"]["auto"]["accepted"] > 0, "nothing was forced behind the reasoning"

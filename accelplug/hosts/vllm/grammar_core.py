@@ -32,8 +32,8 @@ class Tally:
     :ivar drafted: tokens that the grammar forced and that were verified.
     :ivar accepted: those among them that the verifier kept.
     :ivar cut: drafts of others that the grammar forbids, which were not verified.
-    :ivar answers: answers that the grammar let end.
-    :ivar violations: answers among them that violate what the mask leaves to the final check.
+    :ivar answers: answers that ended by themselves.
+    :ivar violations: answers among them that violate what the mask leaves to the final check, or ended before their grammar began.
     :ivar failures: requests that ended in an error of the engine's.
     :ivar seconds: spent in the engine while decoding.
     """

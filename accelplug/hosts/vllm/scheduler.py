@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from vllm.v1.engine import FinishReason
+
 from accelplug._errors import AccelplugError, HostError
 from accelplug.hooks.masking import GrammarStatement, Vocabulary
 from accelplug.hooks.registry import Technique, registry
@@ -30,6 +32,7 @@ from accelplug.hosts.vllm.requests import read_request
 from accelplug.hosts.vllm.settings import Settings, read_settings
 
 MOST_SAID: Final = 1024
+UNBEGUN: Final = "the answer ended before its grammar began, since the model never ended its reasoning"
 RELIED_ON: Final = ("executor", "tokenizer", "_grammar_bitmask", "_use_async_grammar_compilation")
 
 
@@ -145,12 +148,12 @@ class Grammars:
         running = running_of(request)
         if running is None:
             return
-        if running.is_terminated():
-            running.tally.answers += 1
-            if (problem := running.problem()) is not None:
-                running.tally.violations += 1
-                request.stop_reason = f"accelplug: {problem}"
-                LOG.warning("accelplug: request %s: the answer violates what its grammar leaves to the final check: %s", request.request_id, problem)
+        stopped = request.get_finished_reason() == FinishReason.STOP
+        running.tally.answers += stopped
+        if stopped and (problem := running.problem() if running.is_terminated() else UNBEGUN) is not None:
+            running.tally.violations += 1
+            request.stop_reason = f"accelplug: {problem}"
+            LOG.warning("accelplug: the answer of request %s is not what its grammar asks for: %s", request.request_id, problem)
         if self.board is not None:
             self.board.write(self)
 

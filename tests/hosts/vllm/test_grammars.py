@@ -18,6 +18,7 @@ vllm = pytest.importorskip("vllm")
 
 from vllm import SamplingParams  # noqa: E402
 from vllm.sampling_params import StructuredOutputsParams  # noqa: E402
+from vllm.v1.engine import FinishReason  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 from vllm.v1.structured_output.request import StructuredOutputRequest  # noqa: E402
 
@@ -399,9 +400,10 @@ def compiling() -> Any:
 
 def arriving(name: str, *choices: str) -> Any:
     params = SamplingParams(structured_outputs=StructuredOutputsParams(choice=list(choices)))
-    return SimpleNamespace(
-        request_id=name, sampling_params=params, structured_output_request=StructuredOutputRequest.from_sampling_params(params), stop_reason=None
-    )
+    found = SimpleNamespace(request_id=name, sampling_params=params, stop_reason=None, finish_reason=FinishReason.STOP)
+    found.structured_output_request = StructuredOutputRequest.from_sampling_params(params)
+    found.get_finished_reason = lambda: found.finish_reason
+    return found
 
 
 def test_compiling_is_cancelled_with_its_request(compiling: tuple[Grammars, Gate]) -> None:
@@ -435,15 +437,17 @@ def test_a_grammar_that_fails_late_ends_its_request(compiling: tuple[Grammars, G
 def test_a_violation_is_told_to_the_client(compiling: tuple[Grammars, Gate]) -> None:
     grammars, gate = compiling
     gate.open.set()
-    checked, whole, cut = arriving("checked", "checked", "ab"), arriving("whole", "ab"), arriving("cut", "checked", "ab")
-    for request, tokens in ((checked, [3, EOS]), (whole, [3, EOS]), (cut, [3])):
+    checked, whole, cut, unbegun = arriving("checked", "checked", "ab"), arriving("whole", "ab"), arriving("cut", "checked", "ab"), arriving("unbegun", "ab")
+    cut.finish_reason = FinishReason.LENGTH
+    for request, tokens in ((checked, [3, EOS]), (whole, [3, EOS]), (cut, [3]), (unbegun, [])):
         grammars.begin(request)
         until(lambda: request.structured_output_request.is_grammar_ready)  # noqa: B023
         assert request.structured_output_request.grammar.accept_tokens("", tokens)
         grammars.finish(request)
     assert (checked.stop_reason, whole.stop_reason, cut.stop_reason) == ("accelplug: 'ab' is no good", None, None)
+    assert unbegun.stop_reason == "accelplug: the answer ended before its grammar began, since the model never ended its reasoning"
     assert grammars.status()["auto"] | {"seconds": 0} == {
-        "compiled": 3, "drafted": 0, "accepted": 0, "cut": 0, "answers": 2, "violations": 1, "failures": 0, "seconds": 0,
+        "compiled": 4, "drafted": 0, "accepted": 0, "cut": 0, "answers": 3, "violations": 2, "failures": 0, "seconds": 0,
     }  # fmt: skip
 
 
