@@ -22,7 +22,7 @@ from vllm.v1.engine import FinishReason  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 from vllm.v1.structured_output.request import StructuredOutputRequest  # noqa: E402
 
-from accelplug import ConstraintError, OptionError  # noqa: E402
+from accelplug import AccelplugError, ConstraintError, OptionError  # noqa: E402
 from accelplug.hooks import CompileLimits, GrammarSpec, GrammarStatement, Vocabulary  # noqa: E402
 from accelplug.hooks.registry import Owner, Technique  # noqa: E402
 from accelplug.hooks.spelling import Spec  # noqa: E402
@@ -351,7 +351,7 @@ def test_vllm_checks_the_rest_of_a_request() -> None:
     [
         ({"json": {"allOf": [{"type": "string"}, {"type": "integer"}]}}, None, "no value"),
         ({"json": {"type": "array", "uniqueItems": True}}, {"accelplug.strict": True}, "uniqueItems"),
-        ({"regex": "a("}, None, ""),
+        ({"regex": "a("}, None, "regex"),
         ({"json": {"$ref": "https://example.org/schema"}}, None, "https://example.org/schema"),
         ({"json": {}}, {"accelplug.grammar": "nobodys"}, "no grammar named 'nobodys'"),
         ({"json": {}}, {"accelplug.grammar": "auto(x=1)"}, "sets none of its options"),
@@ -361,9 +361,8 @@ def test_what_cannot_be_compiled_is_refused_in_the_front_end(wanted: dict[str, A
     pytest.importorskip("llguidance")
     params = SamplingParams(structured_outputs=StructuredOutputsParams(**wanted), extra_args=extra_args)
     for _ in range(2):  # the second time from memory
-        with pytest.raises(Exception, match=message) as refused, without_grammar(fronting(), params):
+        with pytest.raises(AccelplugError, match=message) as refused, without_grammar(fronting(), params):
             pass
-        assert isinstance(refused.value, ConstraintError | OptionError | LookupError) or "Unknown" in type(refused.value).__name__
         assert "\n" not in str(refused.value)
 
 
