@@ -69,16 +69,22 @@ class Engine:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         )
-        while (line := self._line()) != "ready":
-            if not line:
-                raise SystemExit(f"the engine for {config} did not start")
+        self.config, self.is_ready = config, False  # several engines may start at once
 
     def _line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         return line.strip() or ("-" if line else "")
 
+    def wait(self) -> None:
+        """Wait until the engine is up."""
+        while not self.is_ready and (line := self._line()) != "ready":
+            if not line:
+                raise SystemExit(f"the engine for {self.config} did not start")
+        self.is_ready = True
+
     def __call__(self) -> list[list[int]]:
+        self.wait()
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()

