@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 import tiny_model
 from batches import ALL, MAX_LENGTH, PROMPTS, token_inside
-from jobs import HERE, Kept, Plain, Run, engine, run_engines
+from jobs import HERE, Kept, Plain, Run, engine, engines_started, run_engines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"vLLM engines started by integration/vllm: {engines_started()}")
 
 
 @pytest.fixture(scope="session")

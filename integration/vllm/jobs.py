@@ -20,6 +20,15 @@ SHARED = {"max_num_batched_tokens": 40, "block_size": 32, "num_gpu_blocks_overri
 """A shared engine's sizes: longer prompts are read in parts, and three long requests do not fit its cache."""
 RUNNERS = ("v1", "v2", "v2-async")
 
+LOGS: list[Path] = []
+"""Logs in which vLLM says so when it starts an engine."""
+
+
+def engines_started() -> int:
+    """Return how many engines were started since the tests began."""
+    return sum(log.read_text(errors="replace").count("Initializing a V1 LLM engine") for log in LOGS if log.exists())
+
+
 Engine = dict[str, Any]
 Run = Callable[..., dict[str, Any]]
 Plain = Callable[..., list[list[dict[str, Any]]]]
@@ -72,6 +81,7 @@ class Kept:
     def __init__(self, folder: Path, site: Path, runner: str, **more: str) -> None:
         self.folder, self.log, self.jobs = folder, folder / "log.txt", 0
         env = environment(runner, site, VLLM_ENABLE_V1_MULTIPROCESSING="0", **more)
+        LOGS.append(self.log)
         with self.log.open("w") as log:
             self.process = subprocess.Popen([sys.executable, HERE / "drive_engines.py"], env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
 

@@ -20,7 +20,7 @@ from typing import Any
 import openai
 import pytest
 from batches import LAST, SERVED, TOKENS
-from jobs import environment
+from jobs import LOGS, environment
 
 CLIENTS = {"v1": 32, "v2-async": 8}  # V2 runs in Triton's interpreter
 AUDITED = {"v1": 1.0, "v2-async": 0.2}
@@ -52,6 +52,7 @@ class Server:
         self.log, self.runner = log, runner
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model_dir), "--served-model-name", "tiny", "--port", str(self.port)]
         sizes = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "96", "--max-num-seqs", "8", "--host", "127.0.0.1"]
+        LOGS.append(log)
         with log.open("w") as out:
             self.process = subprocess.Popen(
                 [*command, *sizes, *flags], env=environment(runner, site, serve=True), stdout=out, stderr=out, start_new_session=True
