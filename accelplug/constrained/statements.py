@@ -87,6 +87,8 @@ def _has_parts(_: dict[str, Any], value: Any) -> bool:
     return any(isinstance(one, dict | list | float) for one in (value if isinstance(value, list) else [value]))
 
 
+BESIDE_OTHERS: Final = " beside others"
+"""Where other names are free, engines let a name be written with escapes, ``"\\u0061"``, which is then no longer that name to them."""
 _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], bool]]]] = {
     "{} with classes": (("pattern", "patternProperties"), _has_classes),
     "{} beyond a pointer": (("$ref",), _beyond_a_pointer),
@@ -98,6 +100,7 @@ _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], b
         ("minItems", "maxItems", "minProperties", "maxProperties"),
         lambda _, value: not isinstance(value, int) or value > 1000,
     ),
+    "{} beside others": (("properties", "patternProperties"), lambda schema, _: schema.get("additionalProperties", True) is not False),
     "{} of fractions": (("multipleOf",), lambda _, value: not isinstance(value, int)),
     "{} beyond 100000": (("multipleOf",), lambda _, value: value > MOST_STEP),
 }

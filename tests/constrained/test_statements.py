@@ -142,6 +142,18 @@ def test_compiling_stops_soon_where_it_is_cancelled(name):
     assert compiled({"type": "integer"}, CompileLimits(cancelled=Event())).matcher().validate([49, 256]) == 2
 
 
+def test_a_name_in_another_spelling_is_checked_or_in_strict_mode_cannot_be_written():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    text = r'{"\u0061": "x"}'
+    grammar, strict = compiled(schema), compiled(schema, strict=True)
+    assert legal_by_mask(grammar.matcher(), text, bytes_only())  # or this test has nothing to show
+    assert grammar.statement.checked == ("#/properties",)
+    assert "breaks type" in grammar.check(text)
+    assert not legal_by_mask(strict.matcher(), text, bytes_only())
+    assert strict.statement.checked == ()
+    assert compiled({**schema, "additionalProperties": False}).statement.checked == ()
+
+
 def test_a_step_too_long_to_be_counted_is_checked():
     grammar = compiled({"type": "integer", "multipleOf": 123456789})
     assert grammar.statement.checked == ("#/multipleOf",)
