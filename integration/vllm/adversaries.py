@@ -270,7 +270,7 @@ class Slow:
 def register_grammars(register: Any) -> None:
     register("faulty", Faulty)
     register("faulty_forced", lambda: Faulty("forced", 2))
-    register("faulty_validate", lambda: Faulty("validate", 2))
+    register("faulty_accept", lambda: Faulty("accept", 2))
     register("slow", Slow)
 
 

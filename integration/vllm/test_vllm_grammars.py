@@ -148,11 +148,11 @@ def check_tokens(name: str, done: dict[str, Any], runner: str) -> None:
 
 PARTS = ("0123", "45", "7", "89")
 DRAWN = [30, 31, 32]
-SAMPLES, TEMPERATURE = 1500, 3.0
-FAILING = {"prompts": [PROMPTS[1]] * 5, "params": [*(asking({"regex": "[ab]{9}"}, grammar=name) for name in ("faulty", "faulty_forced", "faulty_validate")),
+SAMPLES, TEMPERATURE = 1500, 2.0
+FAILING = {"prompts": [PROMPTS[1]] * 5, "params": [*(asking({"regex": "[ab]{9}"}, grammar=name) for name in ("faulty", "faulty_forced", "faulty_accept")),
                                                    {**asking({"choice": ["fish"]}), "min_tokens": 20}, RECORDS["params"]]}  # fmt: skip
-BRANCHES = {"allOf": [{"type": "object", "properties": {"x": {"type": "integer", "minimum": 10}}, "required": ["x"]},
-                      {"properties": {"y": {"enum": ["one", "two"]}}, "required": ["y"]}]}  # fmt: skip
+BRANCHES = {"allOf": [{"type": "object", "properties": {"x": {"type": "integer", "minimum": 10, "maximum": 99}}, "required": ["x"]},
+                      {"properties": {"y": {"enum": ["one", "two"]}}, "required": ["y"], "maxProperties": 2}]}  # fmt: skip
 
 
 def masked(model_dir: Path) -> dict[tuple[int, ...], float]:
@@ -204,7 +204,8 @@ def test_grammar_alone_drafts_failures_end_one_request_and_samples_are_the_model
     assert "error" not in done["alone"], done["alone"]
     records, failing, branched, samples = done["alone"]["outputs"]
     assert records == reference["outputs"][0]
-    assert [answer["finish_reason"] for answer in failing] == ["error"] * 4 + ["stop"]
+    assert [answer["finish_reason"] for answer in failing] == ["error"] * 3 + ["stop"] * 2
+    assert failing[-2]["text"] == "fish", "min_tokens beyond the only legal text"
     assert failing[-1]["text"] == json.dumps(json.loads(failing[-1]["text"]), separators=(",", ":"))
     assert done["log"].count("RuntimeError: the grammar has fallen silent; its request ends in an error") >= 3
     assert all(Draft202012Validator(BRANCHES).is_valid(json.loads(answer["text"])) for answer in branched), "several branches of allOf are all enforced"

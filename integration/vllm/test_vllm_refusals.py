@@ -92,6 +92,13 @@ REFUSED = {
     "runner without triton": (accelplug(drafter="prompt_lookup", runner="v2"), "HostError", "it needs Triton"),
     "audit of vLLM's drafts": ({**accelplug(verifier="block", audit=0.1), "speculative_config": NGRAM}, "OptionError", "cannot be turned off; name a drafter"),
     "object": (accelplug(drafter=5), "OptionError", "drafter 5 is no text or mapping"),
+    "grammar and two drafters": (
+        {**accelplug(grammar="auto", num_tokens=2), "speculative_config": NGRAM},
+        "HostError",
+        "and accelplug's grammar 'auto' with num_tokens are two drafters",
+    ),
+    "grammar and nothing to judge": (accelplug(grammar="auto", verifier="block"), "HostError", "judges drafts and nothing drafts"),
+    "grammar without a tokenizer": ({**accelplug(grammar="auto"), "skip_tokenizer_init": True}, "HostError", "needs the tokenizer's tokens"),
 }
 
 
@@ -107,6 +114,9 @@ ALLOWED_V1 = {
         {**accelplug(drafter="suffix", on_refused="serve"), "speculative_config": NGRAM},
         [PLAIN_WORKER, "ngram", 2, False],
     ),
+    "a grammar alone": (accelplug(grammar="auto"), [PLAIN_WORKER, None, None, False]),
+    "a grammar that drafts": (accelplug(grammar="auto", num_tokens=3), [WORKER, "custom_class", 3, False]),
+    "a grammar beside vLLM's drafter": ({**accelplug(grammar="auto"), "speculative_config": NGRAM}, [PLAIN_WORKER, "ngram", 2, False]),
     "dotted flags": (
         {"flags": ["--additional-config.accelplug.drafter", "prompt_lookup(num_tokens=6)", "--additional-config.accelplug.verifier=greedy"]},
         [WORKER, "custom_class", 6, False],
@@ -122,6 +132,8 @@ ALLOWED_V2 = {
     "vLLM's own choice": (LOOKUP, [WORKER, "ngram_gpu", 8, True]),
     "runner v1": (accelplug(drafter="prompt_lookup", runner="v1"), [WORKER, "custom_class", 8, False]),
     "runner v2": (accelplug(drafter="prompt_lookup", runner="v2"), [WORKER, "ngram_gpu", 8, True]),
+    "a grammar alone": (accelplug(grammar="auto"), [PLAIN_WORKER, None, None, True]),
+    "a grammar that drafts": (accelplug(grammar="auto", num_tokens=3), [WORKER, "ngram_gpu", 3, True]),
     "environment": ({**LOOKUP, "environment": {"VLLM_USE_V2_MODEL_RUNNER": "0"}}, [WORKER, "custom_class", 8, False]),
     "not configured": ({}, [PLAIN_WORKER, None, None, True]),
 }
@@ -167,6 +179,13 @@ def test_runner_that_the_environment_rules_out(case: str, on_v2: dict[str, list[
     error, message = on_v2[case]
     assert error == "HostError"
     assert REFUSED_V2[case][2] in message
+
+
+def test_a_grammar_alone_cannot_draft_under_asynchronous_scheduling(model_dir: Path) -> None:
+    (refused, allowed), _, _ = configure("v2-async", model_dir, [accelplug(grammar="auto", num_tokens=4), accelplug(grammar="auto")])
+    assert refused[0] == "HostError"
+    assert "under asynchronous scheduling nobody knows that before the next step runs" in refused[1]
+    assert allowed == [PLAIN_WORKER, None, None, True]
 
 
 def test_unconfigured_changes_nothing(model_dir: Path) -> None:

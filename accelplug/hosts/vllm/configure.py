@@ -57,7 +57,8 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
     if config.model_config.runner_type != "generate":
         who = settings.drafter or settings.grammar or settings.verifier
         raise HostError(f"{who} works for models that generate, and this one runs as {config.model_config.runner_type!r}")
-    if runner == "V1" and config.speculative_config is not None:
+    attaches = settings.drafts or _judges(settings)  # a grammar alone needs no worker of accelplug's
+    if runner == "V1" and attaches:
         _refuse_dropped_processors()
     check_requests()
     expose()
@@ -65,7 +66,7 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
         _install_audits()
     if settings.grammar is not None:
         _govern(config, settings)
-    if settings.drafts or config.speculative_config is not None:
+    if attaches:
         config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
     LOG.info("accelplug: wrapped in vLLM's front end: %s", ", ".join(wrapped()))
     return config
@@ -81,6 +82,8 @@ def _install_audits() -> None:
 def _govern(config: Any, settings: Settings) -> None:
     """Put accelplug's scheduler on top of vLLM's, which is where grammars are compiled and drafts meet them."""
     require_grammars()
+    if config.model_config.skip_tokenizer_init:
+        raise HostError(f"grammar '{settings.grammar}' needs the tokenizer's tokens; start vLLM without skip_tokenizer_init, or remove the grammar")
     if settings.drafts and settings.drafter is None and config.scheduler_config.async_scheduling:
         raise HostError(
             f"grammar '{settings.grammar}' alone drafts what it forces, and under asynchronous scheduling nobody knows that before the next step "
@@ -99,6 +102,11 @@ def _refuse_conflicts(args: Any, settings: Settings) -> None:
         )
 
 
+def _judges(settings: Settings) -> bool:
+    """Whether a rule was asked for: beside a grammar, the default stands for none."""
+    return settings.grammar is None or settings.verifier.name != "token_wise"
+
+
 def _drafter(settings: Settings) -> str:
     return f"grammar '{settings.grammar}' with num_tokens" if settings.drafter is None else f"drafter '{settings.drafter}'"
 
@@ -106,7 +114,7 @@ def _drafter(settings: Settings) -> str:
 def _with_vllms_drafter(create: Callable[[], Any], settings: Settings) -> tuple[RunnerName, Any]:
     """Leave vLLM's configuration as the user wrote it: our verifier judges what vLLM drafts, our grammars mask it."""
     config = create()
-    if config.speculative_config is None and (settings.grammar is None or settings.verifier.name != "token_wise"):
+    if config.speculative_config is None and _judges(settings):
         raise HostError(
             f"verifier '{settings.verifier}' judges drafts and nothing drafts; add {{'drafter': 'prompt_lookup'}} or a speculative_config"
         )
