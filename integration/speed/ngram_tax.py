@@ -2,10 +2,10 @@
 
     python integration/speed/ngram_tax.py [--model DIR] [--rounds N] [--concurrency 1 8 32]
 
-Both draft with vLLM's own compiled function on the same tokens, so that drafts, steps and outputs are equal, which is checked, and what
-differs between them is views, checks and counters. Beside them, drafters that gain nothing against plain vLLM: one whose search never
-finds anything, and one whose drafts are always wrong, under `adaptive`. Every engine takes its turn in every round; ratios are medians
-over rounds. Runs on the V1 runner, one thread. About five minutes.
+Both draft with vLLM's own compiled function on the same tokens, so that outputs are equal, and drafts but for those that vLLM makes past
+the end of a request and throws away, which is checked; what differs between them is views, checks and counters. Beside them, drafters
+that gain nothing against plain vLLM: one whose search never finds anything, and one whose drafts are always wrong, under `adaptive`. Every
+engine takes its turn in every round; ratios are medians over rounds. Runs on the V1 runner, one thread. About five minutes.
 """
 
 from __future__ import annotations
@@ -162,7 +162,10 @@ def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
     engines = {name: Engine(model, config, concurrency, script=__file__) for name, config in CONTENDERS.items()}
     first = {name: engine() for name, engine in engines.items()}
     assert all(answer[:-1] == first[PLAIN][:-1] for answer in first.values()), "five engines, one output"
-    assert first[OWN][-1][2] == first[PLUGIN][-1][2] > 0, f"the same drafts are accepted: {first[OWN][-1]}, {first[PLUGIN][-1]}"
+    requests = len(first[PLAIN]) - 1
+    # vLLM's own drafts past the end of a request too, and counts what it then throws away.
+    assert all(0 <= a - b <= NUM_TOKENS * requests for a, b in zip(first[OWN][-1][1:], first[PLUGIN][-1][1:], strict=True)), "the same drafts"
+    assert first[PLUGIN][-1][2] > 0, "some are accepted"
     assert first[NOTHING][-1][1] == 0, "nothing is drafted where nothing is found"
     p99s: dict[str, list[float]] = {name: [] for name in engines}
 

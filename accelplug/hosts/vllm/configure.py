@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from accelplug._errors import AccelplugError, HostError
-from accelplug.hosts.vllm.compat import RunnerName, require_audits, require_front_end, require_grammars
+from accelplug.hosts.vllm.compat import ENGINE, V1_ONLY, RunnerName, require_audits, require_front_end, require_grammars
 from accelplug.hosts.vllm.grammar_front import compile_ahead
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.metrics import expose
@@ -118,6 +118,8 @@ def _with_vllms_drafter(create: Callable[[], Any], settings: Settings) -> tuple[
         raise HostError(
             f"verifier '{settings.verifier}' judges drafts and nothing drafts; add {{'drafter': 'prompt_lookup'}} or a speculative_config"
         )
+    if config.use_v2_model_runner and ENGINE.restriction() is not None:
+        raise HostError(f"verifier '{settings.verifier}' cannot be used: vLLM {ENGINE.version()} runs {V1_ONLY}; set VLLM_USE_V2_MODEL_RUNNER=0")
     return ("V2" if config.use_v2_model_runner else "V1"), config
 
 
@@ -147,6 +149,8 @@ def _why_not_v2(settings: Settings) -> str | None:
         if forced:
             raise HostError("runner 'v1' contradicts VLLM_USE_V2_MODEL_RUNNER=1 in the environment; remove one of them")
         return "runner 'v1' was asked for"
+    if ENGINE.restriction() is not None:
+        return f"vLLM {ENGINE.version()} runs {V1_ONLY}"
     if forced is False:
         return "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"
     return None if HAS_TRITON else "it needs Triton, which is not installed or not active here"
