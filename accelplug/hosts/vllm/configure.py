@@ -56,6 +56,8 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
         raise HostError(f"{settings.drafter or settings.verifier} works for models that generate, and this one runs as {config.model_config.runner_type!r}")
     if runner == "V1":
         _refuse_dropped_processors()
+    elif config.lora_config is not None and config.device_config.device_type == "cpu":
+        raise HostError("vLLM's V2 runner with LoRA on a CPU fails as soon as anything is drafted (its logits take one row a request); use runner 'v1'")
     check_requests()
     expose()
     if settings.audit:
