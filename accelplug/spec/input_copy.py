@@ -12,10 +12,11 @@ Poor for   answers that copy here and there, in another order: use prompt_lookup
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from accelplug.hooks.drafting import CommitView, Drafts, DraftView, IntArray
+from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray
 from accelplug.hooks.options import option
 
 _SEVERAL = -1
@@ -70,6 +71,13 @@ class _Copying:
         near = self.source[self.left : self.left + _NEAR]
         return self.left + near.index(token) + 1 if token in near else None
 
+    def moved(self, ahead: Sequence[int]) -> _Copying:
+        """Return where the output would be behind tokens that are not committed."""
+        found = copy.copy(self)
+        found.output = list(self.output)
+        found.advance(ahead)
+        return found
+
     def rest(self, budget: int) -> list[int]:
         """Return what comes next in the source."""
         return [] if self.position is None or budget <= 0 else self.source[self.position : self.position + budget]
@@ -88,6 +96,7 @@ class InputCopy:
     span_start: int = option(0, per_request=True, help="where the span begins in the prompt")
     span_end: int | None = option(None, per_request=True, help="where it ends; None for the prompt's end")
     max_ngram: int = option(3, ge=1, le=16, help="most tokens of the output by which it is found in the span again")
+    traits: DrafterTraits = field(init=False, repr=False, default=DrafterTraits(continues=True))
     _prompts: dict[int, int] = field(init=False, repr=False, default_factory=dict)  # slot -> length of its prompt
     _slots: dict[int, _Copying] = field(init=False, repr=False, default_factory=dict)
 
@@ -115,7 +124,10 @@ class InputCopy:
             if slot not in self._slots:
                 self._slots[slot] = self._begin(view, i, tokens[: self._prompts[slot]])
             copying = self._slots[slot]
-            copying.advance(tokens[copying.seen :].tolist())
+            end = len(tokens) - (0 if view.ahead is None else int(view.ahead[i]))
+            copying.advance(tokens[copying.seen : end].tolist())
+            if end < len(tokens):
+                copying = copying.moved(tokens[end:].tolist())
             guesses.append(copying.rest(min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))))
         return Drafts.chains(guesses)
 
