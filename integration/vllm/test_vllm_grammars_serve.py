@@ -102,7 +102,7 @@ def attempt(client: openai.OpenAI, body: dict[str, Any], name: str) -> str:
 
 def check_tool_call(client: openai.OpenAI) -> None:
     """Check that a tool's arguments are what its schema says."""
-    function = {"name": "note", "parameters": RECORD}
+    function = {"name": "note", "parameters": RECORD, "strict": True}  # else vLLM asks its grammar for any JSON
     tool: Any = {"type": "function", "function": function}
     choice: Any = {"type": "function", "function": {"name": "note"}}
     messages: Any = [{"role": "user", "content": "one sees fish"}]
