@@ -20,7 +20,14 @@ from accelplug.hosts.seams import Seam
 from accelplug.hosts.vllm import compat
 
 PAGE = Path(__file__).resolve().parent / "seams.md"
-GROUPS = {"Front end": compat.FRONT_END, "Every worker": compat.WORKER, "Workers of the V1 runner": compat.V1, "Workers of the V2 runner": compat.V2}
+GROUPS = {
+    "Front end": compat.FRONT_END,
+    "Front end, where requests are audited": compat.AUDIT,
+    "Front end and scheduler, where accelplug compiles grammars": compat.GRAMMARS,
+    "Every worker": compat.WORKER,
+    "Workers of the V1 runner": compat.V1,
+    "Workers of the V2 runner": compat.V2,
+}
 ADMISSION = "vllm.config:VllmConfig._get_v2_model_runner_unsupported_features"
 METHODS = ("custom_class", "ngram_gpu", "ngram", "draft_model", "eagle3", "mtp")
 HEAD = """# vLLM's seams, release by release

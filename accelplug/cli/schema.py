@@ -8,7 +8,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from accelplug._errors import ConstraintError, OptionError
 from accelplug.cli.command import Command, Document
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TEKKEN: Final = "tekken"
 BYTES: Final = "bytes"
+_SPACINGS: Final[dict[Literal["spaced", "compact"], tuple[str, str]]] = {"spaced": (", ", ": "), "compact": (",", ":")}
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--format", choices=("assert", "annotate"), default="assert", help="whether the keyword format constrains")
     parser.add_argument("--order", choices=("declared", "any"), default="declared", help="of an object's properties")
     parser.add_argument("--walks", type=int, default=0, metavar="N", help="also draw N texts by chance under each mask, and check them")
+    parser.add_argument("--forced", action="store_true", help="also say which share of the valid instances' tokens the grammars force")
     parser.add_argument("--seconds", type=float, default=30.0, help="most time for compiling one schema")
 
 
@@ -47,7 +49,7 @@ def collect(given: Namespace) -> Document:
     except (OSError, UnicodeDecodeError) as exc:
         raise OptionError(f"cannot read {given.file!r} ({type(exc).__name__}: {exc}); name a JSON Schema or a .jsonl file") from exc
     if path.suffix == ".jsonl":
-        return {"lines": _judge(text.splitlines(), engine, vocabulary, limits, given.walks)}
+        return {"lines": _judge(text.splitlines(), engine, vocabulary, limits, given)}
     return _one(text, engine, vocabulary, limits, given)
 
 
@@ -67,14 +69,20 @@ def _one(text: str, engine: GrammarEngine, vocabulary: Vocabulary, limits: Compi
     return {**listed, "reason": None, "compile_ms": round(seconds * 1e3, 2), "example": example(compiled, vocabulary)}
 
 
-def _judge(lines: Iterable[str], engine: GrammarEngine, vocabulary: Vocabulary, limits: CompileLimits, walks: int) -> list[Document]:
+def _judge(lines: Iterable[str], engine: GrammarEngine, vocabulary: Vocabulary, limits: CompileLimits, given: Namespace) -> list[Document]:
     from accelplug.constrained.judging import judged, read_rows, summary
 
-    rows, found = list(read_rows(lines)), []
+    rows, found, walks = list(read_rows(lines)), [], given.walks
     for row in _progress(rows):
         line = judged(engine, row, vocabulary, limits)
-        found.append(line | (_walks(engine, row, line, vocabulary, limits, walks) if walks and line["outcome"] != "refused" else {}))
+        if line["outcome"] != "refused":
+            line |= _walks(engine, row, line, vocabulary, limits, walks) if walks else {}
+            line |= _forced(engine, row, line, vocabulary, limits) if given.forced else {}
+        found.append(line)
     last = summary(found)
+    for name in _SPACINGS if given.forced else ():
+        forced, tokens = (sum(line.get(f"{name}_{kind}", 0) for line in found) for kind in ("forced", "tokens"))
+        last[f"forced_share_{name}"] = round(forced / max(1, tokens), 4)
     if walks:
         done, failed = sum(line.get("walks", 0) for line in found), sum(line.get("walks_failed", 0) for line in found)
         last |= {"walks": done, "walks_failed": failed, "walks_failed_share": round(failed / max(1, done), 5)}
@@ -91,6 +99,20 @@ def _walks(engine: GrammarEngine, row: Document, line: Document, vocabulary: Voc
     texts = [text for _ in range(count) if (text := walk(compiled, vocabulary, chance)) is not None]
     failed = [text for text in texts if compiled.check(text) is not None]
     return {"walks": len(texts), "walks_failed": len(failed)} | ({"walk_failed": failed[0][:200]} if failed else {})
+
+
+def _forced(engine: GrammarEngine, row: Document, line: Document, vocabulary: Vocabulary, limits: CompileLimits) -> Document:
+    """Count the forced tokens of the valid instances, written with blanks as `json.dumps` does, and without."""
+    from accelplug.constrained.walking import forced_of
+
+    found: Document = {}
+    for name, separators in _SPACINGS.items():
+        spec = GrammarSpec("json_schema", json.dumps(row["schema"], ensure_ascii=False), order=line["order"], whitespace=name)
+        compiled = engine.compile(spec, vocabulary, limits)
+        texts = [json.dumps(test["data"], ensure_ascii=False, separators=separators) for test in row["tests"] if test["valid"]]
+        counts = [forced_of(compiled.matcher(), text, vocabulary) for text in texts]
+        found |= {f"{name}_forced": sum(forced for forced, _ in counts), f"{name}_tokens": sum(tokens for _, tokens in counts)}
+    return found
 
 
 def _progress(rows: list[Document]) -> Iterator[Document]:

@@ -20,6 +20,7 @@ from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.known import begin, enforces, label
 from accelplug.constrained.engines.matching import Compiled
 from accelplug.constrained.finishing import problem
+from accelplug.constrained.intersecting import intersected
 from accelplug.constrained.routing import Route, route_other, route_schema
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.statements import uses
@@ -46,7 +47,11 @@ class Cached:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        found = self._compile(spec, vocabulary, limits)
+        if spec.kind == "all_of":
+            parts = spec.parts()
+            found: CompiledGrammar = intersected(parts, [self.compile(part, vocabulary, limits) for part in parts], vocabulary)
+        else:
+            found = self._compile(spec, vocabulary, limits)
         with self._lock:
             self._kept[key] = found
             if len(self._kept) > MOST_KEPT:

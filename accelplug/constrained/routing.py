@@ -9,7 +9,7 @@ from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.known import begin, enforces, installed, label
 from accelplug.constrained.lark.compile import to_lark
 from accelplug.constrained.schema.document import Document
-from accelplug.constrained.statements import Use, split, uses
+from accelplug.constrained.statements import BESIDE_OTHERS, Use, split, uses
 from accelplug.hooks import CompileLimits, GrammarSpec, GrammarStatement, Matcher, Vocabulary
 
 OTHER_KINDS: Final = {
@@ -47,13 +47,22 @@ def route_schema(document: Document, spec: GrammarSpec, vocabulary: Vocabulary, 
 
 
 def _as_it_is(name: str, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary) -> Route | None:
-    """Give the schema to an engine that enforces every keyword in it; None where it does not, or refuses."""
-    if spec.order != "declared" or spec.format != "assert" or not all(enforces(name, use.feature) for use in found):
+    """Give the schema to an engine that enforces every keyword in it; None where it does not, or refuses.
+
+    That a name is not written with escapes is left to the final check, unless that is not wanted: no tokenizer's own text has them.
+    """
+    if spec.order != "declared" or spec.format != "assert":
+        return None
+    if not all(enforces(name, use.feature.removesuffix(BESIDE_OTHERS)) for use in found):
+        return None
+    checked = tuple(dict.fromkeys(use.place for use in found if use.feature.endswith(BESIDE_OTHERS)))
+    if checked and spec.strict:
         return None
     if "x-guidance" in spec.text:
         return None
     try:
-        return Route(begin(name, spec, vocabulary), GrammarStatement(label(name), tuple(dict.fromkeys(use.place for use in found))))
+        enforced = tuple(dict.fromkeys(use.place for use in found if use.place not in checked))
+        return Route(begin(name, spec, vocabulary), GrammarStatement(label(name), enforced, checked))
     except ConstraintError:
         return None
 
@@ -61,11 +70,11 @@ def _as_it_is(name: str, found: list[Use], spec: GrammarSpec, vocabulary: Vocabu
 def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
     """Write the schema as a grammar of our own."""
     any_order = spec.order == "any"
-    written = to_lark(document, spec.whitespace, limits.seconds, any_order=any_order)
+    written = to_lark(document, spec.whitespace, limits, any_order=any_order)
     try:
         begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
     except ConstraintError:
-        written = to_lark(document, spec.whitespace, limits.seconds, any_order=any_order, coarse=True)
+        written = to_lark(document, spec.whitespace, limits, any_order=any_order, coarse=True)
         begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
     enforced, checked = split(found, written.inexact)
     return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))

@@ -10,11 +10,14 @@ from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.vocabulary import KEYWORDS
 
+MOST_STEP: Final = 100_000  # an automaton that counts remainders takes seconds beyond, then gigabytes
 _BESIDE: Final = ("then", "else", "minContains", "maxContains")
 _MAPS: Final = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
 _LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _ONES: Final = ("not", "if", "then", "else", "items", "additionalItems", "contains", "additionalProperties", "propertyNames")
 _MORE_ONES: Final = ("unevaluatedItems", "unevaluatedProperties")
+_HOLDING: Final = frozenset((*_MAPS, *_LISTS, *_ONES, *_MORE_ONES))
+_CONSTRAINING: Final = frozenset((*KEYWORDS, *_BESIDE))
 
 
 class Use(NamedTuple):
@@ -27,20 +30,22 @@ class Use(NamedTuple):
 
 def uses(document: Document) -> list[Use]:
     """Return every keyword that constrains, in the order of the text."""
-    return list(_uses(document, document.schema, "#"))
+    found: list[Use] = []
+    _add_uses(found, document, document.schema, "#")
+    return found
 
 
-def _uses(document: Document, schema: Any, place: str) -> Iterator[Use]:
+def _add_uses(found: list[Use], document: Document, schema: Any, place: str) -> None:
     if not isinstance(schema, dict):
         return
     alone = document.draft <= 7 and "$ref" in schema
     for keyword, value in schema.items():
-        here = f"{place}/{keyword}"
         ignored = (alone and keyword != "$ref") or (keyword == "format" and (not document.asserted or not _known(value)))
-        if (keyword in KEYWORDS or keyword in _BESIDE) and not ignored:
-            yield Use(here, keyword, _feature(schema, keyword))
-        for step, child in _children(keyword, value):
-            yield from _uses(document, child, f"{here}{step}")
+        if keyword in _CONSTRAINING and not ignored:
+            found.append(Use(f"{place}/{keyword}", keyword, _feature(schema, keyword)))
+        if keyword in _HOLDING:
+            for step, child in _children(keyword, value):
+                _add_uses(found, document, child, f"{place}/{keyword}{step}")
 
 
 def _known(name: object) -> bool:
@@ -59,8 +64,8 @@ def _children(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _feature(schema: dict[str, Any], keyword: str) -> str:
     """Name what an engine must be able to do: a keyword, or one form of it."""
     value = schema[keyword]
-    for form, applies in _FORMS.items():
-        if keyword in applies[0] and applies[1](schema, value):
+    for form, applies in _FORMS_OF.get(keyword, ()):
+        if applies(schema, value):
             return form.format(keyword)
     return f"format {value}" if keyword == "format" else keyword
 
@@ -82,6 +87,8 @@ def _has_parts(_: dict[str, Any], value: Any) -> bool:
     return any(isinstance(one, dict | list | float) for one in (value if isinstance(value, list) else [value]))
 
 
+BESIDE_OTHERS: Final = " beside others"
+"""Where other names are free, engines let a name be written with escapes, ``"\\u0061"``, which is then no longer that name to them."""
 _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], bool]]]] = {
     "{} with classes": (("pattern", "patternProperties"), _has_classes),
     "{} beyond a pointer": (("$ref",), _beyond_a_pointer),
@@ -93,9 +100,15 @@ _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], b
         ("minItems", "maxItems", "minProperties", "maxProperties"),
         lambda _, value: not isinstance(value, int) or value > 1000,
     ),
+    "{} beside others": (("properties", "patternProperties"), lambda schema, _: schema.get("additionalProperties", True) is not False),
     "{} of fractions": (("multipleOf",), lambda _, value: not isinstance(value, int)),
+    "{} beyond 100000": (("multipleOf",), lambda _, value: value > MOST_STEP),
 }
 """Forms of keywords that are features of their own -> the keywords, and what tells them."""
+_FORMS_OF: Final = {
+    keyword: tuple((form, applies) for form, (keywords, applies) in _FORMS.items() if keyword in keywords)
+    for keyword in {keyword for keywords, _ in _FORMS.values() for keyword in keywords}
+}
 
 
 def split(all_uses: list[Use], inexact: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

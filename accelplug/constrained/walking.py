@@ -34,6 +34,21 @@ def legal_by_mask(matcher: Matcher, text: str, vocabulary: Vocabulary) -> bool:
     return True
 
 
+def forced_of(matcher: Matcher, text: str, vocabulary: Vocabulary) -> tuple[int, int]:
+    """Return how many of a text's tokens, EOS included, are forced and drafted rightly, and how many tokens there are."""
+    tokens = [*(vocabulary.encode(text) if vocabulary.encode else ()), vocabulary.eos_token_ids[0]]
+    forced = at = 0
+    while at < len(tokens):
+        guess = list(matcher.forced())
+        right = next((n for n, (one, other) in enumerate(zip(guess, tokens[at:], strict=False)) if one != other), min(len(guess), len(tokens) - at))
+        forced += right
+        step = tokens[at : at + max(1, right)]
+        if matcher.accept(step) < len(step):
+            return 0, 0  # not a text of this grammar
+        at += len(step)
+    return forced, len(tokens)
+
+
 @lru_cache(maxsize=4)
 def _kinds(vocabulary: Vocabulary) -> tuple[BoolArray, BoolArray]:
     """Return which tokens bring JSON to an end, and which are more than blanks."""

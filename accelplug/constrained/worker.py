@@ -6,25 +6,34 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict
+from subprocess import PIPE
 from typing import Final
 
 from accelplug._errors import ConstraintError
 from accelplug.hooks import CompileLimits, GrammarSpec
 
+_GLANCE: Final = 0.05  # seconds between looks at whether a grammar is still wanted
 LONG_TEXT: Final = 300_000
 BIG_NUMBER: Final = 1000
+LONG_STEP: Final = 5  # digits of all steps together
 _REPEATS: Final = re.compile(r"\{\d*,?(\d{4,})")
 _COUNTS: Final = re.compile(r"(?:Length|Items|Properties)\"?\s*:\s*(\d{4,})")
+_STEPS: Final = re.compile(r'multipleOf"\s*:\s*0*([\d.]+)')
 _NESTED_REPEATS: Final = re.compile(r"[+*}]\)*[+*{]|\)[+*{][^\"]*\)[+*{]")
 
 
 def looks_dangerous(name: str, spec: GrammarSpec) -> bool:
-    """Whether a grammar is long, repeats often or repeats repetitions; where an engine is asked alone, also whether it counts far."""
-    counted = [*_REPEATS.finditer(spec.text), *(() if name == "auto" else _COUNTS.finditer(spec.text))]
-    if len(spec.text) > LONG_TEXT or any(int(found[1]) > BIG_NUMBER for found in counted):
+    """Whether a grammar is long, repeats often, repeats repetitions or multiplies far; where an engine is asked alone, also whether it counts far."""
+    text = spec.text if "\\u" not in spec.text or spec.kind != "json_schema" else json.dumps(spec.value(), ensure_ascii=False)
+    counted = [*_REPEATS.finditer(text), *(() if name == "auto" else _COUNTS.finditer(text))]
+    if len(text) > LONG_TEXT or any(int(found[1]) > BIG_NUMBER for found in counted):
         return True
-    return spec.kind in {"regex", "lark", "ebnf"} and _NESTED_REPEATS.search(spec.text) is not None
+    steps = {found[1].replace(".", "").strip("0") or "1" for found in _STEPS.finditer(text)}
+    if len(steps) > (name == "auto") and sum(map(len, steps)) > LONG_STEP:
+        return True
+    return spec.kind in {"regex", "lark", "ebnf"} and _NESTED_REPEATS.search(text) is not None
 
 
 def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
@@ -36,12 +45,30 @@ def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
         return
     given = json.dumps({"engine": name, "spec": asdict(spec), "megabytes": limits.megabytes, "seconds": limits.seconds})
     command = [sys.executable, "-m", "accelplug.constrained.trial"]
-    try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=limits.seconds, check=False)
-    except subprocess.TimeoutExpired as exc:
-        raise ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds") from exc
-    if done.returncode == 0:
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+        try:
+            output = _waited_for(process, given, limits)
+        finally:
+            process.kill()
+    if output is None:
+        raise ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds")
+    if process.returncode == 0:
         return
-    if done.returncode == 1 and done.stdout.startswith("refused: "):
-        raise ConstraintError(done.stdout.removeprefix("refused: ").strip())
+    if process.returncode == 1 and output.startswith("refused: "):
+        raise ConstraintError(output.removeprefix("refused: ").strip())
     raise ConstraintError(f"the {spec.kind} takes more than {limits.megabytes} MB to compile; simplify it, or raise megabytes")
+
+
+def _waited_for(process: subprocess.Popen[str], given: str | None, limits: CompileLimits) -> str | None:
+    """Return what a process printed, None once it took too long.
+
+    :raises ConstraintError: nobody waits for it any longer.
+    """
+    deadline = time.monotonic() + limits.seconds
+    while time.monotonic() < deadline:
+        limits.check_wanted()
+        try:
+            return process.communicate(given, timeout=_GLANCE)[0]
+        except subprocess.TimeoutExpired:
+            given = None  # it was sent
+    return None

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from accelplug._errors import ConstraintError, OptionError
@@ -18,8 +19,8 @@ from accelplug._errors import ConstraintError, OptionError
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS: Final = ("json_schema", "regex", "ebnf", "lark", "choice", "structural_tag")
-_WRITTEN_AS_JSON: Final = ("json_schema", "choice", "structural_tag")
+KINDS: Final = ("json_schema", "regex", "ebnf", "lark", "choice", "structural_tag", "all_of")
+_WRITTEN_AS_JSON: Final = ("json_schema", "choice", "structural_tag", "all_of")
 _WORDS: Final[Mapping[str, tuple[object, ...]]] = {
     "kind": KINDS,
     "format": ("assert", "annotate"),
@@ -27,6 +28,7 @@ _WORDS: Final[Mapping[str, tuple[object, ...]]] = {
     "whitespace": ("any", "spaced", "compact"),
     "order": ("declared", "any"),
 }
+_DEFAULTS: Final[Mapping[str, object]] = {"format": "assert", "strict": False, "whitespace": "any", "order": "declared"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ class GrammarSpec:
     """What the output must be. Hashable, so that what was compiled from it can be cached.
 
     :param kind: ``"json_schema"``, ``"regex"``, ``"ebnf"`` (the notation of llama.cpp and xgrammar), ``"lark"`` (that of llguidance),
-        ``"choice"`` (one of several strings) or ``"structural_tag"`` (xgrammar's).
-    :param text: the schema, the list of choices or the structural tag as JSON; the expression or the grammar as it is written.
+        ``"choice"`` (one of several strings), ``"structural_tag"`` (xgrammar's) or ``"all_of"`` (several grammars, all of which hold).
+    :param text: the schema, the list of choices or grammars, or the structural tag as JSON; the expression or the grammar as it is written.
     :param format: whether the keyword ``format`` of a schema constrains (``"assert"``) or only describes (``"annotate"``).
     :param strict: refuse whatever the mask alone does not enforce, rather than checking it at the end.
     :param whitespace: between the parts of JSON ``"any"`` that is allowed there, ``"spaced"`` (one blank behind each comma and
@@ -62,6 +64,27 @@ class GrammarSpec:
                 raise OptionError(f"a grammar's {name} is {getattr(self, name)!r:.80}; it takes {', '.join(map(repr, words))}")
         if self.kind in _WRITTEN_AS_JSON:
             self.value()
+        if self.kind == "all_of":
+            self.parts()
+
+    def __str__(self) -> str:
+        """Return the kind and the beginning of the text, for sentences."""
+        return " and ".join(map(str, self.parts())) if self.kind == "all_of" else f"the {self.kind} {' '.join(self.text.split())[:60]!r}"
+
+    def _written(self) -> dict[str, object]:
+        return {self.kind: self.text} | {name: getattr(self, name) for name in _DEFAULTS}
+
+    def parts(self) -> tuple[GrammarSpec, ...]:
+        """Return the grammars that ``all_of`` puts together.
+
+        :raises OptionError: there are none, or these options belong to its parts.
+        """
+        found = self.value()
+        if not isinstance(found, list) or not found:
+            raise OptionError(f"all_of is a list of grammars, at least one, got {self.text:.80}")
+        if any(getattr(self, name) != value for name, value in _DEFAULTS.items()):
+            raise OptionError("all_of has no options of its own; write format, strict, whitespace and order in its parts")
+        return tuple(GrammarSpec.of(part) for part in found)
 
     def value(self) -> Any:
         """Return what `text` says, where it is JSON.
@@ -91,6 +114,8 @@ class GrammarSpec:
         text = options.pop(kinds[0])
         if left := options.keys() - (_WORDS.keys() - {"kind"}):
             raise OptionError(f"a grammar takes the options format, strict, whitespace and order, got {', '.join(sorted(map(str, left)))}")
+        if kinds[0] == "all_of" and isinstance(text, list | tuple):
+            text = [cls.of(part)._written() for part in text]
         if kinds[0] in _WRITTEN_AS_JSON and not isinstance(text, str):
             text = json.dumps(text, ensure_ascii=False)
         if not isinstance(text, str):
@@ -143,10 +168,20 @@ class CompileLimits:
 
     :param seconds: of wall-clock time.
     :param megabytes: of memory, beyond what the process had.
+    :param cancelled: set by a host that no longer wants the grammar; None where that never happens.
     """
 
     seconds: float = 30.0
     megabytes: int = 1024
+    cancelled: Event | None = field(default=None, compare=False)
+
+    def check_wanted(self) -> None:
+        """Stop compiling what nobody waits for; engines call this now and then.
+
+        :raises ConstraintError: it was cancelled.
+        """
+        if self.cancelled is not None and self.cancelled.is_set():
+            raise ConstraintError("compiling the grammar was cancelled; ask for it again if it is wanted")
 
 
 @dataclass(frozen=True, slots=True)

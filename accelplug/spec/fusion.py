@@ -55,6 +55,7 @@ class Fusion:
             needs=frozenset().union(*(traits.needs for traits in every)),
             scope=max((traits.scope for traits in every), key=_SCOPES.index),
             top_k=max(traits.top_k for traits in every),
+            continues=all(traits.continues for traits in every),
         )
 
     def start(self, slots: IntArray) -> None:

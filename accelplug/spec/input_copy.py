@@ -12,20 +12,25 @@ Poor for   answers that copy here and there, in another order: use prompt_lookup
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from accelplug.hooks.drafting import CommitView, Drafts, DraftView, IntArray
+from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray
 from accelplug.hooks.options import option
 
 _SEVERAL = -1
 """In place of a position: the n-gram stands in more than one."""
+
+_NEAR = 8
+"""So many tokens behind the last one copied are searched for the output's last, should no n-gram tell the place."""
 
 
 class _Copying:
     """One request's source, and the position in it that comes next; None where the output has left it.
 
     :ivar seen: how many of the request's tokens were followed so far, its prompt included.
+    :ivar left: the position behind the last token that was copied.
     """
 
     def __init__(self, source: list[int], max_ngram: int, seen: int) -> None:
@@ -37,20 +42,21 @@ class _Copying:
                 self.behind[gram] = _SEVERAL if gram in self.behind else end
         self.output: list[int] = []
         self.position: int | None = 0
+        self.left = 0
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Follow the output: along the source while it agrees, and from the only place that fits where it does not."""
+        """Follow the output: along the source while it agrees, and from the place that fits where it does not."""
         self.seen += len(tokens)
         for token in tokens:
             self.output.append(token)
             at = self.position
             if at is not None and at < len(self.source) and self.source[at] == token:
-                self.position = at + 1
+                self.position = self.left = at + 1
             else:
-                self.position = self._realigned()
+                self.position = self._unique() or self._nearest(token)
         del self.output[: -self.max_ngram]
 
-    def _realigned(self) -> int | None:
+    def _unique(self) -> int | None:
         """Return the position behind the output's last tokens, by the fewest of them that stand in the source just once."""
         for size in range(1, min(self.max_ngram, len(self.output)) + 1):
             found = self.behind.get(tuple(self.output[-size:]))
@@ -59,6 +65,18 @@ class _Copying:
             if found != _SEVERAL:
                 return found
         return None
+
+    def _nearest(self, token: int) -> int | None:
+        """Return the position behind the token where it stands next, not far behind the last one that was copied."""
+        near = self.source[self.left : self.left + _NEAR]
+        return self.left + near.index(token) + 1 if token in near else None
+
+    def moved(self, ahead: Sequence[int]) -> _Copying:
+        """Return where the output would be behind tokens that are not committed."""
+        found = copy.copy(self)
+        found.output = list(self.output)
+        found.advance(ahead)
+        return found
 
     def rest(self, budget: int) -> list[int]:
         """Return what comes next in the source."""
@@ -78,6 +96,7 @@ class InputCopy:
     span_start: int = option(0, per_request=True, help="where the span begins in the prompt")
     span_end: int | None = option(None, per_request=True, help="where it ends; None for the prompt's end")
     max_ngram: int = option(3, ge=1, le=16, help="most tokens of the output by which it is found in the span again")
+    traits: DrafterTraits = field(init=False, repr=False, default=DrafterTraits(continues=True))
     _prompts: dict[int, int] = field(init=False, repr=False, default_factory=dict)  # slot -> length of its prompt
     _slots: dict[int, _Copying] = field(init=False, repr=False, default_factory=dict)
 
@@ -105,7 +124,10 @@ class InputCopy:
             if slot not in self._slots:
                 self._slots[slot] = self._begin(view, i, tokens[: self._prompts[slot]])
             copying = self._slots[slot]
-            copying.advance(tokens[copying.seen :].tolist())
+            end = len(tokens) - (0 if view.ahead is None else int(view.ahead[i]))
+            copying.advance(tokens[copying.seen : end].tolist())
+            if end < len(tokens):
+                copying = copying.moved(tokens[end:].tolist())
             guesses.append(copying.rest(min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))))
         return Drafts.chains(guesses)
 

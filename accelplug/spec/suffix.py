@@ -40,7 +40,7 @@ class Suffix:
     _records: dict[int, Record] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.traits = DrafterTraits(shape=self.shape, scope=self.scope)
+        self.traits = DrafterTraits(shape=self.shape, scope=self.scope, continues=True)
         self.finished = Finished(self.memory << 20, self.max_places)
 
     @property
@@ -75,21 +75,24 @@ class Suffix:
         guesses = []
         for i, slot in enumerate(view.slots.tolist()):
             most = min(int(view.budgets[i]), self.num_tokens if wanted is None else int(wanted[i]))
-            guesses.append(self._guess(slot, most) if most > 0 else ([], []))
+            ahead = 0 if view.ahead is None else int(view.ahead[i])
+            guesses.append(self._guess(slot, most, view.history(i)[-ahead:].tolist() if ahead else []) if most > 0 else ([], []))
         return Drafts.trees(guesses) if self.shape == "tree" else Drafts.chains([tokens for tokens, _ in guesses])
 
-    def _guess(self, slot: int, most: int) -> Guess:
+    def _guess(self, slot: int, most: int, ahead: list[int]) -> Guess:
         """Return the best guess, unless such guesses have kept going wrong in this request."""
         text = self._texts[slot]
-        best = self._best(text.places(self.max_places, self.max_match), text.tokens, most)
+        best = self._best(text.places(self.max_places, self.max_match, ahead), text.tokens, most)
         if self.scope != "request":
-            others = self._best(*self.finished.find(text.tokens[-max(self.max_match, LONG) :], most), most)
+            tail = [*text.tokens[-max(self.max_match, LONG) :], *ahead]
+            others = self._best(*self.finished.find(tail[-max(self.max_match, LONG) :], most), most)
             best = max(best, others, key=lambda found: found[0])
         _, length, (tokens, parents) = best
         if not tokens:
             return [], []
         first = {token for token, parent in zip(tokens, parents, strict=True) if parent == ROOT}
-        came_true = self._records[slot].guess(length.bit_length(), first)
+        record, by = self._records[slot], length.bit_length()
+        came_true = record.rates.get(by, 1.0) if ahead else record.guess(by, first)  # the next committed token says nothing of this guess
         return (tokens, parents) if came_true >= self.min_chance else ([], [])
 
     def _best(self, found: Found, text: list[int], most: int) -> tuple[float, int, Guess]:

@@ -41,22 +41,26 @@ class Text:
                 before.append(newest.get(gram, -1))
                 newest[gram] = place
 
-    def places(self, most: int, longest: int) -> Found:
-        """Return (match length, place) of those that share the last `LONG` tokens, or, where none does, `min_match`; newest first."""
+    def places(self, most: int, longest: int, ahead: Sequence[int] = ()) -> Found:
+        """Return (match length, place) of those that share the last `LONG` tokens, or, where none does, `min_match`; newest first.
+
+        :param ahead: tokens behind the text's own, of which nothing is remembered.
+        """
+        tail = [*self.tokens[-max(longest, self.sizes[0]) :], *ahead] if ahead else self.tokens
         for size, newest, before in zip(self.sizes, self.newest, self.before, strict=True):
-            place = newest.get(tuple(self.tokens[-size:]), -1)
+            place = newest.get(tuple(tail[-size:]), -1)
             found: Found = []
             while place >= 0 and len(found) < most:
-                found.append((self._match(place, size, longest), place))
+                found.append((self._match(place, tail, size, longest), place))
                 place = before[place - size]
             if found:
                 return found
         return []
 
-    def _match(self, place: int, known: int, longest: int) -> int:
-        """Return how many tokens before `place` equal those at the end, `known` of them for certain."""
+    def _match(self, place: int, tail: list[int], known: int, longest: int) -> int:
+        """Return how many tokens before `place` equal the last ones of `tail`, `known` of them for certain."""
         tokens, length = self.tokens, known
-        while length < min(longest, place) and tokens[place - 1 - length] == tokens[-1 - length]:
+        while length < min(longest, place, len(tail)) and tokens[place - 1 - length] == tail[-1 - length]:
             length += 1
         return length
 

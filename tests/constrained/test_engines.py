@@ -115,6 +115,12 @@ def test_other_kinds_are_routed(kind):
     assert compiled.check("ab") is None
 
 
+@pytest.mark.parametrize("name", ["auto", "llguidance"])
+def test_a_choice_may_have_the_empty_text_among_it(name):
+    compiled = engine(name).compile(GrammarSpec("choice", '["", "ab"]'), VOCABULARY, LIMITS)
+    assert [compiled.matcher().validate(tokens) for tokens in ([256], [97, 98, 256], [97, 256])] == [1, 3, 1]
+
+
 def test_what_an_engine_does_not_take_is_refused():
     with pytest.raises(ConstraintError, match="use llguidance"):
         engine("xgrammar").compile(GrammarSpec("lark", 'start: "a"'), VOCABULARY, LIMITS)

@@ -53,13 +53,26 @@ def test_a_file_is_one_line_a_schema_and_a_summary(tmp_path, capfd):
     assert "right_with_check 1" in capfd.readouterr().out
 
 
+def test_the_share_of_forced_tokens_is_counted_for_both_ways_of_writing(tmp_path, capfd):
+    schema = {"type": "object", "properties": {"ab": {"type": "boolean"}}, "required": ["ab"], "additionalProperties": False}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"name": "one", "schema": schema, "tests": [{"valid": True, "data": {"ab": True}}, {"valid": False, "data": 1}]}))
+    assert main(["schema", str(path), "--tokenizer", "bytes", "--forced", "--json"]) == 0
+    line, last = map(json.loads, capfd.readouterr().out.splitlines())
+    # {"ab": true}$ and {"ab":true}$: all is forced but the t; the end where nothing can be said by bytes
+    assert (line["spaced_tokens"], line["compact_tokens"]) == (13, 12)
+    assert line["spaced_forced"] - line["compact_forced"] == 1
+    assert 9 <= line["compact_forced"] <= 11
+    assert last["summary"]["forced_share_compact"] == round(line["compact_forced"] / 12, 4)
+
+
 def test_one_schema_is_explained(tmp_path, capfd):
     path = tmp_path / "schema.json"
     path.write_text(json.dumps({"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}}, "required": ["a"]}))
     assert main(["schema", str(path), "--tokenizer", "bytes", "--json"]) == 0
     said = json.loads(capfd.readouterr().out)
     assert "#/properties/a/minimum" in said["enforced"]
-    assert said["checked"] == said["refused"] == []
+    assert (said["checked"], said["refused"]) == (["#/properties"], [])  # a name written with escapes
     assert json.loads(said["example"])["a"] >= 3
     path.write_text('{"uniqueItems": true}')
     assert main(["schema", str(path), "--tokenizer", "bytes", "--strict", "--json"]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from threading import Event, Timer
 
 import pytest
 
@@ -90,6 +91,8 @@ HOSTILE = {
     "many expressions": json.dumps(
         {"type": "string", "allOf": [{"pattern": f"(a.{{{n}}}b|c.{{{n + 3}}}d)"} for n in range(25)], "not": {"pattern": "x.{40}y"}}
     ),
+    "a step that no automaton counts": '{"type": "integer", "multipleOf": 123456789}',
+    "steps that meet far away": '{"type": "integer", "allOf": [{"multipleOf": 99991}, {"multiple\\u004ff": 99989}]}',
     "no type": '{"type": 5}',
     "no list": '{"enum": 3}',
     "no pattern": '{"pattern": 3, "type": "string"}',
@@ -120,4 +123,39 @@ def test_a_worker_is_ended_and_this_process_goes_on():
         tried("auto", GrammarSpec("regex", "((a{1,3000}){1,3000}){1,3000}"), CompileLimits(seconds=0.05))
     with pytest.raises(ConstraintError, match="refuses the"):
         tried("llguidance", GrammarSpec("regex", "(a{5000}"), CompileLimits(seconds=60))
+    with pytest.raises(ConstraintError, match=r"takes (longer|more than)"):
+        tried("llguidance", GrammarSpec("json_schema", '{"type": "integer", "multipleOf": 123456789}'), CompileLimits(seconds=3, megabytes=256))
     assert compiled({"type": "integer"}).matcher().validate([49, 256]) == 2
+
+
+@pytest.mark.parametrize("name", ["a process that compiles", "this process"])
+def test_compiling_stops_soon_where_it_is_cancelled(name):
+    """The grammars take seconds otherwise: the limit is far away."""
+    cancelled = Event()
+    limits = CompileLimits(seconds=600.0, cancelled=cancelled)
+    spec = GrammarSpec("regex", "((a{1,3000}){1,3000}){1,3000}") if "that" in name else GrammarSpec("json_schema", HOSTILE["many overlaps"])
+    timer = Timer(0.3 if "that" in name else 0.0, cancelled.set)
+    timer.start()
+    with pytest.raises(ConstraintError, match="was cancelled"):
+        Auto().compile(spec, bytes_only(), limits)
+    timer.join()
+    assert compiled({"type": "integer"}, CompileLimits(cancelled=Event())).matcher().validate([49, 256]) == 2
+
+
+def test_a_name_in_another_spelling_is_checked_or_in_strict_mode_cannot_be_written():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    text = r'{"\u0061": "x"}'
+    grammar, strict = compiled(schema), compiled(schema, strict=True)
+    assert legal_by_mask(grammar.matcher(), text, bytes_only())  # or this test has nothing to show
+    assert grammar.statement.checked == ("#/properties",)
+    assert "breaks type" in grammar.check(text)
+    assert not legal_by_mask(strict.matcher(), text, bytes_only())
+    assert strict.statement.checked == ()
+    assert compiled({**schema, "additionalProperties": False}).statement.checked == ()
+
+
+def test_a_step_too_long_to_be_counted_is_checked():
+    grammar = compiled({"type": "integer", "multipleOf": 123456789})
+    assert grammar.statement.checked == ("#/multipleOf",)
+    assert grammar.check("246913578") is None
+    assert grammar.check("246913579") is not None

@@ -13,6 +13,7 @@ from accelplug.constrained.lark.objects import obj
 from accelplug.constrained.lark.scalars import boolean, null, number, string
 from accelplug.constrained.schema.branches import Branch, Tableau
 from accelplug.constrained.schema.document import Document
+from accelplug.hooks import CompileLimits
 
 SHAPES: Final[dict[str, Callable[[Builder, Branch], list[Symbols]]]] = {
     "null": null,
@@ -31,19 +32,19 @@ class Written(NamedTuple):
     inexact: tuple[str, ...]
 
 
-def to_lark(document: Document, whitespace: str, seconds: float, *, any_order: bool = False, coarse: bool = False) -> Written:
+def to_lark(document: Document, whitespace: str, limits: CompileLimits, *, any_order: bool = False, coarse: bool = False) -> Written:
     """Write the grammar of the JSON texts that satisfy a schema, or of more than those: what more, it says.
 
-    :param seconds: most time this may take.
+    :param limits: how long this may take, and whether anybody waits for it.
     :param any_order: whether properties may come in any order.
     :param coarse: say less, for an engine that gave the exact grammar up.
     :raises ConstraintError: nothing satisfies the schema, or it is too large.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + limits.seconds
     try:
-        return _write(Tableau(document, deadline), whitespace, any_order=any_order, coarse=coarse)
+        return _write(Tableau(document, deadline, limits), whitespace, any_order=any_order, coarse=coarse)
     except TooLargeError:
-        return _write(Tableau(document, deadline, loose=True), whitespace, any_order=any_order, coarse=coarse)
+        return _write(Tableau(document, deadline, limits, loose=True), whitespace, any_order=any_order, coarse=coarse)
 
 
 def _write(tableau: Tableau, whitespace: str, *, any_order: bool, coarse: bool) -> Written:

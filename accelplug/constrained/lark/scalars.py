@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Final
 
 from accelplug.constrained.lark.builder import Builder, Symbols
 from accelplug.constrained.lark.terminals import terminal
@@ -13,8 +12,7 @@ from accelplug.constrained.schema.atoms import Bound, Inexact, Values
 from accelplug.constrained.schema.branches import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
-
-MOST_STEP: Final = 10**9  # digits that llguidance counts with
+from accelplug.constrained.statements import MOST_STEP
 
 
 def values_of(branch: Branch) -> list[str] | None:
@@ -73,7 +71,7 @@ def number(builder: Builder, branch: Branch) -> list[Symbols]:
 def _multiples(builder: Builder, numbers: Numbers) -> list[Symbols]:
     """Write multiples by llguidance's own arithmetic, which knows whole ones from 0 on; the others are checked."""
     step = numbers.step
-    if step is None or step.denominator != 1 or step >= MOST_STEP:
+    if step is None or step.denominator != 1 or step > MOST_STEP:
         builder.checked(Inexact("*/multipleOf"))
         return [[_json("integer" if numbers.integer else "number", numbers.low, numbers.high)]]
     low, high = numbers.whole(int(step))

@@ -56,4 +56,4 @@ def _point(point: int) -> str:
 
 def choice(texts: Iterable[str]) -> str:
     """Write a choice between literal texts as one terminal."""
-    return " | ".join(f"/{''.join(_point(ord(char)) for char in text)}/" for text in texts)
+    return " | ".join(f"/{''.join(_point(ord(char)) for char in text)}/" if text else '""' for text in texts)  # "//" begins a comment

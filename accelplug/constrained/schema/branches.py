@@ -17,6 +17,7 @@ from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values
 from accelplug.constrained.schema.clauses import Alternative, Alternatives, Clause, clauses
 from accelplug.constrained.schema.document import Document, Node, Signed, State
+from accelplug.hooks import CompileLimits
 
 Branch = tuple[Atom, ...]
 MOST_BRANCHES: Final = 300
@@ -66,13 +67,14 @@ def _apart(one: Bound, other: Bound) -> bool:
 class Tableau:
     """Branches of states, each worked out once."""
 
-    def __init__(self, document: Document, deadline: float, *, loose: bool = False) -> None:
+    def __init__(self, document: Document, deadline: float, limits: CompileLimits, *, loose: bool = False) -> None:
         """Prepare for one document.
 
         :param deadline: when to give up, on the monotonic clock.
+        :param limits: say whether the grammar is still wanted.
         :param loose: leave choices between negations, and what depends on other properties, to the final check everywhere.
         """
-        self.document, self.deadline, self.loose = document, deadline, loose
+        self.document, self.deadline, self.limits, self.loose = document, deadline, limits, loose
         self._clauses: dict[tuple[Node, str], list[Clause]] = {}
         self._branches: dict[tuple[State, str], list[Branch]] = {}
         self._possible: dict[State, bool] = {}
@@ -85,6 +87,7 @@ class Tableau:
         """
         key = state, kind
         if key not in self._branches:
+            self.limits.check_wanted()
             if time.monotonic() > self.deadline:
                 raise ConstraintError("the schema takes longer to compile than its limit; raise seconds, or simplify its combinations")
             self._branches[key] = self._with_values(state, self._all(state, kind))

@@ -167,13 +167,12 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _depth(value: Any) -> int:
-    deepest, waiting = 0, [(value, 1)]
-    while waiting:
-        one, depth = waiting.pop()
-        deepest = max(deepest, depth)
-        children = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
-        waiting.extend((child, depth + 1) for child in children if isinstance(child, dict | list))
-    return deepest
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        parts = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [child for children in parts for child in children if isinstance(child, dict | list)]
+    return depth
 
 
 def _escaped(step: str | int) -> str:

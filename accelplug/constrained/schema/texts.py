@@ -9,6 +9,7 @@ from accelplug.constrained.regex.tree import Regex, alt, both, literal
 from accelplug.constrained.schema.atoms import Atom, Inexact, Text, Values
 from accelplug.constrained.schema.branches import Branch, Tableau
 from accelplug.constrained.schema.document import Document, State
+from accelplug.hooks import CompileLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,6 @@ def _of_atom(atom: Atom) -> Regex:
 
 def texts_of(document: Document, state: State) -> Texts:
     """Return the strings of a state."""
-    branches = Tableau(document, float("inf")).branches(state, "string")
+    branches = Tableau(document, float("inf"), CompileLimits()).branches(state, "string")
     inexact = dict.fromkeys(atom for branch in branches for atom in branch if isinstance(atom, Inexact))
     return Texts(alt(*map(text_of, branches)), tuple(inexact))

@@ -42,6 +42,8 @@ ENGINE = Engine(
             ("generation_config", "input_ids", "inputs_tensor", "logits_processor", "model_kwargs"),
             "the drafter transformers_candidates",
         ),
+        Seam("transformers.generation.utils:MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", (), "images, audio and video in prompts"),
+        Seam(f"{GENERATE}._update_model_kwargs_for_generation", ("model_kwargs",), "telling which models look at images with each token"),
         Seam("transformers.generation.configuration_utils:GenerationConfig.get_generation_mode", (), "refusing beams"),
         Seam("transformers.generation.stopping_criteria:StopStringCriteria", ("tokenizer", "stop_strings"), "stop strings"),
         Seam("transformers.generation.stopping_criteria:EosTokenCriteria", ("eos_token_id",), "stopping at EOS inside a draft"),

@@ -17,6 +17,7 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_name
@@ -28,6 +29,7 @@ PER_STEP = {
     "cache", "past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
     "decoder_position_ids", "decoder_attention_mask", "token_type_ids", "mm_token_type_ids",
 }  # fmt: skip
+PREFILL = frozenset(MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL)  # images, audio, video: plain generate() leaves them out behind the prompt
 
 
 class Forward:
@@ -48,11 +50,12 @@ class Forward:
         self.cached = int(self.cache.get_seq_length())
         if not self.cached:
             raise HostError(f"{type(model).__name__} fills no cache, against which drafts are verified; use another model")
+        if any(int(layer.get_seq_length()) != self.cached for layer in self.cache.layers if layer.is_initialized):
+            raise HostError(f"{type(model).__name__} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
         positions = prompt_positions(model, input_ids, model_kwargs)
         self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
-        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP}
-        types = None if self.side else model_kwargs.get("token_type_ids")
-        self.token_type = None if types is None else types[:, -1:]  # [count, 1], the answer's
+        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP | PREFILL}
+        self.token_type = None if self.side else answers_type(model, input_ids, model_kwargs)  # [count, 1]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
         if self.side:
@@ -141,6 +144,14 @@ def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]
         model_kwargs = model.prepare_inputs_for_generation(input_ids, **model_kwargs)
     positions: Tensor | None = model_kwargs.get("decoder_position_ids" if model.config.is_encoder_decoder else "position_ids")
     return positions
+
+
+def answers_type(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the token type that the model gives what it generates, [count, 1]; None where it takes none behind the prompt."""
+    if model_kwargs.get("token_type_ids") is None:
+        return None
+    types: Tensor | None = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs).get("token_type_ids")
+    return None if types is None else types[:, -1:]
 
 
 def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:

@@ -153,6 +153,8 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
     def _dead_end(self, answer: Sequence[int]) -> ConstraintError:
         tokens = self.grammar.vocabulary.tokens
         text = b"".join(tokens[token] for token in answer).decode(errors="replace")
+        if self.grammar.spec.kind == "all_of":
+            return ConstraintError(f"no token is left after {text[-60:]!r} that {self.grammar.spec} and the other logits processors allow; loosen one")
         return ConstraintError(
             f"no token is left after {text[-60:]!r}: what {self.grammar.engine} allows there, the model or the other logits processors "
             "forbid; leave those out, or loosen the grammar"

@@ -64,6 +64,7 @@ class Loop:
             do_sample=bool(generation_config.do_sample),
             keep_scores=bool(wants and generation_config.output_scores),
             keep_logits=bool(wants and generation_config.output_logits),
+            parameters=session.requested.rows(session.selection.verifier, len(input_ids)),
         )
         requests = requests_of(model, input_ids, stopping_criteria, generation_config, inputs_tensor, model_kwargs, on_device=not walk.plain)
         obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
@@ -149,7 +150,8 @@ class Drafting:
         self.drafter: BoundDrafter | None = session.drafter
         self.guide, self.warp = guide, warp
         self.stats, self.vocab_size, self.requests = session.stats, session.vocab_size, requests
-        self.given, self.temperature = session.parameters, temperature
+        self.temperature = temperature
+        self.given = {} if session.selection.drafter is None else session.requested.rows(session.selection.drafter, requests.count)
         self.roots = requests.last()  # what the next forward pass's drafts follow
         self.tokens: IntArray = requests.tokens
         self.prompts: IntArray | None = None  # [count] prompt lengths, where some are padded
@@ -178,7 +180,7 @@ class Drafting:
         """Make the views of these rows once: the arrays inside change from step to step."""
         self.rows, self.lengths = rows, lengths
         self.fresh, self.accepted, self.budgets = (np.zeros(len(rows), dtype=np.int64) for _ in range(3))
-        parameters = {name: np.repeat(value, len(rows)) for name, value in self.given.items()}
+        parameters = {name: values[rows] for name, values in self.given.items()}
         self.commit_view = CommitView(rows, rows, self.tokens, self.lengths, self.fresh, self.accepted)
         inputs = None if self.requests.inputs is None else [self.requests.inputs[row] for row in rows]
         temperatures = np.full(len(rows), self.temperature)

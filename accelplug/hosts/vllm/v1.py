@@ -15,6 +15,7 @@ from accelplug.hosts.vllm import cpu_expand
 from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.chains import Batch, Chains
+from accelplug.hosts.vllm.forced import forced_in
 from accelplug.hosts.vllm.seat import Seat
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import token_limit
@@ -100,7 +101,7 @@ class V1Attachment:
             num_prompt_tokens = len(request.prompt_token_ids or ())
             self.chains.begin(request.req_id, token_limit(num_prompt_tokens, request.sampling_params, self.chains.max_length), request.sampling_params)
         drafts = scheduler_output.scheduled_spec_decode_tokens.items()
-        self._scheduled = {req_id: len(tokens) - tokens.count(-1) for req_id, tokens in drafts}
+        self._scheduled = {req_id: len(tokens) - tokens.count(-1) for req_id, tokens in drafts} | forced_in(scheduler_output)
         self._asked = False
         self.session.stats.requests += len(new)
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)

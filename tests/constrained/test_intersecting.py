@@ -1,0 +1,114 @@
+"""Several grammars on one text: masks, forced tokens and checks are those of all of them, and where nothing is left both are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from accelplug import ConstraintError, OptionError
+from accelplug.hooks import CompileLimits, GrammarSpec
+
+pytest.importorskip("llguidance")
+pytest.importorskip("jsonschema")
+
+from accelplug.constrained.auto import Alone, Auto
+from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.walking import legal_by_mask
+
+ENGINE, VOCABULARY, EOS = Auto(), bytes_only(), 256
+
+
+def compiled(*parts, engine=ENGINE):
+    return engine.compile(GrammarSpec.of({"all_of": list(parts)}), VOCABULARY, CompileLimits())
+
+
+def mask_of(matcher):
+    row = torch.zeros((len(VOCABULARY) + 31) // 32, dtype=torch.int32)
+    matcher.fill(row)
+    return {token for token in range(len(VOCABULARY)) if row[token // 32] >> token % 32 & 1}
+
+
+NAMES = st.lists(st.text("ab", max_size=3), min_size=1, max_size=6, unique=True)
+SEEN = {"empty": 0, "forced by all of them alone": 0, "dead end inside": 0}
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(NAMES, NAMES, st.text("ab", max_size=3))
+def test_a_position_is_in_all_grammars_at_once(one, other, walked):
+    both = set(one) & set(other)
+    try:
+        matcher = compiled({"choice": one}, {"choice": other}).matcher()
+    except ConstraintError as exc:
+        if both or str(exc).count("the choice") != 2:
+            raise
+        SEEN["empty"] += 1
+        return
+    assert both
+    for end in range(len(walked) + 1):
+        written = walked[:end]
+        nexts = [{(text + "$")[end] for text in texts if text.startswith(written)} for texts in (one, other)]
+        legal = {EOS if sign == "$" else ord(sign) for sign in nexts[0] & nexts[1]}
+        assert mask_of(matcher) == legal
+        forced = list(matcher.forced())
+        assert matcher.validate(forced) == len(forced)
+        if len(legal) == 1:
+            assert set(forced[:1]) == legal
+            SEEN["forced by all of them alone"] += min(map(len, nexts)) > 1
+        SEEN["dead end inside"] += not legal
+        if end == len(walked) or matcher.accept([ord(walked[end])]) == 0:
+            assert end == len(walked) or ord(walked[end]) not in legal
+            break
+    if end:
+        matcher.rollback(end)
+    assert mask_of(matcher) == mask_of(compiled({"choice": one}, {"choice": other}).matcher())
+
+
+def test_schema_and_expression_hold_together():
+    grammar = compiled({"json_schema": {"type": "integer", "minimum": 50}}, {"regex": "[0-9]{2}"})
+    assert [number for number in range(200) if legal_by_mask(grammar.matcher(), str(number), VOCABULARY)] == list(range(50, 100))
+    assert set(grammar.statement.enforced) == {"0: #/type", "0: #/minimum", "1: regex"}
+
+
+def test_what_one_leaves_to_the_check_is_checked():
+    grammar = compiled({"json_schema": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}, {"regex": r"\[1, [0-9]\]"})
+    assert legal_by_mask(grammar.matcher(), "[1, 1]", VOCABULARY)
+    assert "uniqueItems" in grammar.check("[1, 1]")
+    assert grammar.check("[1, 2]") is None
+    assert grammar.statement.checked == ("0: #/uniqueItems",)
+
+
+def test_a_position_goes_back_and_ends_in_all_of_them():
+    matcher = compiled({"choice": ["ab", "ac", "b"]}, {"regex": "a[cd]|b"}).matcher()
+    assert matcher.accept([*b"ab"]) == 1  # b is legal in the first alone
+    assert mask_of(matcher) == {ord("c")}
+    assert list(matcher.forced()) == [ord("c")]
+    assert matcher.accept([ord("c"), EOS, 97]) == 2
+    assert matcher.is_terminated
+    assert list(matcher.forced()) == []
+    matcher.rollback(3)
+    assert mask_of(matcher) == {ord("a"), ord("b")}
+
+
+@pytest.mark.parametrize("engine", [ENGINE, Alone("xgrammar")])
+def test_an_empty_intersection_names_both(engine):
+    with pytest.raises(ConstraintError, match=r"no text satisfies both the json_schema .*object.* and the regex '\[0-9\]\+'"):
+        compiled({"json_schema": {"type": "object"}}, {"regex": "[0-9]+"}, engine=engine)
+    with pytest.raises(ConstraintError, match=r"both the choice .*abd.* and the regex 'ab\[ce\]'"):  # two tokens are legal, then none
+        compiled({"choice": ["abd", "b"]}, {"regex": "ab[ce]"}, engine=engine)
+
+
+def test_it_is_written_as_a_list_of_grammars():
+    spec = GrammarSpec.of({"all_of": [{"choice": ["a"]}, GrammarSpec("regex", "a"), {"json_schema": {}, "whitespace": "compact"}]})
+    assert [part.kind for part in spec.parts()] == ["choice", "regex", "json_schema"]
+    assert spec.parts()[2].whitespace == "compact"
+    assert spec == GrammarSpec.of({"all_of": spec.text})
+    for wrong in ({"all_of": []}, {"all_of": "{}"}, {"all_of": [{}]}, {"all_of": [{"regex": "a"}], "strict": True}):
+        with pytest.raises(OptionError):
+            GrammarSpec.of(wrong)
+
+
+def test_everything_has_occurred():
+    """Runs behind the property above: without these events it would have proved nothing."""
+    assert all(SEEN.values()), SEEN
