@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from accelplug import HostError
@@ -31,7 +33,7 @@ def test_v2s_seams_are_expected_from_0_32_on_alone(older, monkeypatch):
     paths = {seam.path for seam in compat.ENGINE.seams_here()}
     assert paths == {seam.path for seam in compat.FRONT_END + compat.WORKER + compat.V1}
     monkeypatch.setattr(Engine, "version", lambda self: "0.32.0+cpu")
-    assert {seam.path for seam in compat.ENGINE.seams_here()} - paths == {seam.path for seam in compat.V2}
+    assert {seam.path for seam in compat.ENGINE.seams_here()} - paths == {seam.path for seam in compat.V2 + compat.AUDIT + compat.GRAMMARS}
     assert compat.ENGINE.restriction() is None
 
 
@@ -41,3 +43,9 @@ def test_a_rule_behind_vllms_drafter_on_v2_is_refused(older):
 
     with pytest.raises(HostError, match=r"verifier 'block' cannot be used: vLLM .* runs drafters and rules on the V1 .* set VLLM_USE_V2_MODEL_RUNNER=0"):
         configure._with_vllms_drafter(Config, read_settings({"verifier": "block"}))
+
+
+@pytest.mark.parametrize("require", [compat.require_grammars, compat.require_audits])
+def test_grammars_and_audits_are_refused(older, require):
+    with pytest.raises(HostError, match=rf"vllm {re.escape(older)} is outside the tested range >=0.32,<0.33; pip install 'vllm>=0.32,<0.33'"):
+        require()
