@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import accelplug
 
@@ -73,3 +75,38 @@ def test_edits_come_out_the_same_sooner(target: tuple[Any, Any], other: str, tok
         torch.manual_seed(3)
         drawn = model.generate(**inputs, max_new_tokens=64, do_sample=True, temperature=0.8, top_k=0)
     assert drawn.shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.fixture(scope="module")
+def tekken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small random model with a real tokenizer of 131,072 tokens, which is read once and written in the fast form."""
+    mistral_common = pytest.importorskip("mistral_common")
+    torch.manual_seed(0)
+    raw, folder = (str(tmp_path_factory.mktemp(name)) for name in ("tekken", "fast"))
+    shutil.copy(Path(mistral_common.__file__).parent / "data" / "tekken_240911.json", Path(raw) / "tekken.json")
+    config = LlamaConfig(
+        vocab_size=131072, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=4096,
+    )  # fmt: skip
+    config.save_pretrained(raw)
+    tokenizer = AutoTokenizer.from_pretrained(raw)
+    assert len(tokenizer) == 131072
+    tokenizer.save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tokens", ["intersection", "text"])
+def test_a_vocabulary_of_131072_tokens_drafts_for_one_of_4096(target: tuple[Any, Any], tekken: str, tokens: str) -> None:
+    model, tokenizer = target
+    drafter = {"name": "draft_model", "model": tekken, "tokens": tokens, "num_tokens": 5}
+    inputs = tokenizer(testbed.prompts()[0]["prompt"], return_tensors="pt")
+    with accelplug.attach(model, drafter=drafter, tokenizer=tokenizer) as session:
+        fast = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+    assert fast.tolist() == model.generate(**inputs, max_new_tokens=16, do_sample=False).tolist()
+    assert session.stats.drafted >= 3 * 15, "its text is the target's in other tokens, at every step"
+
+
+def test_such_a_model_is_refused_as_one_of_the_targets_tokens(target: tuple[Any, Any], tekken: str) -> None:
+    model, tokenizer = target
+    with pytest.raises(accelplug.HostError, match=r"differ in \d+ tokens; use a second model with the target's tokenizer, or tokens='intersection'"):
+        accelplug.attach(model, drafter={"name": "draft_model", "model": tekken}, tokenizer=tokenizer)
