@@ -64,7 +64,7 @@ def test_every_hook_docstring_says_when_and_since_when():
         assert all(part in text for part in (":param register:", "When:", "Since: contract version"))
 
 
-@pytest.mark.parametrize("page", ["refusals", "techniques"])
+@pytest.mark.parametrize("page", ["refusals", "techniques", "seams"])
 def test_a_written_page_is_what_the_source_says(page):
     done = subprocess.run([sys.executable, str(ROOT / f"docs/{page}.py"), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

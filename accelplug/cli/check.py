@@ -34,11 +34,11 @@ def _problem(seam: Seam) -> str | None:
 def look(host: str, engine: Engine) -> Document:
     """Describe one host: its release, whether that was tested, and each seam with what is wrong with it."""
     version = engine.version()
-    seams = engine.seams if version is not None else ()
-    rows = [{"path": seam.path, "used_for": seam.used_for, "problem": _problem(seam)} for seam in seams]
+    rows = [{"path": seam.path, "used_for": seam.used_for, "problem": _problem(seam)} for seam in engine.seams_here()]
     tested = version is not None and engine.is_tested()
     ok = version is None or (tested and not any(row["problem"] for row in rows))
-    return {"host": host, "version": version, "tested": tested, "tested_range": engine.tested_range, "seams": rows, "ok": ok}
+    described = {"tested": tested, "tested_range": engine.tested_range, "only": engine.restriction()}
+    return {"host": host, "version": version, **described, "seams": rows, "ok": ok}
 
 
 def collect(_: Namespace) -> Document:
@@ -52,7 +52,8 @@ def verdict(host: Document) -> str:
     if host["version"] is None:
         return "not installed"
     dead = sum(row["problem"] is not None for row in host["seams"])
-    release = "tested" if host["tested"] else f"NOT tested: install one in {host['tested_range']}"
+    only = "" if host["only"] is None else f": {host['only']}"
+    release = f"tested{only}" if host["tested"] else f"NOT tested: install one in {host['tested_range']}"
     return f"{release}; {len(host['seams']) - dead} of {len(host['seams'])} seams alive"
 
 

@@ -24,11 +24,13 @@ class Seam:
     :param path: ``"package.module:Name.attribute"``.
     :param parameters: names that its signature must have; empty where only its existence matters.
     :param used_for: what stops working without it, for people.
+    :param since: the first release in which it is used; nothing of an older one is expected to have it.
     """
 
     path: str
     parameters: tuple[str, ...] = ()
     used_for: str = ""
+    since: str = "0"
 
     def resolve(self) -> Any:
         """Return the attribute.
@@ -71,13 +73,17 @@ def _reason(exc: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine's distributions, the releases tested, and the seams used."""
+    """An engine's distributions, the releases tested, and the seams used.
+
+    :param partly: below which release only a part runs, and which part.
+    """
 
     name: str
     distributions: tuple[str, ...]
     tested_from: str
     tested_below: str
     seams: tuple[Seam, ...]
+    partly: tuple[str, str] | None = None
 
     def version(self) -> str | None:
         """Return the installed version, or None."""
@@ -98,6 +104,16 @@ class Engine:
         version = self.version()
         return version is not None and Version(self.tested_from) <= Version(version) < Version(self.tested_below)
 
+    def seams_here(self) -> tuple[Seam, ...]:
+        """Return the seams that are used in the installed release; none where there is none."""
+        version = self.version()
+        return () if version is None else tuple(seam for seam in self.seams if Version(seam.since) <= Version(version))
+
+    def restriction(self) -> str | None:
+        """Return which part alone runs on the installed release; None where all does."""
+        version = self.version()
+        return None if version is None or self.partly is None or Version(version) >= Version(self.partly[0]) else self.partly[1]
+
     def require(self) -> None:
         """Refuse a missing or untested release, or a moved seam.
 
@@ -109,6 +125,6 @@ class Engine:
         if not self.is_tested():
             wanted = f"{self.distributions[0]}{self.tested_range}"
             raise HostError(f"{self.name} {version} is outside the tested range {self.tested_range}; pip install '{wanted}'")
-        problems = [problem for seam in self.seams if (problem := seam.problem())]
+        problems = [problem for seam in self.seams_here() if (problem := seam.problem())]
         if problems:
             raise HostError(f"{self.name} {version}: " + "; ".join(problems) + f"; tested range: {self.tested_range}")

@@ -1,11 +1,11 @@
-"""Adaptive: draft as many tokens of another drafter's as pay for themselves, often none.
+"""Adaptive: draft as many tokens of another drafter's as pay for themselves, often none; of a tree the branches that do.
 
 Paper      Leviathan et al. 2023, arXiv 2211.17192, section 3.4 (the best length); Saxena et al. 2025, "Utility-Driven Speculative Decoding"
 Output     unchanged (the verifier decides)
-Needs      a drafter of chains; a host that measures its steps
+Needs      a drafter in host memory; a host that measures its steps
 Hosts      transformers, vllm
 Devices    cpu, cuda
-Cost       host: about twenty microseconds a step, beside the other drafter's own
+Cost       host: about twenty microseconds a step, two a node of a tree, beside the other drafter's own
 Good for   texts where drafts are sometimes useless: it comes back to plain speed there, and sees when they become useful
 Poor for   drafts that are nearly always right: they are best taken whole
 """
@@ -14,23 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from accelplug._errors import OptionError
 from accelplug.hooks.binding import BoundDrafter, bind_drafter
 from accelplug.hooks.context import BuildContext
-from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray, NodeKind
+from accelplug.hooks.drafting import ROOT, CommitView, DrafterTraits, Drafts, DraftView, IntArray, NodeKind
 from accelplug.hooks.options import option
-from accelplug.spec.worth import Worth, seconds_by_width
+from accelplug.spec.branches import NEVER, Branches, above_bar, bar_of, pruned
+from accelplug.spec.worth import TRY, Worth, seconds_by_width
 
 
 @dataclass(slots=True)
 class Adaptive:
     """Ask another drafter for as many tokens as are worth their cost, by what was accepted and what steps took.
 
-    While none are, a source of deterministic drafts that needs nothing but tokens is still asked for one, which is not
-    verified but compared with what comes. Others are tried, ever more rarely.
+    While none are, a source of deterministic drafts that needs nothing but tokens is still asked for one, or for its tree, which is
+    not verified but compared with what comes. Others are tried, ever more rarely. Trees are drafted whole and pruned.
     """
 
     source: object = option("prompt_lookup", help="the drafter, spelled as always")
@@ -38,13 +40,13 @@ class Adaptive:
     context: BuildContext = field(kw_only=True, repr=False)
     _inner: BoundDrafter = field(init=False, repr=False)
     _guesses: bool = field(init=False, repr=False)
-    _requests: dict[int, Worth] = field(init=False, repr=False, default_factory=dict)
+    _requests: dict[int, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._inner = bind_drafter(self.context.build("drafter", self.source))
         traits = self._inner.traits
-        if traits.shape != "chain" or self._inner.is_device_only:
-            raise OptionError(f"adaptive: {self._inner.technique} drafts no chains in host memory; give a source that does")
+        if self._inner.is_device_only:
+            raise OptionError(f"adaptive asks in host memory and {self._inner.technique} drafts on the device only; give another source")
         self._guesses = traits.kinds == {NodeKind.DELTA} and not traits.needs
         self.context.step_seconds()  # refused here where the host measures none
 
@@ -55,7 +57,7 @@ class Adaptive:
 
     def start(self, slots: IntArray) -> None:
         """Begin with nothing known of each slot."""
-        self._requests |= {slot: Worth() for slot in slots.tolist()}
+        self._requests |= {slot: Branches() if self.traits.shape == "tree" else Worth() for slot in slots.tolist()}
         self._inner.technique.call(self._inner.start, slots)
 
     def finish(self, slots: IntArray) -> None:
@@ -66,15 +68,21 @@ class Adaptive:
 
     def observe(self, view: CommitView) -> None:
         """Count what became of the drafts."""
-        came = view.tokens[view.rows, view.lengths - view.fresh].tolist()
-        for slot, accepted, token in zip(view.slots.tolist(), view.accepted.tolist(), came, strict=True):
-            self._requests[slot].learn(accepted, token)
+        if self.traits.shape == "tree":
+            for i, slot in enumerate(view.slots.tolist()):
+                self._requests[slot].learn(view.history(i)[view.lengths[i] - view.fresh[i] :].tolist())
+        else:
+            came = view.tokens[view.rows, view.lengths - view.fresh].tolist()
+            for slot, accepted, token in zip(view.slots.tolist(), view.accepted.tolist(), came, strict=True):
+                self._requests[slot].learn(accepted, token)
         self._inner.technique.call(self._inner.observe, view)
 
     def propose(self, view: DraftView) -> Drafts:
-        """Ask the source within smaller budgets, and not at all where none is worth it."""
+        """Ask the source within smaller budgets, and not at all where none is worth it; prune a tree."""
         requests = [self._requests[slot] for slot in view.slots.tolist()]
         rooms = [max(0, min(self.num_tokens, budget)) for budget in view.budgets.tolist()]
+        if self.traits.shape == "tree":
+            return self._trees(view, requests, rooms)
         lengths = self._lengths(requests, rooms)
         asked = [length or min(room, self._guesses) for length, room in zip(lengths, rooms, strict=True)]
         if any(asked):
@@ -101,3 +109,39 @@ class Adaptive:
         if self._guesses:
             return lengths
         return [length or min(room, request.tries()) for request, length, room in zip(requests, lengths, rooms, strict=True)]
+
+    def _trees(self, view: DraftView, requests: Sequence[Branches], rooms: Sequence[int]) -> Drafts:
+        """Ask for whole trees, and keep of each the nodes that reach a bar that was set before."""
+        rates, bars = self._bars(requests, rooms)
+        tries = [not self._guesses and bar < NEVER and request.tries(is_worth=bar <= 1) for request, bar in zip(requests, bars, strict=True)]
+        asked = [room if self._guesses or bar <= 1 else min(room, TRY * trial) for room, bar, trial in zip(rooms, bars, tries, strict=True)]
+        if not any(asked):
+            return Drafts.chains([()] * len(asked))
+        drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
+        parents = _parents(drafts)
+        bounds, tokens, above = drafts.offsets.tolist(), drafts.tokens.tolist(), parents.tolist()
+        led = [False] * len(requests) if view.ahead is None else (view.ahead > 0).tolist()  # then what comes next is known already
+        kept: list[bool] = []
+        for i, request in enumerate(requests):
+            nodes = slice(bounds[i], bounds[i + 1])
+            request.went(tokens[nodes], above[nodes], is_judged=not led[i])
+            kept += [True] * len(tokens[nodes]) if tries[i] else above_bar(above[nodes], rates[i], bars[i])
+        return drafts if all(kept) else pruned(drafts, parents, np.array(kept, dtype=bool))
+
+    def _bars(self, requests: Sequence[Branches], rooms: Sequence[int]) -> tuple[list[list[float]], list[float]]:
+        """Return each request's chances by place among siblings, and the least chance of a node that pays for itself."""
+        rates = [request.rates(in_order=self.traits.kinds != {NodeKind.DELTA}) for request in requests]
+        table = self.context.step_seconds()
+        if 1 not in table:  # no plain step was measured, and that is the measure of all others
+            return rates, [NEVER] * len(requests)
+        seconds = seconds_by_width(table, 1 + self.num_tokens)
+        return rates, [bar_of(rate, seconds, room) for rate, room in zip(rates, rooms, strict=True)]
+
+
+def _parents(drafts: Drafts) -> IntArray:
+    """Return every node's parent, [num_nodes], a chain's too."""
+    if drafts.parents is not None:
+        return drafts.parents
+    counts = np.diff(drafts.offsets)
+    parents: IntArray = np.arange(len(drafts.tokens)) - np.repeat(drafts.offsets[:-1], counts) + ROOT
+    return parents

@@ -28,22 +28,23 @@ class Fly:
     drafted tokens would be rejected. A rejection that no whole window follows is never overlooked, nor a token that cannot be sampled.
     """
 
-    window: int = option(6, ge=1, le=64, help="drafted tokens that must be accepted behind an overlooked one")
-    entropy: float = option(0.3, ge=0.0, help="least entropy of the target's likeliest tokens, in nats")
+    window: int = option(6, ge=1, le=64, per_request=True, help="drafted tokens that must be accepted behind an overlooked one")
+    entropy: float = option(0.3, ge=0.0, per_request=True, help="least entropy of the target's likeliest tokens, in nats")
     top_k: int = option(3, ge=2, le=64, help="how many of the likeliest tokens the entropy is taken over")
 
     traits: ClassVar[VerifierTraits] = VerifierTraits(lossless=None, shape="chain")
 
     def choose(self, view: PathView) -> Choice:
         """Return the tokens up to the first rejection that is not overlooked, and the residual there."""
+        window = int(view.parameters.get("window", self.window))
         accepted = [view.below(probability) for probability in _acceptance(view)]
         unsure = self._unsure(view)
         overlooked = []
         for node, kept in enumerate(accepted):
-            behind = accepted[node + 1 : node + 1 + self.window]
+            behind = accepted[node + 1 : node + 1 + window]
             if kept:
                 continue
-            if unsure[node] and len(behind) == self.window and all(behind):
+            if unsure[node] and len(behind) == window and all(behind):
                 overlooked.append(node)
                 continue
             left = (view.target[node] - view.drawn_from(node)).clamp(min=0)
@@ -58,7 +59,7 @@ class Fly:
         scores = view.logits[:-1]
         likely = scores.topk(min(self.top_k, scores.shape[1])).values.softmax(-1)
         possible = _at_tokens(scores, view) > -torch.inf
-        unsure: list[bool] = ((torch.special.entr(likely).sum(-1) >= self.entropy) & possible).tolist()
+        unsure: list[bool] = ((torch.special.entr(likely).sum(-1) >= view.parameters.get("entropy", self.entropy)) & possible).tolist()
         return unsure
 
 

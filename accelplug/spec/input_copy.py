@@ -22,11 +22,15 @@ from accelplug.hooks.options import option
 _SEVERAL = -1
 """In place of a position: the n-gram stands in more than one."""
 
+_NEAR = 8
+"""So many tokens behind the last one copied are searched for the output's last, should no n-gram tell the place."""
+
 
 class _Copying:
     """One request's source, and the position in it that comes next; None where the output has left it.
 
     :ivar seen: how many of the request's tokens were followed so far, its prompt included.
+    :ivar left: the position behind the last token that was copied.
     """
 
     def __init__(self, source: list[int], max_ngram: int, seen: int) -> None:
@@ -38,20 +42,21 @@ class _Copying:
                 self.behind[gram] = _SEVERAL if gram in self.behind else end
         self.output: list[int] = []
         self.position: int | None = 0
+        self.left = 0
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Follow the output: along the source while it agrees, and from the only place that fits where it does not."""
+        """Follow the output: along the source while it agrees, and from the place that fits where it does not."""
         self.seen += len(tokens)
         for token in tokens:
             self.output.append(token)
             at = self.position
             if at is not None and at < len(self.source) and self.source[at] == token:
-                self.position = at + 1
+                self.position = self.left = at + 1
             else:
-                self.position = self._realigned()
+                self.position = self._unique() or self._nearest(token)
         del self.output[: -self.max_ngram]
 
-    def _realigned(self) -> int | None:
+    def _unique(self) -> int | None:
         """Return the position behind the output's last tokens, by the fewest of them that stand in the source just once."""
         for size in range(1, min(self.max_ngram, len(self.output)) + 1):
             found = self.behind.get(tuple(self.output[-size:]))
@@ -60,6 +65,11 @@ class _Copying:
             if found != _SEVERAL:
                 return found
         return None
+
+    def _nearest(self, token: int) -> int | None:
+        """Return the position behind the token where it stands next, not far behind the last one that was copied."""
+        near = self.source[self.left : self.left + _NEAR]
+        return self.left + near.index(token) + 1 if token in near else None
 
     def moved(self, ahead: Sequence[int]) -> _Copying:
         """Return where the output would be behind tokens that are not committed."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-_MEMORY = 0.9  # how much of what was counted stays from one judged draft to the next
-_DOUBT = 0.5  # rejected tokens presumed at first
-_TRY = 2  # tokens drafted to find out whether more are worth it
+MEMORY = 0.9  # how much of what was counted stays from one judged draft to the next
+DOUBT = 0.5  # rejected tokens presumed at first
+TRY = 2  # tokens drafted to find out whether more are worth it
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 4, 4096
 
 
@@ -32,6 +32,31 @@ def seconds_by_width(table: Mapping[int, float], most: int) -> list[float]:
 
 
 @dataclass(slots=True)
+class Pause:
+    """When to try again after giving up: ever more rarely."""
+
+    length: int = _SHORTEST_PAUSE
+    left: int = 0
+    is_trying: bool = False
+
+    def tries(self) -> bool:
+        """Whether to draft in this step although it is not known to be worth it."""
+        self.left = max(0, self.left - 1)
+        self.is_trying = not self.left
+        return self.is_trying
+
+    def spent(self) -> None:
+        """Wait, twice as long each time, where what was drafted was a try."""
+        if self.is_trying:
+            self.left = self.length
+            self.length = min(2 * self.length, _LONGEST_PAUSE)
+
+    def over(self) -> None:
+        """Wait no more."""
+        self.length, self.left = _SHORTEST_PAUSE, 0
+
+
+@dataclass(slots=True)
 class Worth:
     """How one request's drafts fared, recent ones counting more, and when to try again after giving up."""
 
@@ -39,9 +64,7 @@ class Worth:
     judged: float = 0.0
     drafted: int = 0  # in the last step
     guess: int | None = None  # what was thought to come next in the last step, and not drafted
-    pause: int = _SHORTEST_PAUSE
-    wait: int = 0
-    is_trying: bool = False
+    pause: Pause = field(default_factory=Pause)
 
     def learn(self, accepted: int, token: int) -> None:
         """Count the last draft, each of its tokens up to the first rejected one; or the guess, by the `token` that came."""
@@ -49,17 +72,17 @@ class Worth:
         if self.guess is not None:
             accepted, judged = int(token == self.guess), 1
         if judged:
-            self.accepted, self.judged = _MEMORY * self.accepted + accepted, _MEMORY * self.judged + judged
-        if self.is_trying and 0 < accepted == self.drafted:
-            self.pause, self.wait = _SHORTEST_PAUSE, 0  # one right try does not make up for all that went wrong: go on trying
+            self.accepted, self.judged = MEMORY * self.accepted + accepted, MEMORY * self.judged + judged
+        if self.pause.is_trying and 0 < accepted == self.drafted:
+            self.pause.over()  # one right try does not make up for all that went wrong: go on trying
 
     def length(self, seconds: Sequence[float], most: int) -> int:
         """Return how many tokens to draft: those of most tokens per second.
 
         :param seconds: of steps over 1, 2, ... positions.
         """
-        self.is_trying = False
-        rate = self.accepted / (self.judged + _DOUBT)
+        self.pause.is_trying = False
+        rate = self.accepted / (self.judged + DOUBT)
         gain, likely, best, highest = 1.0, 1.0, 0, 1.0 / seconds[0]
         for count in range(1, most + 1):
             likely *= rate
@@ -67,18 +90,15 @@ class Worth:
             if gain / seconds[count] > highest:
                 best, highest = count, gain / seconds[count]
         if best:
-            self.pause, self.wait = _SHORTEST_PAUSE, 0
+            self.pause.over()
         return best
 
     def tries(self) -> int:
         """Return how many tokens to draft although they are not known to be worth it."""
-        self.wait = max(0, self.wait - 1)
-        self.is_trying = not self.wait
-        return _TRY if self.is_trying else 0
+        return TRY if self.pause.tries() else 0
 
     def went(self, drafted: int, guess: int | None) -> None:
         """Note what was drafted; a try that found nothing to draft cost nothing and is repeated."""
         self.drafted, self.guess = drafted, guess
-        if drafted and self.is_trying:
-            self.wait = self.pause
-            self.pause = min(2 * self.pause, _LONGEST_PAUSE)
+        if drafted:
+            self.pause.spent()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from accelplug.cli.entry import main
 
 REPEATING = "".join(f"line {i % 3} of the same three lines\n" for i in range(6))
 ROW = {
     "accepted", "acceptance", "batch_size", "best_of_own", "copy_ratio", "drafted", "family", "forwards", "ms_per_forward", "output", "prompts",
-    "ratio", "seconds", "task", "technique", "tokens_per_forward", "tokens_per_s",
+    "ratio", "seconds", "task", "technique", "tokens_per_forward", "tokens_per_s", "cpu_ratio", "cpu_seconds", "worst_cpu_ratio",
 }  # fmt: skip
 NEW = 24
 
@@ -92,6 +93,22 @@ def test_batches_run_through_techniques_alone(bench):
     assert ours["output"]["different"] == 0
     assert ours["accepted"] > 0
     assert "one prompt at a time" in found["left_out"]["Transformers' own prompt lookup in batches"]
+
+
+def test_two_drafters_are_compared_and_everything_runs_compiled(bench):
+    """Without a compiler, which takes minutes: what is tested is the caches, the widths and the rows."""
+    with torch.compiler.set_stance("force_eager"):
+        status, found = bench("--task", "lines", "--drafter", "prompt_lookup", "--pair", "suffix", "prompt_lookup", "--compiled", "--skip-own")
+    assert status == 0
+    names = ["plain", "prompt_lookup", "suffix", "plain, compiled", "prompt_lookup, compiled", "suffix, compiled"]
+    assert [row["technique"] for row in found["rows"]] == names
+    assert all(row["output"]["different"] == 0 for row in found["rows"])
+    assert rows_of(found, technique="plain, compiled")[0]["tokens_per_forward"] == 1
+    assert rows_of(found, technique="suffix, compiled")[0]["accepted"] > 0
+    pairs = [("suffix", "prompt_lookup"), ("prompt_lookup, compiled", "plain, compiled"), ("suffix, compiled", "plain, compiled")]
+    assert sorted((pair["technique"], pair["over"]) for pair in found["pairs"]) == sorted(pairs)
+    assert all(pair["ratio"]["low"] <= pair["ratio"]["median"] <= pair["ratio"]["high"] for pair in found["pairs"])
+    assert all(len(row["cpu_seconds"]) == 2 and len(row["cpu_seconds"][0]) == 2 for row in found["rows"]), "round by round, prompt by prompt"
 
 
 def test_by_default_every_installed_drafter_that_runs_here_is_measured(command, install, tiny_model, prompts):

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = {
     "accelplug/hooks": ("tests/hooks", "tests/conformance/test_builtins.py"),
     "accelplug/spec": ("tests/spec", "tests/conformance/test_builtins.py"),
+    "accelplug/spec/branches.py": ("tests/spec/test_adaptive.py", "tests/hosts/hf/test_draft_model_exact.py"),
     "accelplug/spec/draft_model.py": ("tests/hosts/hf/test_draft_model.py", "tests/hosts/hf/test_draft_model_exact.py"),
     "accelplug/spec/lengths.py": ("tests/hosts/hf/test_draft_model_exact.py", "tests/hosts/hf/test_draft_model.py"),
     "accelplug/spec/transformers_candidates.py": ("tests/hosts/hf/test_candidates.py",),
@@ -34,6 +35,7 @@ TESTS = {
     "accelplug/hosts/choices.py": ("tests/hosts/hf/test_paths_exact.py", "tests/hosts/vllm/test_judging.py"),
     "accelplug/hosts/costs.py": ("tests/hosts/hf/test_adaptive.py", "tests/spec/test_adaptive.py"),
     "accelplug/hosts/hf/candidates.py": ("tests/hosts/hf/test_candidates.py",),
+    "accelplug/hosts/hf/checking.py": ("tests/hosts/hf/test_edges.py", "tests/hosts/hf/test_settings.py"),
     "accelplug/hosts/hf/columns.py": ("tests/hosts/hf/test_ragged.py",),
     "accelplug/hosts/hf/forward.py": ("tests/hosts/hf/test_greedy_exact.py", "tests/hosts/hf/test_static_cache.py", "tests/hosts/hf/test_padding.py"),
     "accelplug/hosts/hf/front.py": ("tests/hosts/hf/test_session.py", "tests/hosts/hf/test_edges.py"),
@@ -41,6 +43,7 @@ TESTS = {
     "accelplug/hosts/hf/guided.py": ("tests/hosts/hf/test_guided.py", "tests/hosts/hf/test_grammar_exact.py", "tests/hosts/hf/test_grammar.py"),
     "accelplug/hosts/hf/loop.py": ("tests/hosts/hf/test_session.py", "tests/hosts/hf/test_greedy_exact.py", "tests/hosts/hf/test_settings.py"),
     "accelplug/hosts/hf/masks.py": ("tests/hosts/hf/test_greedy_exact.py", "tests/hosts/hf/test_ragged.py", "tests/hosts/hf/test_padding.py"),
+    "accelplug/hosts/hf/loading.py": ("tests/hosts/hf/test_second.py", "tests/hosts/hf/test_translated.py", "tests/hosts/hf/test_draft_model.py"),
     "accelplug/hosts/hf/positions.py": ("tests/hosts/hf/test_positions.py",),
     "accelplug/hosts/hf/ragged.py": ("tests/hosts/hf/test_ragged.py", "tests/hosts/hf/test_batches.py"),
     "accelplug/hosts/hf/request.py": ("tests/hosts/hf/test_session.py", "tests/hosts/hf/test_edges.py", "tests/hosts/hf/test_settings.py"),
@@ -48,8 +51,12 @@ TESTS = {
     "accelplug/hosts/hf/session.py": ("tests/hosts/hf/test_session.py", "tests/hosts/hf/test_edges.py", "tests/hosts/hf/test_settings.py"),
     "accelplug/hosts/hf/translated.py": ("tests/hosts/hf/test_translated.py",),
     "accelplug/hosts/hf/tree.py": ("tests/hosts/hf/test_greedy_exact.py", "tests/hosts/hf/test_sampling_exact.py"),
+    "accelplug/hosts/hf/verified.py": ("tests/hosts/hf/test_verified.py",),
     "accelplug/hosts/hf/verify.py": ("tests/hosts/hf/test_sampling_exact.py", "tests/conformance/test_builtins.py"),
+    "accelplug/hosts/hf/parameters.py": ("tests/hosts/hf/test_parameters.py",),
     "accelplug/hosts/hf/paths.py": ("tests/hosts/hf/test_paths.py", "tests/hosts/hf/test_paths_exact.py"),
+    "accelplug/hosts/stats.py": ("tests/hosts/hf/test_session.py",),
+    "accelplug/hosts/vocabulary.py": ("tests/hosts/test_vocabulary.py",),
     "accelplug/hosts/vllm/chains.py": ("tests/hosts/vllm/test_chains.py",),
     "accelplug/hosts/vllm/judging.py": ("tests/hosts/vllm/test_judging.py",),
     "accelplug/hosts/vllm/metrics.py": ("tests/hosts/vllm/test_metrics.py",),
@@ -92,14 +99,15 @@ def copy_of_the_source(into: Path) -> Path:
 
 
 def examine(copy: Path, targets: list[str], count: int, seed: int, timeout: float) -> Iterator[dict[str, object]]:
-    """Run the tests on the source as it is, then on each mutant, and yield what became of it."""
+    """Run the tests on each mutant, before a target's first one on the source as it is, and yield what became of it."""
     everything = [(target, file, mutant) for target in targets for file in files_of(copy, target) for mutant in mutants(file.read_text())]
     chosen = random.Random(seed).sample(everything, min(count, len(everything)))
-    print(f"{len(everything)} mutants there are, {len(chosen)} are run")
-    for target in sorted({target for target, _, _ in chosen}):
-        if fate(copy, TESTS[target], timeout) != "survived":
-            raise SystemExit(f"the tests of {target} fail or take over {timeout:g} s on the source as it is; nothing can be learnt from them")
+    print(f"{len(everything)} mutants there are, {len(chosen)} are run", flush=True)
+    known: set[str] = set()
     for target, file, mutant in chosen:
+        if target not in known and fate(copy, TESTS[target], timeout) != "survived":
+            raise SystemExit(f"the tests of {target} fail or take over {timeout:g} s on the source as it is; nothing can be learnt from them")
+        known.add(target)
         yield examined(copy, target, file, mutant, timeout)
 
 

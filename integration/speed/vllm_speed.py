@@ -13,6 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -66,19 +67,25 @@ class Engine:
         command = [sys.executable, script, "--model", model, "--serve", json.dumps(config), "--concurrency", str(concurrency)]
         # In one process, so that an engine waiting for its turn costs nothing.
         environment = {**vllm_environment("v1"), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
-        while (line := self._line()) != "ready":
-            if not line:
-                raise SystemExit(f"the engine for {config} did not start")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the process writes
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+        self.config, self.is_ready = config, False  # several engines may start at once
 
     def _line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         return line.strip() or ("-" if line else "")
 
+    def wait(self) -> None:
+        """Wait until the engine is up."""
+        while not self.is_ready and (line := self._line()) != "ready":
+            if not line:
+                self.log.seek(0)
+                raise SystemExit(f"the engine for {self.config} did not start: {self.log.read()[-2000:]}")
+        self.is_ready = True
+
     def __call__(self) -> list[list[int]]:
+        self.wait()
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()

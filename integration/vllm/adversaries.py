@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 import accelplug
+from accelplug.constrained.auto import Auto
 from accelplug.hooks import (
     BuildContext,
     CommitView,
+    CompileLimits,
     DeviceDrafts,
     DeviceView,
     DrafterTraits,
     Drafts,
     DraftView,
+    GrammarSpec,
     IntArray,
     VerifierTraits,
     VerifyView,
+    Vocabulary,
 )
 
 MIXED = ((4, 0), (0, 4), (2, 2), (0, 0), (1, 1), (3, 0))
@@ -199,6 +206,19 @@ class Halved:
         return left / left.sum(-1, keepdim=True)
 
 
+class Drawn:
+    """The usual rule on drafts that were drawn: raises unless their probabilities come along, one whole row for each."""
+
+    traits = VerifierTraits(lossless="sampling")
+
+    def accept(self, view: VerifyView) -> Any:
+        assert view.draft is not None, "the drafts were drawn, and nobody says from what"
+        assert view.draft.shape == view.target.shape
+        assert ((view.draft.sum(-1) - 1).abs() < 1e-4).all()
+        assert (view.draft_at_tokens() > 0).all(), "a draft that its own drafter thinks impossible"
+        return (view.target_at_tokens() / view.draft_at_tokens()).clamp(max=1.0)
+
+
 class Everything:
     """Keeps whatever was drafted."""
 
@@ -206,6 +226,52 @@ class Everything:
 
     def accept(self, view: VerifyView) -> Any:
         return view.target_at_tokens() * 0 + 1
+
+
+class Faulty:
+    """Compiles a grammar whose matcher raises while it decodes, if the model's vocabulary is a real one.
+
+    :param where: the method that raises.
+    :param at: its call that does.
+    """
+
+    def __init__(self, where: str = "fill", at: int = 3) -> None:
+        self.where, self.at = where, at
+
+    def compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Any:
+        compiled = Auto().compile(spec, vocabulary, limits)
+        return SimpleNamespace(statement=compiled.statement, check=compiled.check, matcher=lambda: self._failing(compiled.matcher()))
+
+    def _failing(self, matcher: Any) -> Any:
+        methods = {name: getattr(matcher, name) for name in ("fill", "accept", "rollback", "validate", "forced")}
+        calls = iter(range(1, 10_000))
+
+        def failing(*given: Any) -> Any:
+            if next(calls) == self.at:
+                raise RuntimeError("the grammar has fallen silent")
+            return methods[self.where](*given)
+
+        return SimpleNamespace(**{**methods, self.where: failing})
+
+
+class Slow:
+    """Compiles where the vocabulary is the model's only once a file exists."""
+
+    def __init__(self, file: str = "") -> None:
+        self.file = Path(file or os.environ.get("SLOW_GRAMMAR", "/dev/null"))
+
+    def compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Any:
+        while len(vocabulary) > 300 and not self.file.exists():
+            time.sleep(0.01)
+        return Auto().compile(spec, vocabulary, limits)
+
+
+@accelplug.hookimpl
+def register_grammars(register: Any) -> None:
+    register("faulty", Faulty)
+    register("faulty_forced", lambda: Faulty("forced", 2))
+    register("faulty_accept", lambda: Faulty("accept", 2))
+    register("slow", Slow)
 
 
 @accelplug.hookimpl
@@ -217,5 +283,6 @@ def register_drafters(register: Any) -> None:
 
 @accelplug.hookimpl
 def register_verifiers(register: Any) -> None:
+    register("drawn", Drawn)
     register("halved", Halved)
     register("everything", Everything)

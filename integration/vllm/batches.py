@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+# Ragged, more than run at once, so that slots are recycled and rows move.
 PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11, 9, 9], [100, 200, 30, 100, 200], [77] * 17]
 LENGTH = 24
+INSIDE = (13, 14, 17, 18, 19, 23)
+"""Positions of an answer that are accepted drafts with another accepted draft behind them, where the oracle drafts as it does unasked."""
+MAX_LENGTH = 96
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": LENGTH}
 WORDS = "one|two|red"
 ALLOWED = list(range(300, 330))
@@ -30,3 +34,8 @@ SERVED = {
 """Asked of servers, the last prompt after all others."""
 
 ALL = {**RULES, "failing": FAILING, "served": SERVED}
+
+
+def token_inside(continuations: list[list[int]]) -> int:
+    """Return a token that first appears inside a draft of the oracle."""
+    return next(tokens[i] for i in INSIDE for tokens in continuations if tokens[i] not in tokens[:i])

@@ -1,21 +1,28 @@
-"""Fixtures for real vLLM engines in subprocesses. Run with ``pytest integration/vllm``; one engine lives at a time."""
+"""Fixtures for real vLLM engines in subprocesses. Run with ``pytest integration/vllm``; one engine works at a time."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_model
-from batches import ALL
-from jobs import HERE, Run, engine, run_engines
+from batches import ALL, MAX_LENGTH, PROMPTS, token_inside
+from jobs import HERE, Kept, Plain, Run, engine, engines_started, run_engines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"vLLM engines started by integration/vllm: {engines_started()}")
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model, small enough for Triton's interpreter."""
-    return tiny_model.make(tmp_path_factory.mktemp("model"))
+    """A random model, small enough for Triton's interpreter. The token that ends its text comes inside a draft of the oracle."""
+    made = tiny_model.make(tmp_path_factory.mktemp("model"))
+    tiny_model.end_with(made, token_inside(tiny_model.continue_greedily(made, PROMPTS, MAX_LENGTH)))
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +48,34 @@ def run(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def plain(run: Run, model_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """What vLLM generates without a drafter, batch by batch: one engine for every module that compares with it."""
-    done = run("v1", engine(model_dir, "plain", *ALL.values()))["plain"]
-    return dict(zip(ALL, done["outputs"], strict=True))
+def run_shared(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run what `shared` describes: one engine for each runner, and one without accelplug, as long as the tests."""
+    kept: dict[str, Kept] = {}
+
+    def run(runner: str, *engines: dict[str, Any]) -> dict[str, Any]:
+        if runner not in kept or kept[runner].process.poll() is not None:
+            kept[runner] = Kept(tmp_path_factory.mktemp(runner), site, "v1" if runner == "plain" else runner)
+        return kept[runner].run(*engines)
+
+    yield run
+    for process in kept.values():
+        process.stop()
+
+
+@pytest.fixture(scope="session")
+def ask_plain(run_shared: Run, model_dir: Path) -> Plain:
+    """Return what vLLM generates without a drafter, batch by batch: one engine for everybody who compares with it."""
+
+    def ask(*batches: dict[str, Any]) -> list[list[dict[str, Any]]]:
+        done = run_shared("plain", {**engine(model_dir, "plain", *batches), "shared": True})["plain"]
+        assert done["status"] is None
+        outputs: list[list[dict[str, Any]]] = done["outputs"]
+        return outputs
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def plain(ask_plain: Plain) -> dict[str, list[dict[str, Any]]]:
+    """What that is for the batches that several modules ask."""
+    return dict(zip(ALL, ask_plain(*ALL.values()), strict=True))

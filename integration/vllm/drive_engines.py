@@ -1,8 +1,10 @@
 """Runs engines, one after the other in one process, and writes down what they did. Started by the tests as a subprocess.
 
-The job is a JSON file: ``{"engines": [{"name": ..., "kwargs": {...}, "batches": [{"prompts": [[ids]], "params": {...}}]}]}``.
+A line of its input names a job and where to write what came of it. The job is a JSON file:
+``{"engines": [{"name": ..., "kwargs": {...}, "batches": [{"prompts": [[ids]], "params": {...}}]}]}``.
 An engine may have ``"others": [{"name": ..., "accelplug": {...}, "batches": [...]}]``: other settings, one after the other,
-put into the same engine, since starting one takes longer than all that is asked of it.
+put into the same engine, since starting one takes longer than all that is asked of it. An engine that is ``"shared"``
+is started once and stays; whoever asks for it later gets its settings put into it.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import REGISTRY
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import StructuredOutputsParams
 
-from accelplug.hosts.vllm import worker
+from accelplug.hosts.vllm import audit, worker
 
 SWAPPED = ("drafter", "speculator", "rejection_sampler", "_sample")
 vllms_own: dict[str, Any] = {}
@@ -40,24 +44,22 @@ def switch(llm: LLM, settings: dict[str, Any]) -> None:
     runner = inner.model_runner
     for name, value in vllms_own.items():
         setattr(runner, name, value)
-    runner.vllm_config.additional_config["accelplug"] = settings
+    runner.vllm_config.additional_config["accelplug"] = llm.llm_engine.vllm_config.additional_config["accelplug"] = settings
+    if "audit" in settings:
+        audit.install()
     inner.accelplug = worker.attach(runner, v2=inner.use_v2_model_runner)
     inner.accelplug_board = None  # whose file names the techniques before
     inner.accelplug.verify()
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
+    if job.get("shared"):
+        return shared(job)
     try:
         llm = LLM(**job["kwargs"])
     except Exception as exc:
         return {job["name"]: {"error": type(exc).__name__, "message": str(exc)}}
-    found = {job["name"]: asked(llm, job)}
-    for other in job["others"]:
-        try:
-            switch(llm, other["accelplug"])
-            found[other["name"]] = asked(llm, {**other, "log": None})
-        except Exception as exc:
-            found[other["name"]] = {"error": type(exc).__name__, "message": str(exc)}
+    found = {job["name"]: asked(llm, job)} | others(llm, job)
     llm.llm_engine.engine_core.shutdown()
     del llm
     vllms_own.clear()
@@ -66,10 +68,38 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+held: list[tuple[dict[str, Any], LLM]] = []
+
+
+def shared(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job in the engine that stays."""
+    given = dict(job["kwargs"])
+    settings = given.pop("additional_config", None)
+    if not held:
+        held.append((given, LLM(**job["kwargs"])))
+    ((kwargs, llm),) = held
+    assert given == kwargs, f"{job['name']} asks for another engine"
+    if settings is None:
+        return {job["name"]: asked(llm, job)}
+    return others(llm, {"others": [{**job, **settings}]})
+
+
+def others(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
+    """Put other settings into an engine, one after the other."""
+    found = {}
+    for other in job["others"]:
+        try:
+            switch(llm, other["accelplug"])
+            found[other["name"]] = asked(llm, {"log": None, **other})
+        except Exception as exc:
+            found[other["name"]] = {"error": type(exc).__name__, "message": str(exc)}
+    return found
+
+
 def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
     config = llm.llm_engine.vllm_config
-    configured = "accelplug" in (config.additional_config or {})
-    before = counted(llm)
+    configured = config.parallel_config.worker_cls.startswith("accelplug.")  # a grammar alone needs no worker
+    before, grammars = counted(llm), masked(llm)
     outputs, stats = [], []
     for batch in job["batches"]:
         outputs.append(generate(llm, batch, job["log"]))
@@ -82,13 +112,21 @@ def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
         "async": bool(config.scheduler_config.async_scheduling),
         "worker_cls": config.parallel_config.worker_cls,
         "metrics": {name: value - before.get(name, 0) for name, value in counted(llm).items()},
+        "grammars": {name: {key: value - grammars.get(name, {}).get(key, 0) for key, value in tally.items()} for name, tally in masked(llm).items()},
         "modules": sorted(name for name in sys.modules if name.startswith("accelplug")),
     }
 
 
 def counted(llm: LLM) -> dict[str, float]:
-    """Return vLLM's own counters, which run on through other settings in the same engine."""
-    return {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+    """Return vLLM's own counters and those of audits, which run on through other settings in the same engine."""
+    audits = {name: REGISTRY.get_sample_value(name) or 0.0 for name in ("accelplug_audited_requests_total", "accelplug_audit_mismatches_total")}
+    return {**{metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}, **audits}
+
+
+def masked(llm: LLM) -> dict[str, dict[str, float]]:
+    """Return what grammars came to, by engine; none where accelplug compiles none."""
+    grammars = getattr(llm.llm_engine.engine_core.engine_core.scheduler, "accelplug", None)
+    return {} if grammars is None else grammars.status()
 
 
 def generate(llm: LLM, batch: dict[str, Any], log: str | None) -> list[dict[str, Any]]:
@@ -97,7 +135,8 @@ def generate(llm: LLM, batch: dict[str, Any], log: str | None) -> list[dict[str,
             marks.write('"next batch"\n')
     params = batch["params"]
     given = [sampling(one) for one in params] if isinstance(params, list) else sampling(params)
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in batch["prompts"]], given, use_tqdm=False)
+    adapters = [folder and LoRARequest("adapter", 1, folder) for folder in batch.get("adapters", ())] or None
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in batch["prompts"]], given, use_tqdm=False, lora_request=adapters)
     return [
         {"token_ids": list(one.token_ids), "text": one.text, "finish_reason": one.finish_reason, "stop_reason": one.stop_reason, **logprobs(one)}
         for output in outputs
@@ -118,9 +157,12 @@ def logprobs(one: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given, result = Path(sys.argv[1]), Path(sys.argv[2])
     remember_what_is_swapped()
-    found: dict[str, Any] = {}
-    for job in json.loads(given.read_text())["engines"]:
-        found |= run(job)
-    result.write_text(json.dumps(found))
+    for line in sys.stdin:
+        given, result = map(Path, line.rstrip("\n").split("\t"))
+        found: dict[str, Any] = {}
+        for job in json.loads(given.read_text())["engines"]:
+            found |= run(job)
+        whole = result.with_suffix(".new")
+        whole.write_text(json.dumps(found))
+        whole.rename(result)

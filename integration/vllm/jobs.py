@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,24 @@ from typing import Any
 from accelplug.testing.vllm_processes import vllm_environment
 
 HERE = Path(__file__).resolve().parent
+DRAFTS = 4
+"""How many tokens the drafters in a shared engine draft, some of them fewer."""
+SHARED = {"max_num_batched_tokens": 40, "block_size": 32, "num_gpu_blocks_override": 8, "enable_prefix_caching": True}
+"""A shared engine's sizes: longer prompts are read in parts, and three long requests do not fit its cache."""
 RUNNERS = ("v1", "v2", "v2-async")
+
+LOGS: list[Path] = []
+"""Logs in which vLLM says so when it starts an engine."""
+
+
+def engines_started() -> int:
+    """Return how many engines were started since the tests began."""
+    return sum(log.read_text(errors="replace").count("Initializing a V1 LLM engine") for log in LOGS if log.exists())
+
 
 Engine = dict[str, Any]
 Run = Callable[..., dict[str, Any]]
+Plain = Callable[..., list[list[dict[str, Any]]]]
 
 
 def engine(
@@ -34,6 +49,11 @@ def engine(
     return {"name": name, "batches": batches, "log": log and str(log), "others": others, "kwargs": told}
 
 
+def shared(model_dir: Path, name: str, *batches: dict[str, Any], accelplug: dict[str, Any], log: Path | None = None) -> Engine:
+    """Describe what may be asked of the engine that others use too; drafters in it draft at most `DRAFTS` tokens."""
+    return {**engine(model_dir, name, *batches, accelplug=accelplug, log=log, **SHARED), "shared": True}
+
+
 def other(name: str, accelplug: dict[str, Any], *batches: dict[str, Any]) -> Engine:
     """Describe other settings for an engine that runs already; the draft length is the engine's."""
     return {"name": name, "accelplug": accelplug, "batches": batches}
@@ -48,9 +68,44 @@ def environment(runner: str, *folders: Path, serve: bool = False, **more: str) -
 
 def run_engines(folder: Path, site: Path, runner: str, *engines: Engine, **more: str) -> dict[str, Any]:
     """Run engines in one subprocess; return what each did, by name, and the log under "log"."""
-    job, result = folder / "job.json", folder / "result.json"
-    job.write_text(json.dumps({"engines": engines}))
-    env = environment(runner, site, VLLM_ENABLE_V1_MULTIPROCESSING="0", **more)
-    done = subprocess.run([sys.executable, HERE / "drive_engines.py", job, result], env=env, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-4000:] or done.stdout[-4000:]
-    return {**json.loads(result.read_text()), "log": done.stdout + done.stderr}
+    kept = Kept(folder, site, runner, **more)
+    try:
+        return kept.run(*engines)
+    finally:
+        kept.stop()
+
+
+class Kept:
+    """A subprocess for one runner. Engines that jobs may share are started once in it."""
+
+    def __init__(self, folder: Path, site: Path, runner: str, **more: str) -> None:
+        self.folder, self.log, self.jobs = folder, folder / "log.txt", 0
+        env = environment(runner, site, VLLM_ENABLE_V1_MULTIPROCESSING="0", **more)
+        LOGS.append(self.log)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([sys.executable, HERE / "drive_engines.py"], env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
+
+    def run(self, *engines: Engine) -> dict[str, Any]:
+        """Run a job; return what each engine did, by name, and what it logged under "log"."""
+        self.jobs += 1
+        job, result, begin = self.folder / f"job{self.jobs}.json", self.folder / f"result{self.jobs}.json", self.log.stat().st_size
+        job.write_text(json.dumps({"engines": engines}))
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{job}\t{result}\n")
+        self.process.stdin.flush()
+        end = time.monotonic() + 900
+        while not result.exists():
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            assert time.monotonic() < end, self.log.read_text()[-4000:]
+            time.sleep(0.05)
+        return {**json.loads(result.read_text()), "log": self.log.read_bytes()[begin:].decode(errors="replace")}
+
+    def stop(self) -> None:
+        """End the process, and wait for it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

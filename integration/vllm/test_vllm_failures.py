@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from batches import FAILING
-from jobs import Run, engine, other
+from jobs import Run, engine, shared
 
 SERVING = {
     "raises": "propose raised RuntimeError: the oracle has fallen silent",
@@ -18,25 +18,18 @@ SERVING = {
 
 
 @pytest.mark.parametrize("runner", ["v1", "v2-async"])
-def test_failures(runner: str, run: Run, model_dir: Path, tmp_path: Path, plain: dict[str, list[dict[str, Any]]]) -> None:
+def test_failures(runner: str, run_shared: Run, model_dir: Path, tmp_path: Path, plain: dict[str, list[dict[str, Any]]]) -> None:
     outputs = plain["failing"]
     sequences = tmp_path / "sequences.json"
     sequences.write_text(json.dumps([[prompt, output["token_ids"]] for prompt, output in zip(FAILING["prompts"], outputs, strict=True)]))
-    oracle = {"name": "oracle", "sequences": str(sequences), "num_tokens": 2, "pattern": [[1, 1]], "raise_at": 3}
-    # One engine for all drafters that draft as many tokens, and one that does not get as far as to draft.
-    others = [
-        other("overdrawn", {"drafter": "overdrawn", "num_tokens": 2}, FAILING),
-        other("reader", {"drafter": "reader", "num_tokens": 2}, FAILING),
-        other("out_of_vocabulary", {"drafter": "out_of_vocabulary", "num_tokens": 2}, FAILING),
-        other("unbuildable", {"drafter": "unbuildable"}),
-    ]
-    started = engine(model_dir, "raises", FAILING, accelplug={"drafter": oracle}, others=others)
-    done = run(runner, *([engine(model_dir, "hidden", FAILING, accelplug={"drafter": "hidden"})] if runner == "v1" else []), started)
+    drafters: dict[str, Any] = {name: name for name in ("overdrawn", "reader", "out_of_vocabulary", "unbuildable", "hidden")}
+    drafters["raises"] = {"name": "oracle", "sequences": str(sequences), "num_tokens": 2, "pattern": [[1, 1]], "raise_at": 3}
+    done = run_shared(runner, *(shared(model_dir, name, FAILING, accelplug={"drafter": drafter}) for name, drafter in drafters.items()))
+    check_refused(done["hidden"], "HostError", "drafter 'hidden' (adversaries 1.5) needs 'hidden.last'")
     check_refused(done["unbuildable"], "PluginError", "drafter 'unbuildable' (adversaries 1.5) failed to build", "no weights for this drafter")
     assert "switched_off" not in done["reader"]["status"][0]["drafter"]
     switched_off = dict(SERVING)
     if runner == "v1":
-        check_refused(done["hidden"], "HostError", "drafter 'hidden' (adversaries 1.5) needs 'hidden.last'")
         check_refused(done["out_of_vocabulary"], "HostError", "drafts on the device only", "use runner 'v2'")
         del switched_off["out_of_vocabulary"]
     for name, reason in switched_off.items():
@@ -52,3 +45,9 @@ def check_refused(done: dict[str, Any], error: str, *parts: str) -> None:
     assert "\n" not in done["message"], "one sentence"
     for part in parts:
         assert part in done["message"]
+
+
+@pytest.mark.by_hand
+def test_a_refusal_of_the_worker_stops_the_start(run: Run, model_dir: Path) -> None:
+    done = run("v1", engine(model_dir, "hidden", FAILING, accelplug={"drafter": "hidden"}))
+    check_refused(done["hidden"], "HostError", "drafter 'hidden' (adversaries 1.5) needs 'hidden.last'")

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import RUNNERS, Run, engine, other
-from transformers import AutoTokenizer, LlamaForCausalLM
+from batches import INSIDE, MAX_LENGTH, PROMPTS
+from jobs import RUNNERS, Plain, Run, shared
+from tiny_model import continue_greedily
+from transformers import AutoTokenizer
 
-# Ragged, more than run at once, so that slots are recycled and rows move.
-PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11, 9, 9], [100, 200, 30, 100, 200], [77] * 17]
 GREEDY = {"temperature": 0, "ignore_eos": True}
 LENGTH = 26
-MAX_LENGTH = 96
-# The oracle drafts (4 right), (4 wrong), (2 right, 2 wrong), (none), (1 right, 1 wrong), (3 right), and again. These are
-# the output positions that are accepted drafts with another accepted draft behind them.
-INSIDE = (13, 14, 17, 18, 19, 23)
+# Longer than a step reads, and three of them grow past the cache; then two that begin as the last one does.
+LONG = [[(7 * i + 11 * j) % 400 + 2 for j in range(50 + i)] for i in range(4)]
+AGAIN = [[*LONG[-1][:40], token] for token in (3, 4)]
 # The other built-in drafters, in host memory on either runner.
 BUILT_IN = {"v1": "input_copy(num_tokens=4)", "v2": "suffix(num_tokens=4, min_match=1)", "v2-async": "suffix(num_tokens=4, min_match=1)"}
 CLIPPED = 14  # tokens: positions 13 to 15 are one draft
@@ -31,25 +29,9 @@ class Reference:
     """What vLLM does without a drafter, and what the oracle reads."""
 
     model_dir: Path
-    eos: int
     batches: list[dict[str, Any]]
     outputs: list[list[dict[str, Any]]]
     sequences: Path
-
-
-def continue_greedily(model_dir: Path) -> list[list[int]]:
-    import torch
-
-    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    model.generation_config.eos_token_id = None
-    return [
-        model.generate(torch.tensor([prompt]), do_sample=False, max_length=MAX_LENGTH, pad_token_id=0)[0, len(prompt) :].tolist() for prompt in PROMPTS
-    ]
-
-
-def token_inside(continuations: list[list[int]]) -> int:
-    """Return a token that first appears inside a draft of the oracle."""
-    return next(tokens[i] for i in INSIDE for tokens in continuations if tokens[i] not in tokens[:i])
 
 
 def text_inside(model_dir: Path, continuations: list[list[int]]) -> str:
@@ -64,31 +46,22 @@ def text_inside(model_dir: Path, continuations: list[list[int]]) -> str:
     raise AssertionError("no readable token stands inside a draft; change INSIDE or the prompts")
 
 
-def with_eos(model_dir: Path, folder: Path, eos: int) -> Path:
-    """Copy the model and let another token end its text."""
-    shutil.copytree(model_dir, folder)
-    config = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": eos}))
-    return folder
-
-
 @pytest.fixture(scope="module")
-def reference(run: Run, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    folder = tmp_path_factory.mktemp("reference")
-    continuations = continue_greedily(model_dir)
-    (folder / "sequences.json").write_text(json.dumps(list(zip(PROMPTS, continuations, strict=True))))
-    eos = token_inside(continuations)
+def reference(ask_plain: Plain, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    prompts = [*PROMPTS, *LONG, *AGAIN]
+    continuations = continue_greedily(model_dir, prompts, MAX_LENGTH)
+    sequences = tmp_path_factory.mktemp("reference") / "sequences.json"
+    sequences.write_text(json.dumps(list(zip(prompts, continuations, strict=True))))
     batches = [
         {"prompts": PROMPTS, "params": [{**GREEDY, "max_tokens": LENGTH - 3 * i} for i in range(len(PROMPTS))]},
         {"prompts": PROMPTS, "params": {"temperature": 0, "max_tokens": LENGTH}},
-        {"prompts": PROMPTS, "params": {**GREEDY, "max_tokens": LENGTH, "stop": [text_inside(model_dir, continuations)]}},
+        {"prompts": PROMPTS, "params": {**GREEDY, "max_tokens": LENGTH, "stop": [text_inside(model_dir, continuations[: len(PROMPTS)])]}},
         {"prompts": PROMPTS, "params": {**GREEDY, "max_tokens": CLIPPED}},
         {"prompts": PROMPTS[-1:], "params": {**GREEDY, "max_tokens": 200}},
+        {"prompts": LONG, "params": {**GREEDY, "max_tokens": 40}},
+        {"prompts": AGAIN, "params": {**GREEDY, "max_tokens": 12}},
     ]
-    eos_model = with_eos(model_dir, folder / "model", eos)
-    plain = run("v1", engine(eos_model, "plain", *batches))["plain"]
-    assert plain["status"] is None
-    return Reference(eos_model, eos, batches, plain["outputs"], folder / "sequences.json")
+    return Reference(model_dir, batches, ask_plain(*batches), sequences)
 
 
 def events(log: Path, reference: Reference) -> Counter[str]:
@@ -110,9 +83,9 @@ def events(log: Path, reference: Reference) -> Counter[str]:
 
 def last_output_inside_draft(record: dict[str, Any], batch: int, reference: Reference) -> str | None:
     """Return how a request ended if its last token was an accepted draft with more accepted tokens behind it."""
-    request = next(i for i, prompt in enumerate(PROMPTS) if record["prompt"] == prompt[:3])
-    if batch == 4:
+    if batch >= 4:
         return None
+    request = next(i for i, prompt in enumerate(PROMPTS) if record["prompt"] == prompt[:3])
     output = reference.outputs[batch][request]
     last = len(PROMPTS[request]) + len(output["token_ids"]) - 1 - (record["length"] - len(record["fresh"]))
     if not 0 <= last < record["accepted"]:
@@ -123,18 +96,19 @@ def last_output_inside_draft(record: dict[str, Any], batch: int, reference: Refe
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_output_equals_plain_vllm(runner: str, run: Run, reference: Reference, tmp_path: Path) -> None:
+def test_output_equals_plain_vllm(runner: str, run_shared: Run, reference: Reference, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     oracle = {"drafter": {"name": "oracle", "sequences": str(reference.sequences), "log": str(log)}}
     device = {"drafter": {"name": "device_oracle", "sequences": str(reference.sequences)}, "verifier": "greedy"}
     lookup = {"drafter": "prompt_lookup(num_tokens=4, min_ngram=1)"}
     first = reference.batches[0]
-    others = [
-        other("lookup", lookup, first),
-        other("built-in", {"drafter": BUILT_IN[runner]}, first),
-        *([other("device", device, *reference.batches[:2])] if runner != "v1" else []),
-    ]
-    done = run(runner, engine(reference.model_dir, "oracle", *reference.batches, accelplug=oracle, log=log, others=others))
+    done = run_shared(
+        runner,
+        shared(reference.model_dir, "oracle", *reference.batches, accelplug=oracle, log=log),
+        shared(reference.model_dir, "lookup", first, accelplug=lookup),
+        shared(reference.model_dir, "built-in", first, accelplug={"drafter": BUILT_IN[runner]}),
+        *([shared(reference.model_dir, "device", *reference.batches[:2], accelplug=device)] if runner != "v1" else []),
+    )
     for name in {"oracle", "lookup", "built-in", "device"} & set(done):
         check_engine(done[name], runner, reference)
     check_oracle(done["oracle"], log, reference)
@@ -160,7 +134,8 @@ def check_engine(done: dict[str, Any], runner: str, reference: Reference) -> Non
 
 def check_oracle(done: dict[str, Any], log: Path, reference: Reference) -> None:
     seen = events(log, reference)
-    expected = {"nothing drafted", "none", "some", "all", "eos", "stop string", "clipped"}
+    seen["preempted"], seen["prefix cached"] = (int(done["metrics"][f"vllm:{name}"]) for name in ("num_preemptions", "prefix_cache_hits"))
+    expected = {"nothing drafted", "none", "some", "all", "eos", "stop string", "clipped", "preempted", "prefix cached"}
     missing = {event for event in expected if not seen[event]}
     assert not missing, f"events that never happened: {missing}; seen: {dict(seen)}"
     assert not seen["thrown away at max_tokens"], "drafts past max_tokens were verified for nothing"
@@ -170,3 +145,51 @@ def check_oracle(done: dict[str, Any], log: Path, reference: Reference) -> None:
     assert stats["requests"] == sum(len(batch["prompts"]) for batch in reference.batches)
     assert 0 < stats["accepted"] < stats["drafted"]
     assert stats["tokens_per_forward"] > 1.3, "the oracle's right drafts make steps longer than one token"
+
+
+def adaptive(reference: Reference, pattern: list[list[int]]) -> dict[str, Any]:
+    source = {"name": "oracle", "sequences": str(reference.sequences), "pattern": pattern}
+    return {"drafter": {"name": "adaptive", "num_tokens": 4, "source": source}}
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_adaptive_drafts_where_it_pays(runner: str, run_shared: Run, reference: Reference) -> None:
+    """Drafts that are always wrong end after a few; on CPUs a step over five positions takes hardly longer than one, so that right ones pay."""
+    batch = reference.batches[3]
+    settings = {"right": adaptive(reference, [[4, 0]]), "wrong": adaptive(reference, [[0, 4]])}
+    done = run_shared(runner, *(shared(reference.model_dir, name, batch, batch, accelplug=given) for name, given in settings.items()))
+    if runner == "v2-async":
+        for name in settings:
+            assert done[name]["error"] == "HostError"
+            assert "drafts are padded to one length under asynchronous scheduling" in done[name]["message"]
+        return
+    for name in settings:
+        assert "error" not in done[name], done[name]
+        assert "switched_off" not in done[name]["status"][0]["drafter"], done[name]["status"]
+        assert done[name]["outputs"] == [reference.outputs[3]] * 2
+    right, wrong = (done[name]["status"][0]["stats"] for name in settings)
+    print({name: (stats["drafted"], stats["accepted"], stats["tokens"]) for name, stats in (("right", right), ("wrong", wrong))})
+    assert right["accepted"] == right["drafted"] > 20
+    assert wrong["accepted"] == 0
+    assert wrong["drafted"] < right["drafted"] / 4
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2-async"])
+def test_audits_find_what_a_lossy_rule_changed(runner: str, run_shared: Run, reference: Reference) -> None:
+    oracle = {"drafter": {"name": "oracle", "sequences": str(reference.sequences)}, "audit": 1.0}
+    lossy = {**oracle, "verifier": "everything", "allow_lossy": True}
+    off = {"prompts": PROMPTS[:1], "params": {**GREEDY, "max_tokens": 2, "extra_args": {"accelplug.num_tokens": 0}}}
+    sampled = {"prompts": PROMPTS[:1], "params": {"max_tokens": 2}}
+    engines = [shared(reference.model_dir, "exact", reference.batches[2], off, sampled, accelplug=oracle)]
+    engines += [shared(reference.model_dir, "lossy", reference.batches[3], accelplug=lossy)]
+    engines += [shared(reference.model_dir, "never", off, accelplug={**oracle, "audit": 0})]
+    done = run_shared(runner, *engines)
+    for name, (audited, least) in {"exact": (len(PROMPTS), 0), "lossy": (len(PROMPTS), 1), "never": (0, 0)}.items():
+        assert "error" not in done[name], done[name]
+        metrics = done[name]["metrics"]
+        assert metrics["accelplug_audited_requests_total"] == audited
+        assert least <= metrics["accelplug_audit_mismatches_total"] <= least * audited
+    assert done["exact"]["outputs"][0] == reference.outputs[2], "the audits' own answers are nobody's"
+    mismatches = int(done["lossy"]["metrics"]["accelplug_audit_mismatches_total"])
+    assert done["log"].count("accelplug: audit: request") == mismatches
+    assert "without drafts the best two are" in done["log"]

@@ -39,8 +39,10 @@ if hasattr(create, "__accelplug_original__"):
     from accelplug.hosts.vllm import plugin
     plugin.register()
     assert EngineArgs.create_engine_config is create, "registering again changes nothing"
+    wrapped = plugin.wrapped()
     plugin.unregister()
-    unregistered = EngineArgs.create_engine_config is create.__accelplug_original__
+    assert plugin.wrapped() == [] and EngineArgs.create_engine_config is create.__accelplug_original__, "all of them go"
+    unregistered = wrapped
 modules = sorted(name for name in sys.modules if name.startswith("accelplug"))
 print("RESULT" + json.dumps([found, unregistered, modules]))
 """
@@ -48,7 +50,7 @@ PLAIN_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 WORKER = "accelplug.hosts.vllm.worker.vllm:v1:worker:cpu_worker:CPUWorker"
 
 
-def configure(runner: str, model_dir: Path, given: list[dict[str, Any]], *folders: Path, **more: str) -> tuple[list[Any], bool | None, list[str]]:
+def configure(runner: str, model_dir: Path, given: list[dict[str, Any]], *folders: Path, **more: str) -> tuple[list[Any], list[str] | None, list[str]]:
     """Make vLLM's configuration for each of `given` in one process, without an engine."""
     command = [sys.executable, "-c", CONFIGURE, str(model_dir), json.dumps(given)]
     done = subprocess.run(command, env=environment(runner, *folders, **more), capture_output=True, text=True, timeout=200, check=False)
@@ -88,7 +90,15 @@ REFUSED = {
     "two drafters, by flag": ({**accelplug(drafter="prompt_lookup"), "spec_method": "ngram"}, "HostError", "are two drafters"),
     "runner": (accelplug(drafter="prompt_lookup", runner="v3"), "OptionError", "it takes auto, v1, v2"),
     "runner without triton": (accelplug(drafter="prompt_lookup", runner="v2"), "HostError", "it needs Triton"),
+    "audit of vLLM's drafts": ({**accelplug(verifier="block", audit=0.1), "speculative_config": NGRAM}, "OptionError", "cannot be turned off; name a drafter"),
     "object": (accelplug(drafter=5), "OptionError", "drafter 5 is no text or mapping"),
+    "grammar and two drafters": (
+        {**accelplug(grammar="auto", num_tokens=2), "speculative_config": NGRAM},
+        "HostError",
+        "and accelplug's grammar 'auto' with num_tokens are two drafters",
+    ),
+    "grammar and nothing to judge": (accelplug(grammar="auto", verifier="block"), "HostError", "judges drafts and nothing drafts"),
+    "grammar without a tokenizer": ({**accelplug(grammar="auto"), "skip_tokenizer_init": True}, "HostError", "needs the tokenizer's tokens"),
 }
 
 
@@ -104,6 +114,9 @@ ALLOWED_V1 = {
         {**accelplug(drafter="suffix", on_refused="serve"), "speculative_config": NGRAM},
         [PLAIN_WORKER, "ngram", 2, False],
     ),
+    "a grammar alone": (accelplug(grammar="auto"), [PLAIN_WORKER, None, None, False]),
+    "a grammar that drafts": (accelplug(grammar="auto", num_tokens=3), [WORKER, "custom_class", 3, False]),
+    "a grammar beside vLLM's drafter": ({**accelplug(grammar="auto"), "speculative_config": NGRAM}, [PLAIN_WORKER, "ngram", 2, False]),
     "dotted flags": (
         {"flags": ["--additional-config.accelplug.drafter", "prompt_lookup(num_tokens=6)", "--additional-config.accelplug.verifier=greedy"]},
         [WORKER, "custom_class", 6, False],
@@ -119,11 +132,14 @@ ALLOWED_V2 = {
     "vLLM's own choice": (LOOKUP, [WORKER, "ngram_gpu", 8, True]),
     "runner v1": (accelplug(drafter="prompt_lookup", runner="v1"), [WORKER, "custom_class", 8, False]),
     "runner v2": (accelplug(drafter="prompt_lookup", runner="v2"), [WORKER, "ngram_gpu", 8, True]),
+    "a grammar alone": (accelplug(grammar="auto"), [PLAIN_WORKER, None, None, True]),
+    "a grammar that drafts": (accelplug(grammar="auto", num_tokens=3), [WORKER, "ngram_gpu", 3, True]),
     "environment": ({**LOOKUP, "environment": {"VLLM_USE_V2_MODEL_RUNNER": "0"}}, [WORKER, "custom_class", 8, False]),
     "not configured": ({}, [PLAIN_WORKER, None, None, True]),
 }
 REFUSED_V2 = {
     "environment forbids it": (accelplug(drafter="prompt_lookup", runner="v2"), "0", "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),
+    "LoRA on a CPU": ({**LOOKUP, "enable_lora": True}, "1", "vLLM's V2 runner with LoRA on a CPU fails as soon as anything is drafted"),
     "environment forces it": (accelplug(drafter="prompt_lookup", runner="v1"), "1", "contradicts VLLM_USE_V2_MODEL_RUNNER=1"),
 }
 
@@ -166,15 +182,31 @@ def test_runner_that_the_environment_rules_out(case: str, on_v2: dict[str, list[
     assert REFUSED_V2[case][2] in message
 
 
+def test_a_grammar_alone_cannot_draft_under_asynchronous_scheduling(model_dir: Path) -> None:
+    (refused, allowed), _, _ = configure("v2-async", model_dir, [accelplug(grammar="auto", num_tokens=4), accelplug(grammar="auto")])
+    assert refused[0] == "HostError"
+    assert "under asynchronous scheduling nobody knows that before the next step runs" in refused[1]
+    assert allowed == [PLAIN_WORKER, None, None, True]
+
+
 def test_unconfigured_changes_nothing(model_dir: Path) -> None:
     given: list[dict[str, Any]] = [{}, {"additional_config": {"somebody": "else"}}, {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}]
     with_us, unregistered, modules = configure("v1", model_dir, given)
     without_us, absent, _ = configure("v1", model_dir, given, VLLM_PLUGINS="")
-    assert (unregistered, absent) == (True, None), "one wrap, and it goes"
+    assert (unregistered, absent) == (["EngineArgs.create_engine_config"], None), "one wrap, and it goes"
     assert with_us == without_us
     assert with_us[0][:2] == [PLAIN_WORKER, None]
     assert {name for name in modules if "hosts.vllm" in name} == {"accelplug.hosts.vllm", "accelplug.hosts.vllm.plugin"}
     assert not any(name.startswith("accelplug.spec") for name in modules)
+
+
+@pytest.mark.parametrize("audit", [0.0, 0.5])
+def test_what_is_wrapped_once_configured(audit: float, model_dir: Path) -> None:
+    """Configured twice in one process, as vLLM does; audits take more, and only they."""
+    given = accelplug(drafter="prompt_lookup", audit=audit)
+    _, wrapped, _ = configure("v1", model_dir, [given, given])
+    for_audits = ["AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.step"] if audit else []
+    assert wrapped == ["EngineArgs.create_engine_config", "InputProcessor._validate_params", *for_audits]
 
 
 FILES = {
@@ -206,7 +238,7 @@ def test_untested_release_is_refused_only_when_configured(model_dir: Path, tmp_p
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.1+cpu\n")
     (plain, refused), _, _ = configure("v1", model_dir, [{}, accelplug(drafter="prompt_lookup")], tmp_path)
     assert plain[0] == PLAIN_WORKER
-    assert refused == ["HostError", "vllm 0.33.1+cpu is outside the tested range >=0.32,<0.33; pip install 'vllm>=0.32,<0.33'"]
+    assert refused == ["HostError", "vllm 0.33.1+cpu is outside the tested range >=0.28,<0.33; pip install 'vllm>=0.28,<0.33'"]
 
 
 def test_v1_refuses_logits_processors_that_it_would_drop(model_dir: Path, tmp_path: Path) -> None:

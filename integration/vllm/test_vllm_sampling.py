@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import Run, engine
+import tiny_model
+from jobs import Run, engine, other
 from scipy.stats import chisquare
 from transformers import LlamaForCausalLM
 
@@ -74,3 +75,27 @@ def test_joint_distribution_is_the_models(runner: str, run: Run, model_dir: Path
     assert set(counts) <= set(expected), "a token outside top-k was sampled"
     assert p_value(counts, expected) > NEVER
     assert p_value(counts, biased(expected, likely, bias)) < NEVER, "too few samples to see such a bias"
+
+
+def test_drafts_that_were_drawn(run: Run, model_dir: Path, tmp_path: Path) -> None:
+    """vLLM's own draft model, whose probabilities its rules need: for single candidates and for whole drafts."""
+    samples, bias = SAMPLES["v1"]
+    expected = exact(model_dir)
+    drawn = {**tiny_model.draft_model(model_dir, tmp_path / "draft"), "draft_sample_method": "probabilistic"}
+    params = {"temperature": TEMPERATURE, "top_k": TOP_K, "max_tokens": LENGTH, "ignore_eos": True}
+    batch = {"prompts": list(itertools.repeat(PROMPT, samples)), "params": params}
+    greedy = {"prompts": [PROMPT], "params": {"temperature": 0, "max_tokens": 24, "ignore_eos": True}}
+    others = [other("block", {"verifier": "block"}, batch, greedy)]
+    done = run("v1", engine(model_dir, "drawn", batch, accelplug={"verifier": "drawn"}, others=others, speculative_config=drawn, max_num_seqs=64))
+    for name in ("drawn", "block"):
+        assert "error" not in done[name], done[name]
+        (status,) = done[name]["status"]
+        assert status["drafter"]["name"] == "draft_model"
+        assert "switched_off" not in status["verifier"], status
+        assert 0 < status["stats"]["accepted"] < status["stats"]["drafted"]
+        counts = Counter(tuple(output["token_ids"]) for output in done[name]["outputs"][0])
+        assert set(counts) <= set(expected), "a token outside top-k was sampled"
+        assert p_value(counts, expected) > NEVER
+        assert p_value(counts, biased(expected, max(expected, key=expected.__getitem__), bias)) < NEVER, "too few samples to see such a bias"
+    (tokens,) = tiny_model.continue_greedily(model_dir, [PROMPT], len(PROMPT) + 24)
+    assert done["block"]["outputs"][1][0]["token_ids"] == tokens

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_model
 import torch
 from batches import ALLOWED, GREEDY, PROMPTS, RULES, WORDS
-from jobs import RUNNERS, Engine, Run, engine, other
+from jobs import RUNNERS, Plain, Run, engine, other, shared
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 MIXED = ({"accelplug.num_tokens": 1}, {"accelplug": {"num_tokens": 0}}, {"somebody": "else's"})
@@ -25,22 +26,23 @@ def oracle(plain: dict[str, list[dict[str, Any]]], tmp_path_factory: pytest.Temp
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_rules(runner: str, run: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]], oracle: dict[str, Any]) -> None:
+def test_rules(runner: str, run_shared: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]], oracle: dict[str, Any]) -> None:
     lossy: dict[str, Any] = {"drafter": oracle, "allow_lossy": True}
     greedy, seeded, masked, structured = RULES.values()
     unmasked = {**greedy, "params": {**GREEDY, "temperature": 1.2, "seed": 5}}
-    others: list[Engine] = [
-        other("block", {"drafter": oracle, "verifier": "block"}, greedy, seeded),
-        other("typical", {**lossy, "verifier": "typical"}, greedy, seeded),
-        other("everything", {**lossy, "verifier": "everything"}, greedy, masked, structured),
-        other("silent", {"drafter": oracle, "verifier": "halved(raise_at=3)"}, greedy),
-        other("unasked", {"drafter": oracle, "verifier": "everything"}),
-        other("per request", {**lossy, "verifier": "typical"}, of_requests(greedy, {"accelplug": {"num_tokens": 0}}), of_requests(greedy, *MIXED)),
-        other("generous", {**lossy, "verifier": "typical"}, of_requests(unmasked, {"accelplug.epsilon": 0.0})),
-        other("serving anyway", {"drafter": "hidden", "num_tokens": 4, "on_refused": "serve"}, greedy, seeded),
-        other("refused", {**lossy, "verifier": "typical"}, of_requests(greedy, {"accelplug.epsilon": 1.5})),
-    ]
-    done = run(runner, engine(model_dir, "halved", greedy, seeded, seeded, accelplug={"drafter": oracle, "verifier": "halved"}, others=others))
+    asked: dict[str, tuple[Any, ...]] = {
+        "halved": ({"drafter": oracle, "verifier": "halved"}, greedy, seeded, seeded),
+        "block": ({"drafter": oracle, "verifier": "block"}, greedy, seeded),
+        "typical": ({**lossy, "verifier": "typical"}, greedy, seeded),
+        "everything": ({**lossy, "verifier": "everything"}, greedy, masked, structured),
+        "silent": ({"drafter": oracle, "verifier": "halved(raise_at=3)"}, greedy),
+        "unasked": ({"drafter": oracle, "verifier": "everything"},),
+        "per request": ({**lossy, "verifier": "typical"}, of_requests(greedy, {"accelplug": {"num_tokens": 0}}), of_requests(greedy, *MIXED)),
+        "generous": ({**lossy, "verifier": "typical"}, of_requests(unmasked, {"accelplug.epsilon": 0.0})),
+        "serving anyway": ({"drafter": "hidden", "num_tokens": 4, "on_refused": "serve"}, greedy, seeded),
+        "refused": ({**lossy, "verifier": "typical"}, of_requests(greedy, {"accelplug.epsilon": 1.5})),
+    }
+    done = run_shared(runner, *(shared(model_dir, name, *batches, accelplug=settings) for name, (settings, *batches) in asked.items()))
     for name in ("halved", "block", "typical", "silent", "serving anyway"):
         assert "error" not in done[name], done[name]
         check_greedy(done[name]["outputs"][0], plain["greedy"])
@@ -105,27 +107,68 @@ def check_everything(done: dict[str, Any], plain: dict[str, list[dict[str, Any]]
     assert {token for output in masked for token in output["token_ids"]} <= set(ALLOWED)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     for output in structured:
-        text = tokenizer.decode(output["token_ids"], skip_special_tokens=True)
+        ended = output["token_ids"][-1] == output["stop_reason"]  # by the token that ends the model's text, which is none of the grammar's
+        text = tokenizer.decode(output["token_ids"][: -1 if ended else None], skip_special_tokens=True)
         assert re.fullmatch(f"(?:{WORDS})*", text), output
         assert output["finish_reason"] == "stop"
 
 
-VLLMS = {
-    "v1": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
-    "v2": {"method": "ngram_gpu", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1},
-}
+def ngram(method: str) -> dict[str, Any]:
+    return {"method": method, "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 
 
-@pytest.mark.parametrize("runner", VLLMS)
-def test_behind_vllms_own_drafter(runner: str, run: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]]) -> None:
+VLLMS = [pytest.param("v1", "ngram", marks=pytest.mark.by_hand), ("v2", "ngram_gpu"), ("v1", "eagle3")]
+
+
+@pytest.mark.parametrize(("runner", "method"), VLLMS)
+def test_behind_vllms_own_drafter(
+    runner: str, method: str, run: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    speculative = ngram(method) if "ngram" in method else tiny_model.eagle3(model_dir, tmp_path / "head")
     greedy, seeded = RULES["greedy"], RULES["seeded"]
     others = [other("typical", {"verifier": "typical", "allow_lossy": True}, greedy, seeded), other("vllm's", {"verifier": "token_wise"}, greedy)]
-    done = run(runner, engine(model_dir, "halved", greedy, accelplug={"verifier": "halved"}, others=others, speculative_config=VLLMS[runner]))
+    done = run(runner, engine(model_dir, "halved", greedy, accelplug={"verifier": "halved"}, others=others, speculative_config=speculative))
     for name in ("halved", "typical", "vllm's"):
         assert "error" not in done[name], done[name]
         check_greedy(done[name]["outputs"][0], plain["greedy"])
-        assert done[name]["status"][0]["drafter"]["name"] == VLLMS[runner]["method"]
+        assert done[name]["status"][0]["drafter"]["name"] == method
     for name in ("halved", "typical"):
         stats = done[name]["status"][0]["stats"]
         assert 0 < stats["accepted"] < stats["drafted"]
     assert done["vllm's"]["status"][0]["stats"] is None
+
+
+DRAFTERS: dict[str, Any] = {
+    "oracle": None,  # the fixture's
+    "device_oracle": None,
+    "prompt_lookup": "prompt_lookup(num_tokens=4, min_ngram=1)",
+    "suffix": "suffix(num_tokens=4, min_match=1)",
+    "input_copy": "input_copy(num_tokens=4)",
+}
+VERIFIERS = ("token_wise", "greedy", "halved", "block", "traversal", "k_seq")
+CELLS = [(drafter, verifier, RUNNERS[(i + j) % 3]) for i, drafter in enumerate(DRAFTERS) for j, verifier in enumerate(VERIFIERS)]
+"""Every pair of a drafter and a verifier; every drafter and every verifier on every runner."""
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_pairs_of_drafters_and_verifiers(runner: str, run_shared: Run, model_dir: Path, ask_plain: Plain, oracle: dict[str, Any]) -> None:
+    batch = {"prompts": PROMPTS[:3], "params": {**GREEDY, "max_tokens": 12}}
+    (expected,) = ask_plain(batch)
+    drafters = {**DRAFTERS, "oracle": oracle, "device_oracle": {"name": "device_oracle", "sequences": oracle["sequences"]}}
+    cells = {(drafter, verifier): drafters[drafter] for drafter, verifier, on in CELLS if on == runner}
+    jobs = [shared(model_dir, f"{name}, {verifier}", batch, accelplug={"drafter": spec, "verifier": verifier}) for (name, verifier), spec in cells.items()]
+    done = run_shared(runner, *jobs)
+    accepted = dict.fromkeys(DRAFTERS, 0)
+    for name, verifier in cells:
+        cell = done[f"{name}, {verifier}"]
+        if (name, runner) == ("device_oracle", "v1"):
+            assert "drafts on the device only" in cell["message"]
+            continue
+        assert "error" not in cell, (name, verifier, cell)
+        assert cell["outputs"] == [expected], (name, verifier)
+        status = cell["status"][0]
+        assert "switched_off" not in {**status["drafter"], **status["verifier"]}, status
+        accepted[name] += status["stats"]["accepted"]
+    print(runner, accepted)
+    assert accepted["oracle"] > 0
+    assert runner == "v1" or accepted["device_oracle"] > 0

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GenerationConfig,
@@ -39,6 +45,68 @@ def make(path: Path, vocab_size: int = 512, architecture: str = "llama") -> Path
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=1)
     model.save_pretrained(path)
     return path
+
+
+def continue_greedily(path: Path, prompts: Sequence[list[int]], length: int) -> list[list[int]]:
+    """Return what Transformers generates, whatever ends a text, until prompt and text have a length."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    return [model.generate(torch.tensor([prompt]), do_sample=False, max_length=length, pad_token_id=0)[0, len(prompt) :].tolist() for prompt in prompts]
+
+
+def end_with(path: Path, eos: int) -> None:
+    """Let another token end the model's text."""
+    file = path / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": eos}))
+
+
+def draft_model(path: Path, folder: Path) -> dict[str, Any]:
+    """Write a model that mostly drafts what this one likes; return a speculative configuration with it."""
+    shutil.copytree(path, folder)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.02 * (weight.dim() > 1))
+    model.save_pretrained(folder)
+    return {"method": "draft_model", "model": str(folder), "num_speculative_tokens": 3}
+
+
+def eagle3(path: Path, folder: Path) -> dict[str, Any]:
+    """Write a random EAGLE-3 head on the model's last hidden state; return a speculative configuration with it.
+
+    It draws its tokens out of the model's own matrix, and is right where a token comes twice.
+    """
+    config, weights = json.loads((path / "config.json").read_text()), load_file(path / "model.safetensors")
+    size, inner, width = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    aux = {"eagle_aux_hidden_state_layer_ids": [0, 1, 2], "use_aux_hidden_state": True}
+    kind = {"architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1, "draft_vocab_size": config["vocab_size"], "eagle_config": aux}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, **kind}))
+    torch.manual_seed(3)
+    heads, groups = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
+    shapes = {"q_proj": (heads, 2 * size), "k_proj": (groups, 2 * size), "v_proj": (groups, 2 * size), "o_proj": (size, heads)}
+    layer = {f"self_attn.{name}": 0.05 * torch.randn(shape) for name, shape in shapes.items()}
+    layer |= {f"mlp.{name}": 0.05 * torch.randn(inner, size) for name in ("gate_proj", "up_proj")} | {"mlp.down_proj": 0.05 * torch.randn(size, inner)}
+    layer |= {name: torch.ones(size) for name in ("input_layernorm", "post_attention_layernorm", "hidden_norm")}
+    head = {"fc": torch.cat([torch.zeros(size, 2 * size), torch.eye(size)], 1), "lm_head": weights["lm_head.weight"], "norm": weights["model.norm.weight"]}
+    head |= {f"midlayer.{name}": weight for name, weight in layer.items()}
+    save_file({f"{name}.weight": weight.contiguous() for name, weight in head.items()}, folder / "model.safetensors")
+    return {"method": "eagle3", "model": str(folder), "num_speculative_tokens": 3}
+
+
+def adapter(path: Path, folder: Path, prompts: Sequence[list[int]], length: int) -> list[list[int]]:
+    """Write a random LoRA adapter; return what Transformers generates with it, as `continue_greedily` does."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(4)
+    layers = ["q_proj", "v_proj", "o_proj", "down_proj"]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=layers, init_lora_weights=False))
+    adapted.save_pretrained(folder)
+    adapted.merge_and_unload().save_pretrained(folder / "merged")
+    shutil.copy(path / "generation_config.json", folder / "merged")
+    return continue_greedily(folder / "merged", prompts, length)
 
 
 def build(architecture: str, vocab_size: int) -> PreTrainedModel:

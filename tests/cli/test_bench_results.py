@@ -22,7 +22,8 @@ PROMPTS = [Prompt("a", [5, 6, 7, 8, 9]), Prompt("a", [1, 2], script=[1, 2, 3, 4]
 
 
 def taken(outputs=PLAIN, seconds=(2.0, 4.0, 6.0), forwards=8, drafted=0, accepted=0):
-    return Taken(list(seconds), outputs, forwards, forwards, drafted, accepted)
+    cpu = [[0.9 * took, 0.1 * took] for took in seconds]
+    return Taken(list(seconds), outputs, forwards, forwards, drafted, accepted, cpu)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,10 @@ def document():
             taken(seconds=(1.0, 1.0, 1.0), forwards=4),
         ]
         rows = [{"batch_size": 1, **row} for row in results.task_rows(ways, measured, PROMPTS, MARGINS, TIE)]
+        pairs = results.pair_rows(rows, [("lookup[x]", "plain"), ("lookup[x]", "absent")])
         return {
-            "rows": rows, "prompts": results.prompt_rows(PROMPTS, taken(), MARGINS, TIE), "left_out": {"drafter other": "needs sources"}, "near_tie_below": TIE,
+            "rows": rows, "pairs": pairs, "prompts": results.prompt_rows(PROMPTS, taken(), MARGINS, TIE),
+            "left_out": {"drafter other": "needs sources"}, "near_tie_below": TIE,
             "allow_lossy": False, "versions": {"accelplug": "1"}, "model": "m", "dtype": "float32", "machine": "here", "method": "medians", **more,
         }  # fmt: skip
 
@@ -70,6 +73,20 @@ def test_speed_is_tokens_per_forward_over_time_per_forward(document):
     assert ours["tokens_per_s"] == pytest.approx(1000 * ours["tokens_per_forward"] / ours["ms_per_forward"])
     assert ours["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0}
     assert (plain["acceptance"], ours["acceptance"]) == (None, 0.5)
+
+
+def test_cpu_time_is_compared_over_all_and_where_it_is_worst():
+    plain, own = taken(), taken()
+    plain.cpu, own.cpu = [[4.0, 1.0], [8.0, 1.0], [4.0, 1.0]], [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
+    found = results.cpu_ratios(plain, own)
+    assert (found["cpu_ratio"]["median"], found["worst_cpu_ratio"]) == (1.25, 0.5)
+    own.cpu = []
+    assert results.cpu_ratios(plain, own) == {"cpu_ratio": None, "worst_cpu_ratio": None}
+
+
+def test_two_drafters_are_compared_task_by_task(document):
+    (pair,) = document()["pairs"]
+    assert (pair["technique"], pair["over"], pair["ratio"]["median"], pair["tokens_per_forward"]) == ("lookup[x]", "plain", 2.0, 4.0)
 
 
 def test_only_the_best_of_a_grid_is_shown(document):
@@ -99,7 +116,9 @@ def shown(found):
 
 def test_people_see_every_figure_that_counts(document):
     text = shown(document())
-    for part in ("lookup[x]", "2.00 (2.00-2.00)", "50% of 12", "identical", "left out: drafter other: needs sources", "1 near-ties (margin under 0.0001)"):
+    assert "a, batch 1: lookup[x] over plain: 2.00 (2.00-2.00), tokens/forward 4.00" in text
+    figures = ("2.00 (2.00-2.00)", "2.00, 2.00", "50% of 12", "identical")
+    for part in ("lookup[x]", *figures, "left out: drafter other: needs sources", "1 near-ties (margin under 0.0001)"):
         assert part in text
     assert "transformers 4/2" not in text
     assert "1 of 2 DIFFERENT" in shown(document([[[5, 6, 9, 8]], [[1, 2, 3, 4]]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -120,6 +121,14 @@ def test_an_untested_release_is_bad_news():
     found = check.look("made", engine(ALIVE, below="1.1"))
     assert not found["ok"]
     assert check.verdict(found).startswith("NOT tested: install one in >=1.0,<1.1")
+
+
+def test_a_release_of_which_only_a_part_runs_says_so_and_its_other_seams_are_not_looked_at():
+    later = dataclasses.replace(DEAD, since="99")
+    found = check.look("made", dataclasses.replace(engine(ALIVE, later), partly=("99", "reading alone")))
+    assert (found["ok"], found["only"], check.verdict(found)) == (True, "reading alone", "tested: reading alone; 1 of 1 seams alive")
+    found = check.look("made", dataclasses.replace(engine(ALIVE, dataclasses.replace(DEAD, since="1.0")), partly=("1.0", "reading alone")))
+    assert (found["ok"], found["only"], check.verdict(found)) == (False, None, "tested; 1 of 2 seams alive")
 
 
 def test_an_engine_that_is_not_installed_is_fine_and_is_not_looked_at():

@@ -19,9 +19,10 @@ def positions(source: list[int], gram: list[int]) -> list[int]:
 def rest(source: list[int], output: list[int], max_ngram: int) -> list[int]:
     """Return what is left to copy, by looking through the whole source after each token of the output."""
     at: int | None = 0
+    left = 0
     for count in range(1, len(output) + 1):
         if at is not None and source[at : at + 1] == [output[count - 1]]:
-            at += 1
+            left = at = at + 1
             SEEN.add("followed")
             continue
         at = None
@@ -36,6 +37,12 @@ def rest(source: list[int], output: list[int], max_ngram: int) -> list[int]:
                 break
         else:
             SEEN.add("in several places")
+        near = [end for end in positions(source, output[count - 1 : count]) if left < end <= left + 8]
+        if at is None and near:
+            at = near[0]
+            SEEN.add("nearest")
+            SEEN.update(["nearest of several"] * (len(near) > 1))
+        SEEN.update(["too far"] * (at is None and bool(positions(source, output[count - 1 : count]))))
     return [] if at is None else source[at:]
 
 
@@ -75,6 +82,7 @@ def test_copies_what_a_search_by_hand_copies(prompt, edits, length, span, max_ng
 
 def test_the_hard_cases_above_happened():
     assert {"followed", "found by 1", "found by 2", "found by 3", "found at the end", "absent", "in several places"} <= SEEN
+    assert {"nearest", "nearest of several", "too far"} <= SEEN
 
 
 @pytest.mark.parametrize(
@@ -94,6 +102,15 @@ def test_after_a_change_copying_goes_on_behind_it(changed, expected):
     commit(drafter, tokens, [9, len(tokens)])
     assert propose(drafter, tokens, 40).tokens.tolist() == expected
     assert propose(drafter, tokens, 40, num_tokens=2).tokens.tolist() == expected[:2]
+
+
+def test_what_stands_in_several_places_is_looked_for_behind_the_last_token_copied():
+    drafter = InputCopy()
+    start(drafter)
+    source = [1, 4, 2, 3, 6, 4, 5, 7, 8, 9, 10, 11, 4, 12]
+    tokens = [*source, 1, 4, 2, 9, 4]  # 9 stands once, but the output does not go on from there
+    commit(drafter, tokens, [15, 19])
+    assert propose(drafter, tokens, 40).tokens.tolist() == source[6:]
 
 
 def test_slots_are_isolated_recycled_and_freed():

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from accelplug._errors import OptionError
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
-from accelplug.cli.bench import plot, results, tasks, ways
+from accelplug.cli.bench import plot, results, serve, tasks, ways
 from accelplug.cli.bench.measure import interleaved
 from accelplug.cli.bench.table import show
 from accelplug.cli.command import Command, Document
@@ -34,13 +34,20 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--max-new-tokens", type=at_least(1, int), metavar="N", default=128, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=at_least(1, int), metavar="N", default=5, help="timed rounds (default: %(default)s)")
+    parser.add_argument(
+        "--pair", action="append", nargs=2, metavar=("SPEC", "OTHER"), default=[], help="compare two of the drafters with each other, too; may be repeated"
+    )
+    parser.add_argument("--compiled", action="store_true", help="everything once more over static caches, compiled; takes minutes to begin")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios into a .png, .svg or .pdf, with matplotlib")
     add_engine(parser)
+    serve.add_to(parser)
 
 
 def collect(arguments: Namespace) -> Document:
     """Check everything that can be checked, load the model, measure, and describe."""
-    for drafter in arguments.drafter or ():
+    if arguments.pair and arguments.drafter:
+        arguments.drafter += [drafter for pair in arguments.pair for drafter in pair]
+    for drafter in (*(arguments.drafter or ()), *(drafter for pair in arguments.pair for drafter in pair)):
         check_technique("drafter", drafter)
     check_technique("verifier", arguments.verifier)
     picture = None if arguments.plot is None else Path(arguments.plot).expanduser()
@@ -85,6 +92,12 @@ class Bench:
         else:
             self.ways, refused = ways.installed(model, tokenizer, **chosen)
             self.left_out |= {f"drafter {spec}": why for spec, why in refused.items()}
+        known = {way.name for way in self.ways}
+        asked = dict.fromkeys(spec for pair in arguments.pair for spec in pair if spec not in known)
+        self.ways += [ways.accelerated(model, tokenizer, drafter, **chosen) for drafter in asked]
+        if arguments.compiled:
+            length = max(len(prompt.tokens) for prompt in self.prompts) + arguments.max_new_tokens
+            self.ways += ways.compiled(model, self.ways, length, lambda name: ways.accelerated(model, tokenizer, name, **chosen))
         if not self.ways:
             raise OptionError(f"no installed drafter runs here ({self.left_out}); name one with --drafter")
         if any(size > 1 for size in self.sizes) and not arguments.skip_own:
@@ -106,6 +119,7 @@ class Bench:
         asked = {key: getattr(self.arguments, key) for key in ("verifier", "allow_lossy", "max_new_tokens", "rounds", "limit")}
         return {
             "rows": rows,
+            "pairs": results.pair_rows(rows, self._pairs()),
             "prompts": described,
             "left_out": self.left_out,
             "techniques": self._techniques(),
@@ -115,6 +129,11 @@ class Bench:
             **asked,
             **results.circumstances({row["distribution"]: row["version"] for row in self._techniques()}),
         }
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Return what is compared with each other: what was asked for, and compiled ways with compiled plain generation."""
+        asked: list[tuple[str, str]] = [(one, other) for one, other in self.arguments.pair]
+        return asked + [(way.name, ways.COMPILED) for way in self.ways if way.cache is not None and way.family == "accelplug"]
 
     def _ways(self, size: int) -> list[ways.Way]:
         own = ways.own() if size == 1 and not self.arguments.skip_own else []
@@ -163,7 +182,8 @@ def method(rounds: int) -> str:
     """Say how the figures were taken."""
     return (
         f"medians of {rounds} rounds after one warm-up, all ways in turns; x plain is the median of the rounds' own ratios with a bootstrap "
-        "interval; tokens and time per forward pass of a row and of a batch; Transformers' own is the best of its settings on each task"
+        "interval; CPU, worst: the same of the process's CPU time, and of the prompt or batch where it is least; tokens and time per forward pass "
+        "of a row and of a batch; Transformers' own is the best of its settings on each task"
     )
 
 

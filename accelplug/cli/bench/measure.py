@@ -15,6 +15,7 @@ class Taken:
     """What one way did with one task's batches.
 
     :param seconds: of each timed round, over all batches.
+    :param cpu: the process's CPU seconds of each timed round, batch by batch.
     :param outputs: for every prompt its distinct outputs over all rounds, the warm-up's first, without padding.
     :param forwards: the target model's forward passes.
     :param row_forwards: the same, each counted once for every row in it.
@@ -26,6 +27,7 @@ class Taken:
     row_forwards: int = 0
     drafted: int = 0
     accepted: int = 0
+    cpu: list[list[float]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -42,8 +44,9 @@ def interleaved(model: Any, ways: Sequence[Way], batches: Sequence[Batch], round
     for number in range(rounds):
         turn = number % len(ways)
         for i in (*range(turn, len(ways)), *range(turn)):
-            rows, seconds = ways[i].run(model, batches)
+            rows, seconds, cpu = ways[i].run(model, batches)
             taken[i].seconds.append(seconds)
+            taken[i].cpu.append(cpu)
             for known, output in zip(taken[i].outputs, _outputs(model, batches, rows), strict=True):
                 if output not in known:
                     known.append(output)
@@ -56,7 +59,7 @@ def _warm_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], 
     drafted, accepted = way.counted()
     for batch in batches:
         with _counting(model) as passes:
-            rows, _ = way.run(model, [batch])
+            rows, _, _ = way.run(model, [batch])
         taken.outputs += [[output] for output in _outputs(model, [batch], rows)]
         taken.forwards += len(passes)
         taken.row_forwards += sum(passes)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -49,11 +50,38 @@ def task_rows(
             "acceptance": own.accepted / own.drafted if own.drafted else None,
             "output": agreement(plain, own, margins, tie),
             "seconds": own.seconds,
+            "cpu_seconds": own.cpu,
+            **cpu_ratios(plain, own),
         }
         rows.append({**row, "best_of_own": False})
     mark_best(rows)
     ratio = sum(copy_ratio(p.tokens, o[0]) for p, o in zip(prompts, plain.outputs, strict=True)) / len(prompts)
     return [{"task": prompts[0].task, "prompts": len(prompts), "copy_ratio": ratio, **row} for row in rows]
+
+
+def cpu_ratios(plain: Taken, own: Taken) -> dict[str, Any]:
+    """Return how much less of the process's CPU time than plain a way took: over all batches, and of the batch where it is least."""
+    if not own.cpu or not plain.cpu:
+        return {"cpu_ratio": None, "worst_cpu_ratio": None}
+    whole = paired_ratio([sum(round_) for round_ in plain.cpu], [sum(round_) for round_ in own.cpu])
+    batches = zip(zip(*plain.cpu, strict=True), zip(*own.cpu, strict=True), strict=True)
+    return {"cpu_ratio": whole.as_dict(), "worst_cpu_ratio": min(paired_ratio(base, mine).median for base, mine in batches)}
+
+
+def pair_rows(rows: Sequence[Document], pairs: Sequence[tuple[str, str]]) -> list[Document]:
+    """Compare ways with each other, task by task: the median of the rounds' own ratios with its interval, and tokens per forward pass.
+
+    :param rows: of all tasks and batch sizes.
+    """
+    known = {(row["task"], row["batch_size"], row["technique"]): row for row in rows}
+    found = []
+    for (task, size, name), own in known.items():
+        for one, other in pairs:
+            if name == one and (base := known.get((task, size, other))) is not None:
+                ratio = paired_ratio(base["seconds"], own["seconds"]).as_dict()
+                forwards = own["tokens_per_forward"] / base["tokens_per_forward"]
+                found.append({"task": task, "batch_size": size, "technique": one, "over": other, "ratio": ratio, "tokens_per_forward": forwards})
+    return found
 
 
 def agreement(plain: Taken, own: Taken, margins: Sequence[list[float] | None], tie: float) -> dict[str, int]:
@@ -142,10 +170,11 @@ def commit(folder: Path) -> str | None:
 
 
 def _processor() -> str:
-    import torch
+    if find_spec("torch") is not None:  # measuring a server needs none
+        import torch
 
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
+        if torch.cuda.is_available():
+            return str(torch.cuda.get_device_name())
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

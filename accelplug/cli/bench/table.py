@@ -15,7 +15,7 @@ def show(document: Document, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    names = ("task", "copied", "batch", "technique", "x plain (95 %)", "tokens/forward", "ms/forward", "tokens/s", "accepted", "output")
+    names = ("task", "copied", "batch", "technique", "x plain (95 %)", "CPU, worst", "tokens/forward", "ms/forward", "accepted", "output")
     table = Table(*(Column(name, no_wrap=True) for name in names), header_style="bold")
     before = None
     for row in shown(document):
@@ -39,8 +39,9 @@ def figures(row: Document) -> tuple[str, ...]:
     """Write one row's figures."""
     ratio = row["ratio"]
     speed = "1" if row["family"] == "plain" else f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+    cpu = "-" if row["family"] == "plain" or row["cpu_ratio"] is None else f"{row['cpu_ratio']['median']:.2f}, {row['worst_cpu_ratio']:.2f}"
     accepted = "-" if row["acceptance"] is None else f"{row['acceptance']:.0%} of {row['drafted']}"
-    return speed, f"{row['tokens_per_forward']:.2f}", f"{row['ms_per_forward']:.2f}", f"{row['tokens_per_s']:.1f}", accepted, verdict(row)
+    return speed, cpu, f"{row['tokens_per_forward']:.2f}", f"{row['ms_per_forward']:.2f}", accepted, verdict(row)
 
 
 def verdict(row: Document) -> str:
@@ -58,6 +59,11 @@ def lines(document: Document) -> list[str]:
     near = sum(prompt["near_ties"] or 0 for prompt in document["prompts"])
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     return [
+        *(
+            f"{pair['task']}, batch {pair['batch_size']}: {pair['technique']} over {pair['over']}: {pair['ratio']['median']:.2f} "
+            f"({pair['ratio']['low']:.2f}-{pair['ratio']['high']:.2f}), tokens/forward {pair['tokens_per_forward']:.2f}"
+            for pair in document["pairs"]
+        ),
         *(f"left out: {what}: {why}" for what, why in document["left_out"].items()),
         f"plain outputs: {near} near-ties (margin under {document['near_tie_below']:.2g})",
         f"on: {document['model']}, {document['dtype']}, {document['machine']}; {versions}",

@@ -104,12 +104,14 @@ def _read_line(where: str, line: str) -> Text:
     return Text(str(row.get("task") or row.get("category") or "prompts"), text, is_question)
 
 
-def chosen(texts: Sequence[Text], tasks: Sequence[str] | None) -> list[Text]:
+def chosen(texts: Sequence[Text], tasks: Sequence[str] | None, *, scripted: bool = True) -> list[Text]:
     """Return the texts of the tasks asked for.
+
+    :param scripted: whether scripted tasks may be asked for, which have no texts.
 
     :raises OptionError: there is no such task.
     """
-    offered = [*dict.fromkeys(text.task for text in texts), *SCRIPTED]
+    offered = [*dict.fromkeys(text.task for text in texts), *(SCRIPTED if scripted else ())]
     for task in tasks or ():
         if task not in offered:
             raise OptionError(f"no task {task!r}; there are {', '.join(offered)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OWN_GRID: Final = [(tokens, ngram) for tokens in (4, 8, 12) for ngram in (2, 3)]
 """Transformers' options that are tried: prompt_lookup_num_tokens and max_matching_ngram_size."""
 PLAIN: Final = "plain"
+COMPILED: Final = "plain, compiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +40,27 @@ class Batch:
 
 @dataclass(slots=True)
 class Way:
-    """One way of generating. `session` is attached while it runs, `arguments` go to ``generate()``."""
+    """One way of generating. `session` is attached while it runs, `arguments` go to ``generate()``, with a new `cache` for each call."""
 
     name: str
-    family: Literal["plain", "accelplug", "transformers"]
+    family: Literal["plain", "compiled", "accelplug", "transformers"]
     arguments: dict[str, Any] = field(default_factory=dict)
     session: Session | None = None
+    cache: Callable[[], Any] | None = None
 
-    def run(self, model: Any, batches: Iterable[Batch]) -> tuple[list[list[list[int]]], float]:
-        """Generate every batch; return each batch's rows, prompts and padding included, and the seconds it took."""
+    def run(self, model: Any, batches: Iterable[Batch]) -> tuple[list[list[list[int]]], float, list[float]]:
+        """Generate every batch; return each batch's rows, prompts and padding included, the seconds that all took, and the process's CPU
+        seconds of each.
+        """
+        generated, cpu = [], []
         with self.session or nullcontext():
             began = time.perf_counter()
-            rows = [model.generate(**batch.arguments, **self.arguments).tolist() for batch in batches]
-            return rows, time.perf_counter() - began
+            for batch in batches:
+                cpu_began = time.process_time()
+                cache = {} if self.cache is None else {"past_key_values": self.cache()}
+                generated.append(model.generate(**batch.arguments, **self.arguments, **cache).tolist())
+                cpu.append(time.process_time() - cpu_began)
+            return generated, time.perf_counter() - began, cpu
 
     def counted(self) -> tuple[int, int]:
         """Return how many tokens were drafted and accepted so far."""
@@ -107,6 +116,24 @@ def accelerated(model: Any, tokenizer: Any, drafter: str, verifier: str, *, allo
     with session:
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, pad_token_id=0, **decoding(0.0))
     return Way(drafter, "accelplug", session=session)
+
+
+def compiled(model: Any, ways: Sequence[Way], length: int, remade: Callable[[str], Way]) -> list[Way]:
+    """Return plain generation and the drafters of `ways` once more, over a static cache, with the forward pass compiled.
+
+    :param length: of the cache, one for all prompts, so that they share their graphs.
+    :param remade: makes a drafter's way anew, with statistics and costs of its own.
+    """
+    from transformers import CompileConfig, StaticCache
+
+    config = CompileConfig(dynamic=False)
+    config._compile_all_devices = True
+    found = [Way(COMPILED, "compiled")] + [remade(way.name) for way in ways if way.family == "accelplug"]
+    for way in found:
+        way.name = way.name if way.family == "compiled" else f"{way.name}, compiled"
+        way.arguments = {"compile_config": config}
+        way.cache = lambda: StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
+    return found
 
 
 def eos_ids(model: Any) -> list[int]:

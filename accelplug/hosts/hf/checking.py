@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import GenerationMixin
+
 from accelplug._errors import HostError
-from accelplug.hosts.hf.forward import check_cache
+from accelplug.hosts.hf.compat import cache_name
+from accelplug.hosts.hf.forward import PREFILL, check_cache
 from accelplug.hosts.hf.masks import check_trees
 
 # Their decoders build no causal mask for, or refuse, several tokens at once behind a cache.
@@ -46,15 +49,16 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
             getattr(text, "expert_capacity", None)
         ),
         "prompt tuning or prefix tuning, whose virtual tokens have no ids; use LoRA": _has_virtual_tokens(model),
-        "image, audio or video inputs; use text": any(
-            name.startswith(("pixel_values", "mm_encoder", "input_features")) for name in model_kwargs
-        ),
+        f"the images, audio or video of {type(model).__name__}, which it looks at anew with each token; use text": bool(
+            PREFILL & {name for name, value in model_kwargs.items() if value is not None}
+        )
+        and type(model)._update_model_kwargs_for_generation is not GenerationMixin._update_model_kwargs_for_generation,
         "output_attentions or output_hidden_states; leave them out": bool(config.output_attentions or config.output_hidden_states),
     }
     for reason, refused in refusals.items():
         if refused:
             raise HostError(f"accelplug does not run with {reason}")
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(cache_name())
     check_cache(model, cache)
     if with_trees:
         check_trees(model, cache)

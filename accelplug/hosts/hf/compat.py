@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from typing import Any
+
 from accelplug.hooks.capabilities import Host
 from accelplug.hosts.seams import Engine, Seam
 
@@ -16,7 +20,7 @@ ENGINE = Engine(
     name="transformers",
     distributions=("transformers",),
     tested_from="5.16",
-    tested_below="5.20",
+    tested_below="5.25",
     seams=(
         Seam(f"{GENERATE}.generate", ("custom_generate", "streamer", "stopping_criteria"), "running our decoding loop inside generate()"),
         Seam(
@@ -38,6 +42,8 @@ ENGINE = Engine(
             ("generation_config", "input_ids", "inputs_tensor", "logits_processor", "model_kwargs"),
             "the drafter transformers_candidates",
         ),
+        Seam("transformers.generation.utils:MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", (), "images, audio and video in prompts"),
+        Seam(f"{GENERATE}._update_model_kwargs_for_generation", ("model_kwargs",), "telling which models look at images with each token"),
         Seam("transformers.generation.configuration_utils:GenerationConfig.get_generation_mode", (), "refusing beams"),
         Seam("transformers.generation.stopping_criteria:StopStringCriteria", ("tokenizer", "stop_strings"), "stop strings"),
         Seam("transformers.generation.stopping_criteria:EosTokenCriteria", ("eos_token_id",), "stopping at EOS inside a draft"),
@@ -45,6 +51,19 @@ ENGINE = Engine(
         Seam("transformers.cache_utils:DynamicLayer.crop", (), "taking rejected drafts out of the cache"),
         Seam("transformers.cache_utils:DynamicSlidingWindowLayer.activate_past_recording", (), "sliding-window layers"),
         Seam("transformers.cache_utils:Cache.get_mask_sizes", ("query_length", "layer_idx"), "tree masks"),
-        Seam("transformers.masking_utils:create_causal_mask", ("attention_mask", "past_key_values"), "four-dimensional masks"),
+        Seam("transformers.masking_utils:create_causal_mask", ("attention_mask",), "four-dimensional masks"),
     ),
 )
+
+
+@functools.cache
+def cache_name() -> str:
+    """Return what ``generate()`` and the models call the cache: ``"cache"`` from 5.24 on, ``"past_key_values"`` before."""
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+    return "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"
+
+
+def given_cache(arguments: Mapping[str, Any]) -> Any:
+    """Return the cache that a caller of ``generate()`` passes, by the new name or the old one, or None."""
+    return next((arguments[name] for name in ("cache", "past_key_values") if arguments.get(name) is not None), None)

@@ -17,16 +17,19 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from accelplug._errors import HostError
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
 from accelplug.hosts.hf.tree import Tree
 
 # What plain generate() hands to the prefill alone or to no forward pass, or what is given anew at every step.
 PER_STEP = {
-    "past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
+    "cache", "past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
     "decoder_position_ids", "decoder_attention_mask", "token_type_ids", "mm_token_type_ids",
 }  # fmt: skip
+PREFILL = frozenset(MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL)  # images, audio, video: plain generate() leaves them out behind the prompt
 
 
 class Forward:
@@ -38,7 +41,7 @@ class Forward:
 
     def __init__(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
         self.model = model
-        self.past: Cache = model_kwargs["past_key_values"]
+        self.past: Cache = model_kwargs[cache_name()]
         self.cache = growing(self.past)
         self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
@@ -47,11 +50,12 @@ class Forward:
         self.cached = int(self.cache.get_seq_length())
         if not self.cached:
             raise HostError(f"{type(model).__name__} fills no cache, against which drafts are verified; use another model")
+        if any(int(layer.get_seq_length()) != self.cached for layer in self.cache.layers if layer.is_initialized):
+            raise HostError(f"{type(model).__name__} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
         positions = prompt_positions(model, input_ids, model_kwargs)
         self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
-        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP}
-        types = None if self.side else model_kwargs.get("token_type_ids")
-        self.token_type = None if types is None else types[:, -1:]  # [count, 1], the answer's
+        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP | PREFILL}
+        self.token_type = None if self.side else answers_type(model, input_ids, model_kwargs)  # [count, 1]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
         if self.side:
@@ -73,9 +77,8 @@ class Forward:
         own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
         if self.token_type is not None:
             own["token_type_ids"] = self.token_type.expand(-1, width)
-        outputs = self.call(
-            **{f"{self.side}{name}": value for name, value in own.items()}, past_key_values=self.past, use_cache=True, **self.extra
-        )
+        own = {**{f"{self.side}{name}": value for name, value in own.items()}, cache_name(): self.past}
+        outputs = self.call(**own, use_cache=True, **self.extra)
         logits: Tensor = outputs.logits.to(self.device)  # a sharded model may end on another device
         return logits
 
@@ -143,9 +146,17 @@ def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]
     return positions
 
 
+def answers_type(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the token type that the model gives what it generates, [count, 1]; None where it takes none behind the prompt."""
+    if model_kwargs.get("token_type_ids") is None:
+        return None
+    types: Tensor | None = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs).get("token_type_ids")
+    return None if types is None else types[:, -1:]
+
+
 def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
     """Whether plain ``generate()`` would compile the forward pass of this call, as it does for static caches on accelerators."""
-    is_static = any(isinstance(layer, StaticLayer) for layer in growing(model_kwargs["past_key_values"]).layers)
+    is_static = any(isinstance(layer, StaticLayer) for layer in growing(model_kwargs[cache_name()]).layers)
     # A graph is given masks of its own, which attention by cache slot cannot take.
     return is_static and not unfit_for_own_masks(model) and bool(model._valid_auto_compile_criteria(model_kwargs, generation_config))
 
@@ -169,14 +180,14 @@ def check_cache(model: Any, cache: Any) -> None:
     if cache is None or getattr(model, "_is_stateful", False):  # some keep their state in the model itself
         raise HostError(f"{_recurrent(model)}; use a model with attention layers only")
     if not isinstance(cache, Cache):
-        raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave past_key_values out")
+        raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave it out")
     cache = growing(cache)
     if any(type(layer) is StaticSlidingWindowLayer for layer in cache.layers):
         raise HostError(
             "a static cache of a layer with a window overwrites what rejected drafts push out of it; use cache_implementation='dynamic'"
         )
     if not cache.layers and getattr(cache, "layer_class_to_replicate", None) is not DynamicLayer:
-        raise HostError(f"drafts need a dynamic cache and generate() was given an empty {type(cache).__name__}; leave past_key_values out")
+        raise HostError(f"drafts need a dynamic cache and generate() was given an empty {type(cache).__name__}; leave it out")
     check_layers(model, cache)
 
 

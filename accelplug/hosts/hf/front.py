@@ -11,6 +11,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf import continuous
+from accelplug.hosts.hf.compat import given_cache
 from accelplug.hosts.hf.loop import Loop
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Front:
         if not session.busy.acquire(blocking=False):
             raise HostError("another thread is generating with this accelplug session; attach one model per thread")
         session.checks = []
-        loop = Loop(session, streamer, keeps_cache=arguments.get("past_key_values") is not None, masking=masking)
+        loop = Loop(session, streamer, keeps_cache=given_cache(arguments) is not None, masking=masking)
         try:
             output = self.plain(
                 *(() if inputs is None else (inputs,)),  # the first argument is not called inputs everywhere

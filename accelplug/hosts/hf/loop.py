@@ -19,7 +19,7 @@ from accelplug.hooks.binding import BoundDrafter
 from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.checking import check_call
-from accelplug.hosts.hf.compat import HOST
+from accelplug.hosts.hf.compat import HOST, cache_name
 from accelplug.hosts.hf.forward import Forward, growing, recording_past
 from accelplug.hosts.hf.guided import Guide, forced_share
 from accelplug.hosts.hf.masks import capacity
@@ -64,10 +64,11 @@ class Loop:
             do_sample=bool(generation_config.do_sample),
             keep_scores=bool(wants and generation_config.output_scores),
             keep_logits=bool(wants and generation_config.output_logits),
+            parameters=session.requested.rows(session.selection.verifier, len(input_ids)),
         )
         requests = requests_of(model, input_ids, stopping_criteria, generation_config, inputs_tensor, model_kwargs, on_device=not walk.plain)
         obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
-        drawback = None if obstacle else self._drawback(generation_config, model_kwargs["past_key_values"])
+        drawback = None if obstacle else self._drawback(generation_config, model_kwargs[cache_name()])
         batch = choose_batches(session, requests, obstacle, drawback)
         if self.masking is not None:
             self.masking.begin(requests, generation_config.num_return_sequences or 1)
@@ -82,7 +83,7 @@ class Loop:
         scores = None if walk.scores is None else tuple(walk.scores)
         logits = None if walk.logits is None else tuple(walk.logits)
         output = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
-        return output(sequences=batch.sequences(), scores=scores, logits=logits, past_key_values=forward.past)
+        return output(sequences=batch.sequences(), scores=scores, logits=logits, **{cache_name(): forward.past})
 
     def _kept(self, wants: bool) -> str | None:
         """Return what the caller gets beside the tokens, in which finished rows go on."""
@@ -102,7 +103,7 @@ class Loop:
         stats.requests += requests.count
         guide = None if self.masking is None else Guide(self.masking, requests.tokens, self.session.selection, stats)
         warp = warping(walk.processors) if config.do_sample else None
-        with Drafting(self.session, requests, temperature_of(config), guide, warp) as drafting, recording_past(model_kwargs["past_key_values"]):
+        with Drafting(self.session, requests, temperature_of(config), guide, warp) as drafting, recording_past(model_kwargs[cache_name()]):
             prompt = (model, input_ids, config, model_kwargs)
             forward = Ragged(*prompt, requests) if isinstance(requests, Rows) else Forward(*prompt)
             if isinstance(requests, Requests):
@@ -149,7 +150,8 @@ class Drafting:
         self.drafter: BoundDrafter | None = session.drafter
         self.guide, self.warp = guide, warp
         self.stats, self.vocab_size, self.requests = session.stats, session.vocab_size, requests
-        self.given, self.temperature = session.parameters, temperature
+        self.temperature = temperature
+        self.given = {} if session.selection.drafter is None else session.requested.rows(session.selection.drafter, requests.count)
         self.roots = requests.last()  # what the next forward pass's drafts follow
         self.tokens: IntArray = requests.tokens
         self.prompts: IntArray | None = None  # [count] prompt lengths, where some are padded
@@ -178,7 +180,7 @@ class Drafting:
         """Make the views of these rows once: the arrays inside change from step to step."""
         self.rows, self.lengths = rows, lengths
         self.fresh, self.accepted, self.budgets = (np.zeros(len(rows), dtype=np.int64) for _ in range(3))
-        parameters = {name: np.repeat(value, len(rows)) for name, value in self.given.items()}
+        parameters = {name: values[rows] for name, values in self.given.items()}
         self.commit_view = CommitView(rows, rows, self.tokens, self.lengths, self.fresh, self.accepted)
         inputs = None if self.requests.inputs is None else [self.requests.inputs[row] for row in rows]
         temperatures = np.full(len(rows), self.temperature)
@@ -260,7 +262,7 @@ def requests_of(
         pad_token_id=0 if pad is None else int(pad),
         on_device=on_device,
     )
-    if slots := capacity(growing(model_kwargs["past_key_values"])):
+    if slots := capacity(growing(model_kwargs[cache_name()])):
         requests.room = min(requests.room, slots + 1)
     side = "decoder_" if model.config.is_encoder_decoder else ""
     if side:

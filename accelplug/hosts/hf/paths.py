@@ -70,7 +70,7 @@ class Paths:
         if requests.is_over(row):
             return Decision(logits, scores)
         target = probabilities(scores, greedy=not self.walk.do_sample)
-        choice = self._ask(scores, target, tree) if len(tree) else Choice((), target[0])
+        choice = self._ask(scores, target, tree, requests.numbers[row]) if len(tree) else Choice((), target[0])
         last = self.walk.chance.draw(choice.rest[None])[0] if self.walk.do_sample else int(choice.rest.argmax())
         return Decision(logits, scores, choice.path, [*(tree.tokens[node] for node in choice.path), last], choice.lossy)
 
@@ -81,14 +81,15 @@ class Paths:
         for token, parent in zip(tree.tokens, tree.above, strict=True):
             prefixes.append([*prefixes[parent + 1], token])
         scores = torch.empty_like(logits)
+        processors = self.walk.processors_of(requests.numbers[row])
         for depth in range(max(map(len, prefixes)) + 1):
             slots = [slot for slot, prefix in enumerate(prefixes) if len(prefix) == depth]
             drafted = torch.tensor([prefixes[slot] for slot in slots], dtype=ids.dtype, device=ids.device)
             whole = torch.cat([ids.expand(len(slots), -1), drafted.view(len(slots), depth)], 1)
-            scores[slots] = self.walk.processors(whole, logits[slots])  # a copy of the rows: processors may write into it
+            scores[slots] = processors(whole, logits[slots])  # a copy of the rows: processors may write into it
         return scores
 
-    def _ask(self, scores: Tensor, target: Tensor, tree: Tree) -> Choice:
+    def _ask(self, scores: Tensor, target: Tensor, tree: Tree, number: int) -> Choice:
         rule, chance = self.walk.rule, self.walk.chance
         view = PathView(
             tokens=tree.tokens,
@@ -99,6 +100,7 @@ class Paths:
             below=lambda probability: chance.below(probability) is not None,
             rows=tree.rows,
             row_ids=tree.row_ids,
+            parameters={name: float(values[number]) for name, values in self.walk.parameters.items()},
         )
         return choose(rule, view, lossless=self.walk.lossless)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers.generation import logits_process
+from transformers.generation import LogitsProcessorList, logits_process
+
+_PER_ROW: Final = "prompt_ignore_length"
 
 
 def _known(*names: str) -> frozenset[type | None]:
@@ -29,6 +32,22 @@ _ROW_WISE: Final = _WARPERS | _known(
     "NoRepeatNGramLogitsProcessor", "RepetitionPenaltyLogitsProcessor", "SequenceBiasLogitsProcessor",
     "SuppressTokensAtBeginLogitsProcessor", "SuppressTokensLogitsProcessor", "WatermarkLogitsProcessor",
 )  # fmt: skip
+
+
+def of_row(processors: Any, row: int) -> Any:
+    """Return a call's processors as one row of it needs them: those that hold a length per row (the repetition penalty, from
+    Transformers 5.24 on) hold that row's, as a number, which fits any batch of prefixes.
+    """
+    per_row = [isinstance(getattr(processor, _PER_ROW, None), Tensor) for processor in processors or ()]
+    if not any(per_row):
+        return processors
+    return LogitsProcessorList(_with_length(processor, row) if has else processor for processor, has in zip(processors, per_row, strict=True))
+
+
+def _with_length(processor: Any, row: int) -> Any:
+    own = copy.copy(processor)
+    setattr(own, _PER_ROW, int(getattr(processor, _PER_ROW)[row]))
+    return own
 
 
 def warping(processors: Any) -> Callable[[Tensor], Tensor] | None:

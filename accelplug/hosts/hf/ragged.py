@@ -14,6 +14,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.hf.columns import Columns
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.hosts.hf.forward import PER_STEP, Forward, growing
 from accelplug.hosts.hf.masks import unfit_for_own_masks
 from accelplug.hosts.hf.processors import is_prefix_pure
@@ -41,7 +42,7 @@ def obstacle_to_ragged(model: Any, processors: Any, criteria: Any, model_kwargs:
     for_all = [name for name, value in model_kwargs.items() if isinstance(value, Tensor) and name not in PER_STEP - {"token_type_ids"}]
     if for_all:
         return f"{for_all[0]}, which the model is given for all rows at once"
-    if any(type(layer) not in _LAYERS for layer in model_kwargs["past_key_values"].layers):
+    if any(type(layer) not in _LAYERS for layer in model_kwargs[cache_name()].layers):
         return "a cache that is not dynamic"
     return "positions that the model counts itself" if model_kwargs.get("position_ids") is None else None
 
@@ -143,8 +144,8 @@ class Ragged(Forward):
     """
 
     def __init__(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], rows: Rows) -> None:
-        if any(layer.is_sliding for layer in model_kwargs["past_key_values"].layers):
-            model_kwargs["past_key_values"] = DynamicCache()
+        if any(layer.is_sliding for layer in model_kwargs[cache_name()].layers):
+            model_kwargs[cache_name()] = DynamicCache()
         super().__init__(model, input_ids, generation_config, model_kwargs)
         self.rows, self.batch = rows, list(range(rows.count))  # the rows in the cache, in its order
         self.columns = Columns(self.device, self.cache)

@@ -27,6 +27,7 @@ class Requests:
 
     def __init__(self, input_ids: Tensor, criteria: StoppingCriteriaList, *, max_length: int, pad_token_id: int, on_device: bool) -> None:
         self.count, self.prompt_length = input_ids.shape
+        self.numbers = range(self.count)  # which rows of the call these are
         self.length = self.prompt_length
         self.max_length, self.pad_token_id = max_length, pad_token_id
         self.room = max_length  # how many tokens a row and its drafts may come to, one more from the target included
@@ -93,7 +94,7 @@ class Requests:
         """Return every row as a batch of its own, in the same memory."""
         rows = [copy.copy(self) for _ in range(self.count)]
         for i, row in enumerate(rows):
-            row.count, row.finished, row.tokens = 1, [False], self.tokens[i : i + 1]
+            row.count, row.numbers, row.finished, row.tokens = 1, range(i, i + 1), [False], self.tokens[i : i + 1]
             row.buffer = None if self.buffer is None else self.buffer[i : i + 1]
         return rows
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from accelplug._errors import PluginError
 from accelplug.hooks.drafting import ROOT, IntArray
 from accelplug.hosts.hf.columns import Columns
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.hosts.hf.masks import Attention
 
 _CHUNK = 512  # columns read at once: a mask has as many rows
@@ -142,7 +143,7 @@ class Second:
             input_ids=tokens.to(self.model.device),
             position_ids=positions[:, -width:],
             attention_mask=self.attention.windowed(seen, positions, positions[:, -width:]),
-            past_key_values=self.columns.cache,
+            **{cache_name(): self.columns.cache},
             use_cache=True,
             logits_to_keep=keep,
         )

@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from accelplug._errors import HostError, OptionError
 from accelplug.hooks.binding import bind_drafter
 from accelplug.hooks.capabilities import Selection, admit, judges_paths
 from accelplug.hooks.masking import CompileLimits, GrammarSpec
-from accelplug.hooks.options import check_request, offers_of
 from accelplug.hooks.registry import Registry, Technique, registry
 from accelplug.hosts.costs import StepCosts
 from accelplug.hosts.hf import continuous
@@ -24,6 +22,7 @@ from accelplug.hosts.hf.compat import ENGINE, HOST
 from accelplug.hosts.hf.context import build_context
 from accelplug.hosts.hf.front import Front, attached_already
 from accelplug.hosts.hf.grammar import Grammar, GrammarProcessor, RowGrammars
+from accelplug.hosts.hf.parameters import Parameters
 from accelplug.hosts.hf.positions import Positions
 from accelplug.hosts.stats import Stats, TechniqueStats
 from accelplug.hosts.vocabulary import vocabulary_of
@@ -78,11 +77,23 @@ class Session:
         self.drafts_trees = self.drafter is not None and self.drafter.traits.shape == "tree"
         if self.drafter is not None and self.drafter.is_device_only:
             raise HostError(f"{built} drafts on the device only, and this host asks in host memory; give it propose(view)")
-        self.parameters = request_parameters(built, parameters or {})
+        self.parameters = parameters or {}
         self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in self.selection])
         self.model, self.tokenizer, self.vocab_size = model, tokenizer, context.vocab_size
         self.busy = threading.Lock()
         self.entered = False
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The options that requests set for themselves: name -> one value, or a list with one for each row of the next calls.
+
+        It may be set anew between calls.
+        """
+        return self.requested.given
+
+    @parameters.setter
+    def parameters(self, given: Mapping[str, Any]) -> None:
+        self.requested = Parameters(self.selection, given)
 
     def __del__(self) -> None:
         if not getattr(self, "entered", True):
@@ -130,7 +141,8 @@ def attach(  # noqa: PLR0913 - each is a choice of the user's
     :param verifier: the same for the rule that decides which drafts stay.
     :param tokenizer: for techniques that read token bytes, and the default one for stop strings.
     :param allow_lossy: accept a verifier that may change the output.
-    :param parameters: values for options that a request may set.
+    :param parameters: values for options that a request may set, of the drafter and of the verifier; a list has one value for each
+        row of a call. ``session.parameters = {...}`` sets others for the next calls.
     :param plugins: where names are looked up; by default whatever is installed.
     :param batches: whether the rows of a batch each keep all they accept (``"ragged"``) or advance together
         (``"lockstep"``); by default the former where the output is then plain ``generate()``'s.
@@ -232,12 +244,3 @@ def engine_of(grammars: Sequence[Grammar | None], *, several: bool) -> Technique
     if len(engines) > 1:
         raise OptionError(f"the prompts' grammars come from several engines, {', '.join(engines)}; compile them with one")
     return next(iter(engines.values()), None)
-
-
-def request_parameters(drafter: Technique | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Check values that a request brings for itself, and pack them as views carry them: name -> [1].
-
-    :raises OptionError: the drafter has no such per-request option, or the value is out of its bounds.
-    """
-    check_request(str(drafter or "no drafter"), given, {} if drafter is None else offers_of(str(drafter), drafter.factory))
-    return {name: np.array([value]) for name, value in given.items()}

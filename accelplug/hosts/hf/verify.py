@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifyView, residual, without
 from accelplug.hosts.choices import probabilities
 from accelplug.hosts.hf.paths import Paths
+from accelplug.hosts.hf.processors import of_row
 from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import Tree
 
@@ -74,10 +76,13 @@ class Walk:
         keep_scores: bool = False,
         keep_logits: bool = False,
         chance: Chance | None = None,
+        parameters: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> None:
         self.rule, self.traits = rule, verifier_traits(rule)
         self.processors = processors
+        self._of_rows: dict[int, Any] = {}
         self.do_sample = do_sample
+        self.parameters = {name: torch.from_numpy(values) for name, values in (parameters or {}).items()}  # name -> [rows of the call]
         self.chance = chance or Chance()
         self.scores: list[Tensor] | None = [] if keep_scores else None
         self.logits: list[Tensor] | None = [] if keep_logits else None
@@ -97,6 +102,12 @@ class Walk:
         best = logits.argmax(-1).tolist()  # the only wait for the device
         return [self._down(logits[i : i + 1], best[i : i + 1], trees[i : i + 1], row) for i, row in enumerate(rows)]
 
+    def processors_of(self, row: int) -> Any:
+        """Return the processors as they are for one row of the call."""
+        if row not in self._of_rows:
+            self._of_rows[row] = of_row(self.processors, row)
+        return self._of_rows[row]
+
     def _down(self, logits: Tensor, best: list[list[int]] | None, trees: Sequence[Tree], requests: Requests) -> Verdict:
         verdict = Verdict([[] for _ in trees])
         nodes: list[int] = [ROOT] * len(trees)
@@ -108,7 +119,7 @@ class Walk:
                 tokens = [row[node + 1] for row, node in zip(best, nodes, strict=True)]
                 children = [tree.follow(node, token) for tree, node, token in zip(trees, nodes, tokens, strict=True)]
             else:
-                tokens, children = self._decide(self._process(logits, nodes, requests), trees, nodes, verdict)
+                tokens, children = self._decide(self._process(logits, nodes, requests), trees, nodes, verdict, requests)
             if requests.num_over:
                 children = [self._keep_pace(row, nodes, trees, requests, child) for row, child in enumerate(children)]
             if verdict.add(children, done=requests.append(tokens, self.scores)):
@@ -124,27 +135,39 @@ class Walk:
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # [count, vocab_size], a copy: processors may write into it
         if self.logits is not None:
             self.logits.append(rows.clone())
-        scores: Tensor = self.processors(requests.ids(), rows)
+        processors = self.processors if requests.count > 1 else self.processors_of(requests.numbers[0])
+        scores: Tensor = processors(requests.ids(), rows)
         if self.scores is not None:
             self.scores.append(scores)
         return scores
 
-    def _decide(self, scores: Tensor, trees: Sequence[Tree], nodes: list[int], verdict: Verdict) -> tuple[list[int], list[int | None]]:
+    def _decide(
+        self, scores: Tensor, trees: Sequence[Tree], nodes: list[int], verdict: Verdict, requests: Requests
+    ) -> tuple[list[int], list[int | None]]:
         """Return every row's next token and the draft node it came from, if any."""
         if self.lossless and all(tree.kinds is None for tree in trees):
             # Drawing as plain decoding does and looking whether it was drafted is the rule for point masses, and it
             # takes the same random numbers as plain decoding.
             tokens = self.chance.draw(scores.softmax(-1)) if self.do_sample else scores.argmax(-1).tolist()
             return tokens, [tree.follow(node, token) for tree, node, token in zip(trees, nodes, tokens, strict=True)]
-        judged = [self._judge(scores[row : row + 1], tree, nodes[row], verdict) for row, tree in enumerate(trees)]
+        judged = [
+            self._judge(scores[row : row + 1], tree, nodes[row], verdict, self._parameters(requests.numbers[row]))
+            for row, tree in enumerate(trees)
+        ]
         return [token for token, _ in judged], [child for _, child in judged]
 
-    def _judge(self, scores: Tensor, tree: Tree, node: int, verdict: Verdict) -> tuple[int, int | None]:
+    def _parameters(self, number: int) -> dict[str, Tensor]:
+        """Return what a row of the call sets of the rule's options, name -> [1]."""
+        return {name: values[number : number + 1] for name, values in self.parameters.items()}
+
+    def _judge(
+        self, scores: Tensor, tree: Tree, node: int, verdict: Verdict, parameters: Mapping[str, Tensor]
+    ) -> tuple[int, int | None]:
         """Judge siblings in drawing order (recursive rejection sampling, arXiv 2402.14160, section 3)."""
         target = probabilities(scores, greedy=not self.do_sample)
         rows: dict[int, Tensor] = {}  # what the earlier siblings left of each draft row
         for child in tree.children_of(node):
-            view = self._view(scores, target, tree, child, rows)
+            view = self._view(scores, target, tree, child, rows, parameters)
             token = tree.tokens[child]
             probability = 0.0 if scores[0, token] == -torch.inf else self._ask(view)
             if (uniform := self.chance.below(probability, always=not self.lossless)) is not None:
@@ -156,14 +179,16 @@ class Walk:
                 rows[tree.row_ids[child]] = without(view.draft, view.tokens)
         return (self.chance.draw(target)[0] if self.do_sample else int(target.argmax())), None
 
-    def _view(self, scores: Tensor, target: Tensor, tree: Tree, child: int, rows: dict[int, Tensor]) -> VerifyView:
+    def _view(
+        self, scores: Tensor, target: Tensor, tree: Tree, child: int, rows: dict[int, Tensor], parameters: Mapping[str, Tensor]
+    ) -> VerifyView:
         draft = None
         if tree.kind(child) != NodeKind.DELTA and tree.rows is not None and tree.row_ids is not None:
             row = tree.row_ids[child]
             draft = rows.get(row, tree.rows[row : row + 1].to(target))
         tokens = torch.tensor([tree.tokens[child]], device=scores.device)
         kinds = torch.tensor([tree.kind(child)], device=scores.device)
-        return VerifyView(tokens, kinds, target, scores, draft)
+        return VerifyView(tokens, kinds, target, scores, draft, {name: value.to(scores.device) for name, value in parameters.items()})
 
     def _ask(self, view: VerifyView) -> float:
         probability = self.rule.call(lambda shown: float(self.rule.instance.accept(shown)), view)

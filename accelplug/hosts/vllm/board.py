@@ -1,29 +1,34 @@
-"""Counters on their way from the worker to the process that answers ``/metrics``: a small file in shared memory for each engine.
+"""Counters on their way from the worker to the process that answers ``/metrics``, in prometheus_client's files for many processes.
 
-vLLM's own counters travel with the scheduler's output, which has no place for others. The front end makes a folder and names
-it in the environment, which worker processes on the same machine inherit; each engine's first worker writes there in place.
+vLLM's own counters travel with the scheduler's output, which has no place for others. So each engine's first worker writes a
+counter and a gauge file into a folder that the environment names, which worker processes on the same machine inherit.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
-import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from accelplug.hosts.vllm.log import LOG
 
 FOLDER: Final = "ACCELPLUG_METRICS_DIR"
 """The environment variable that names the folder."""
+SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's own, which vLLM sets with several API servers: their registries show that folder and no other."""
 
 LABELS: Final = ("kind", "technique", "distribution", "version", "engine")
-FIELDS: Final = ("drafted", "accepted", "lossy", "seconds", "switched_off")
-_SUFFIX: Final = ".board"
-_HEADER: Final = 4096
+FIELDS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
+    ("counter", "accelplug_drafted_tokens", "Drafted tokens that were verified."),
+    ("counter", "accelplug_accepted_tokens", "Drafted tokens that the verifier kept."),
+    ("counter", "accelplug_lossy_accepts", "Kept tokens that the lossless rule would have rejected."),
+    ("counter", "accelplug_plugin_seconds", "Seconds spent in the technique on the host."),
+    ("gauge", "accelplug_switched_off", "1 where the technique failed while serving and is no longer asked."),
+)
 _INTERVAL: Final = 1.0  # seconds between looks at a device that has to be waited for
 
 
@@ -39,22 +44,23 @@ class Counters(NamedTuple):
 
 
 class Board:
-    """One engine's file.
+    """One engine's files.
 
     :param engine: tells the engines of one server apart: its data-parallel rank.
     :param waits: whether reading the counters waits for a device; it is then done once a second.
     """
 
     def __init__(self, folder: Path, engine: str, techniques: Sequence[Counters], *, waits: bool) -> None:
-        header = json.dumps([[*technique.who, engine] for technique in techniques]).encode()
-        file = folder / f"{engine}-{os.getpid()}-{time.monotonic_ns()}"
-        file.write_bytes(header.ljust(_HEADER) + bytes(8 * len(FIELDS) * len(techniques)))
-        with file.open("r+b") as opened:
-            self._shared = mmap.mmap(opened.fileno(), 0)
-        file.rename(file.with_suffix(_SUFFIX))  # whole: somebody may read the folder at any time
-        self._layout = struct.Struct(f"{len(FIELDS) * len(techniques)}d")
+        name = f"accelplug-{engine}-{os.getpid()}-{time.monotonic_ns()}"
+        files = {kind: folder / f"{prefix}_{name}.db" for kind, prefix in (("counter", "counter"), ("gauge", "gauge_max"))}
+        hidden = {kind: file.with_suffix(".new") for kind, file in files.items()}
+        opened = {kind: MmapedDict(str(file)) for kind, file in hidden.items()}  # type: ignore[no-untyped-call]
+        self._places = [(opened[kind], _key(kind, metric, said, [*t.who, engine])) for t in techniques for kind, metric, said in FIELDS]
         self._interval = _INTERVAL if waits else 0.0
         self._due = 0.0
+        self._write(techniques)
+        for kind, file in hidden.items():
+            file.rename(files[kind])  # whole: somebody may read the folder at any time
 
     def write(self, attachment: Any) -> None:
         """Write down where an attachment's counters stand, if that is due."""
@@ -62,12 +68,28 @@ class Board:
         if now < self._due:
             return
         self._due = now + self._interval
-        self._layout.pack_into(self._shared, _HEADER, *(value for technique in attachment.counters() for value in technique.values))
+        self._write(attachment.counters())
+
+    def _write(self, techniques: Sequence[Counters]) -> None:
+        values = (value for technique in techniques for value in technique.values)
+        for (file, key), value in zip(self._places, values, strict=True):
+            file.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+
+
+def _key(kind: str, metric: str, said: str, labels: list[str]) -> str:
+    name = f"{metric}_total" if kind == "counter" else metric
+    key: str = mmap_key(metric, name, list(LABELS), labels, said)
+    return key
+
+
+def folder_of() -> str | None:
+    """Return the folder that the process answering ``/metrics`` reads."""
+    return os.environ.get(SHARED) or os.environ.get(FOLDER)
 
 
 def board_of(attachment: Any, vllm_config: Any, device: Any) -> Board | None:
-    """Return the file for a worker's counters; None where nobody asks for them or another worker of this engine writes them."""
-    folder, techniques = os.environ.get(FOLDER), attachment.counters()
+    """Return the files for a worker's counters; None where nobody asks for them or another worker of this engine writes them."""
+    folder, techniques = folder_of(), attachment.counters()
     if not folder or not techniques:
         return None
     from vllm.distributed import get_tensor_model_parallel_rank
@@ -79,13 +101,3 @@ def board_of(attachment: Any, vllm_config: Any, device: Any) -> Board | None:
     except OSError as exc:
         LOG.warning("accelplug: no counters on /metrics, since %s cannot be written (%s)", folder, exc)
         return None
-
-
-def read_boards(folder: Path) -> Iterator[tuple[list[str], tuple[float, ...]]]:
-    """Return every technique's labels, as `LABELS` names them, and values, as `FIELDS` does; none where the folder is gone."""
-    for file in sorted(folder.glob(f"*{_SUFFIX}")):
-        content = file.read_bytes()
-        labels = json.loads(content[:_HEADER])
-        values = struct.unpack(f"{len(FIELDS) * len(labels)}d", content[_HEADER:])
-        for i, label in enumerate(labels):
-            yield label, values[i * len(FIELDS) : (i + 1) * len(FIELDS)]

@@ -16,6 +16,7 @@ from accelplug.hosts.vllm.compat import RunnerName
 from accelplug.hosts.vllm.context import build_context
 from accelplug.hosts.vllm.judging import Judge
 from accelplug.hosts.vllm.log import LOG
+from accelplug.hosts.vllm.nothing import nothing
 from accelplug.hosts.vllm.requests import refuse_no_numbers
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.settings import Settings
@@ -51,7 +52,7 @@ def select(settings: Settings, context: BuildContext, name: RunnerName, tensor_p
     :raises AccelplugError: a plugin fails to build, or the runner cannot run it.
     """
     verifier = registry().build("verifier", settings.verifier, context)
-    drafter = None if settings.drafter is None else registry().build("drafter", settings.drafter, context)
+    drafter = nothing(settings) if settings.drafter is None else registry().build("drafter", settings.drafter, context)
     selection = Selection(drafter, verifier)
     # A standard rule is vLLM's own sampler, whatever it is called: exact match at temperature 0, token-wise above.
     # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.vllm.session import Session
-from accelplug.hosts.vllm.slots import Request, SlotTable
+from accelplug.hosts.vllm.slots import SlotTable
+
+LENGTH, DRAFTED = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class Chains:
         self.num_tokens = num_tokens
         self.max_length = max_length
         self.table = SlotTable(num_slots)
+        # Of each slot's request: committed tokens that the drafter has observed, tokens that it drafted in the last step, padding not
+        # counted, the most tokens the request may have, its prompt included, and the most to draft for it in a step.
+        self._of_slots = np.zeros((4, num_slots), dtype=np.int64)
+        self._last: list[str] = []  # the requests of the step before
+        self._slots: IntArray = np.zeros(0, dtype=np.int64)  # and their slots
         self._limits: dict[str, tuple[int, int]] = {}
 
     def begin(self, req_id: str, limit: int, params: Any = None) -> None:
@@ -51,8 +58,11 @@ class Chains:
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests that ended, were preempted, or begin anew under the same id."""
+        if not req_ids:
+            return
         self.session.finish(self.table.end(req_ids))
         self.session.requests.end(req_ids)
+        self._remember([])
         for req_id in req_ids:
             self._limits.pop(req_id, None)
 
@@ -61,66 +71,72 @@ class Chains:
 
         :param scheduled: request id -> how many draft tokens the engine verified in this step.
         """
-        requests, view = self._commit(batch, scheduled)
-        drafts = self.session.propose(view) if requests else None
+        slots, view = self._commit(batch, scheduled)
+        drafts = self.session.propose(view) if batch.req_ids else None
         if drafts is None:
-            return [[] for _ in requests]
+            return [[] for _ in batch.req_ids]
+        self._of_slots[DRAFTED, slots] = drafts.offsets[1:] - drafts.offsets[:-1]
         tokens, offsets = drafts.tokens.tolist(), drafts.offsets.tolist()
-        chains = [tokens[begin:end] for begin, end in itertools.pairwise(offsets)]
-        for request, chain in zip(requests, chains, strict=True):
-            request.drafted = len(chain)
-        return chains
+        return [tokens[begin:end] for begin, end in itertools.pairwise(offsets)]
 
     def commit(self, batch: Batch, scheduled: Mapping[str, int]) -> None:
         """Show the drafter the new tokens of a step after which the engine asks for no drafts."""
         self._commit(batch, scheduled)
 
-    def _commit(self, batch: Batch, scheduled: Mapping[str, int]) -> tuple[list[Request], DraftView]:
-        """Return the batch's requests, and the view to draft from."""
-        requests = self._claim(batch)
-        drafted, slots, fresh, accepted, budgets = 0, [], [], [], []
-        for req_id, request, length, sampled in zip(batch.req_ids, requests, batch.lengths.tolist(), batch.sampled, strict=True):
-            verified = min(scheduled.get(req_id, 0), request.drafted)  # the rest was padding
-            drafted += verified
-            slots.append(request.slot)
-            fresh.append(length - request.length)
-            accepted.append(min(max(sampled - 1, 0), verified))
-            # The target model adds one token of its own after the drafts, and that has to fit too.
-            budgets.append(min(max(request.limit - length - 1, 0), request.most))
-            request.length, request.drafted = length, 0
-        self.session.stats.count(drafted, sum(accepted))
+    def drafted(self, req_ids: Sequence[str]) -> list[int]:
+        """Return how many tokens were drafted last for each request; 0 for unknown ones."""
+        slots = [self.table.get(req_id) for req_id in req_ids]
+        return [0 if slot is None else int(self._of_slots[DRAFTED, slot]) for slot in slots]
+
+    def _commit(self, batch: Batch, scheduled: Mapping[str, int]) -> tuple[IntArray, DraftView]:
+        """Return the batch's slots, and the view to draft from."""
+        slots, (length, drafted, limit, most) = self._claim(batch)
+        counted = np.array((batch.sampled, [scheduled.get(req_id, 0) for req_id in batch.req_ids]), dtype=np.int64)
+        verified = np.minimum(counted[1], drafted)  # the rest was padding
+        accepted = np.minimum(counted[0] - 1, verified)
+        # The target model adds one token of its own after the drafts, and that has to fit too.
+        budgets = np.maximum(np.minimum(limit - 1 - batch.lengths, most), 0)
+        self._of_slots[LENGTH, slots], self._of_slots[DRAFTED, slots] = batch.lengths, 0
+        self.session.stats.count(sum(verified.tolist()), sum(accepted.tolist()))
         self.session.stats.tokens += sum(batch.sampled)
-        columns = np.array((slots, fresh, accepted, budgets), dtype=np.int64)  # one array, since small ones cost as much as the loop
-        if requests:
-            self.session.observe(CommitView(columns[0], batch.rows, batch.tokens, batch.lengths, columns[1], columns[2]))
-        return requests, DraftView(columns[0], batch.rows, batch.tokens, batch.lengths, columns[3], self._parameters(batch.req_ids))
+        if batch.req_ids and self.session.observes:
+            self.session.observe(CommitView(slots, batch.rows, batch.tokens, batch.lengths, batch.lengths - length, accepted))
+        return slots, DraftView(slots, batch.rows, batch.tokens, batch.lengths, budgets, self._parameters(batch.req_ids))
 
     def _parameters(self, req_ids: list[str]) -> dict[str, IntArray]:
         """Return the drafter's per-request options, where a request of the batch sets one."""
         found = self.session.requests.values(self.session.defaults, req_ids)
         return {name: np.array(values, dtype=object if None in values else None) for name, values in found.items()}
 
-    def _claim(self, batch: Batch) -> list[Request]:
-        """Return the batch's requests, after starting those that are new to the drafter."""
-        lengths = batch.lengths.tolist()
-        known = [self.table.get(req_id) for req_id in batch.req_ids]
-        if all(request is not None and request.length < length for request, length in zip(known, lengths, strict=True)):
-            return known  # type: ignore[return-value]  # none of them is None
-        self._start(batch, lengths)
-        return [self.table[req_id] for req_id in batch.req_ids]
+    def _claim(self, batch: Batch) -> tuple[IntArray, IntArray]:
+        """Return the batch's slots, [num_reqs], and what is kept of them, [4, num_reqs], after starting the requests that are new."""
+        if batch.req_ids != self._last:  # most steps run the same requests as the step before
+            if any(self.table.get(req_id) is None for req_id in batch.req_ids):
+                self._start(batch)
+            self._remember(batch.req_ids)
+        known = self._of_slots.take(self._slots, 1)
+        if min((batch.lengths - known[LENGTH]).tolist(), default=1) < 1:
+            self._start(batch)
+            self._remember(batch.req_ids)
+            known = self._of_slots.take(self._slots, 1)
+        return self._slots, known
 
-    def _start(self, batch: Batch, lengths: list[int]) -> None:
+    def _remember(self, req_ids: Sequence[str]) -> None:
+        self._last = list(req_ids)
+        self._slots = np.array([self.table[req_id] for req_id in req_ids], dtype=np.int64)
+        self._slots.flags.writeable = False  # drafters are shown this very array
+
+    def _start(self, batch: Batch) -> None:
         """Give slots to the requests that are new, and tell the drafter who begins and who lost a slot."""
         keep, started, lost = set(batch.req_ids), [], []
-        for i, (req_id, length) in enumerate(zip(batch.req_ids, lengths, strict=True)):
+        for i, (req_id, length) in enumerate(zip(batch.req_ids, batch.lengths.tolist(), strict=True)):
             known = self.table.get(req_id)
-            if known is not None and known.length < length:
+            if known is not None and self._of_slots[LENGTH, known] < length:
                 continue
             lost += self.table.end((req_id,))  # its tokens were taken back: nothing that the drafter knows of it holds
             slot = self.table.free_slot(keep) if batch.slots is None else int(batch.slots[i])
-            request, previous = self.table.claim(req_id, slot)
-            request.limit, request.most = self._limits.get(req_id, (self.max_length, self.num_tokens))
-            lost += [slot] if previous is not None else []
+            lost += [slot] if self.table.claim(req_id, slot) is not None else []
+            self._of_slots[:, slot] = 0, 0, *self._limits.get(req_id, (self.max_length, self.num_tokens))
             started.append(slot)
         self.session.finish(lost)
         self.session.start(started)

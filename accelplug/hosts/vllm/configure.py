@@ -7,10 +7,12 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from accelplug._errors import AccelplugError, HostError
-from accelplug.hosts.vllm.compat import RunnerName, require_front_end
+from accelplug.hosts.vllm.compat import ENGINE, V1_ONLY, RunnerName, require_audits, require_front_end, require_grammars
+from accelplug.hosts.vllm.grammar_front import compile_ahead
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.metrics import expose
-from accelplug.hosts.vllm.plugin import KEY, check_requests
+from accelplug.hosts.vllm.plugin import KEY, check_requests, wrapped
+from accelplug.hosts.vllm.scheduler import governed
 from accelplug.hosts.vllm.settings import Settings, read_settings, serves_anyway
 from accelplug.hosts.vllm.settings_file import settings_of
 from accelplug.hosts.vllm.worker import attached
@@ -48,36 +50,78 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
     require_front_end()
     settings = read_settings(args.additional_config[KEY])
     _refuse_conflicts(args, settings)
-    if settings.drafter is None:
-        runner, config = _with_vllms_drafter(create, settings)
-    else:
+    if settings.drafts:
         runner, config = _create(args, create, settings)
+    else:
+        runner, config = _with_vllms_drafter(create, settings)
     if config.model_config.runner_type != "generate":
-        raise HostError(f"{settings.drafter or settings.verifier} works for models that generate, and this one runs as {config.model_config.runner_type!r}")
-    if runner == "V1":
+        who = settings.drafter or settings.grammar or settings.verifier
+        raise HostError(f"{who} works for models that generate, and this one runs as {config.model_config.runner_type!r}")
+    attaches = settings.drafts or _judges(settings)  # a grammar alone needs no worker of accelplug's
+    if runner == "V1" and attaches:
         _refuse_dropped_processors()
+    elif config.lora_config is not None and config.device_config.device_type == "cpu":
+        raise HostError("vLLM's V2 runner with LoRA on a CPU fails as soon as anything is drafted (its logits take one row a request); use runner 'v1'")
     check_requests()
     expose()
-    config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
+    if settings.audit:
+        _install_audits()
+    if settings.grammar is not None:
+        _govern(config, settings)
+    if attaches:
+        config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
+    LOG.info("accelplug: wrapped in vLLM's front end: %s", ", ".join(wrapped()))
     return config
+
+
+def _install_audits() -> None:
+    require_audits()
+    from accelplug.hosts.vllm.audit import install
+
+    install()
+
+
+def _govern(config: Any, settings: Settings) -> None:
+    """Put accelplug's scheduler on top of vLLM's, which is where grammars are compiled and drafts meet them."""
+    require_grammars()
+    if config.model_config.skip_tokenizer_init:
+        raise HostError(f"grammar '{settings.grammar}' needs the tokenizer's tokens; start vLLM without skip_tokenizer_init, or remove the grammar")
+    if settings.drafts and settings.drafter is None and config.scheduler_config.async_scheduling:
+        raise HostError(
+            f"grammar '{settings.grammar}' alone drafts what it forces, and under asynchronous scheduling nobody knows that before the next step "
+            "runs; set async_scheduling=False, leave num_tokens out, or add a drafter"
+        )
+    compile_ahead()
+    config.scheduler_config.scheduler_cls = governed(config.scheduler_config.get_scheduler_cls())
 
 
 def _refuse_conflicts(args: Any, settings: Settings) -> None:
     given = args.speculative_config or {flag: value for flag in ("spec_method", "spec_model", "spec_tokens") if (value := getattr(args, flag, None))}
-    if given and settings.drafter is not None:
+    if given and settings.drafts:
         raise HostError(
-            f"speculative_config={given} and accelplug's drafter '{settings.drafter}' are two drafters; remove one of them "
+            f"speculative_config={given} and accelplug's {_drafter(settings)} are two drafters; remove one of them "
             "(accelplug's verifiers also judge what vLLM's drafters draft)"
         )
 
 
+def _judges(settings: Settings) -> bool:
+    """Whether a rule was asked for: beside a grammar, the default stands for none."""
+    return settings.grammar is None or settings.verifier.name != "token_wise"
+
+
+def _drafter(settings: Settings) -> str:
+    return f"grammar '{settings.grammar}' with num_tokens" if settings.drafter is None else f"drafter '{settings.drafter}'"
+
+
 def _with_vllms_drafter(create: Callable[[], Any], settings: Settings) -> tuple[RunnerName, Any]:
-    """Leave vLLM's configuration as the user wrote it: our verifier judges what vLLM drafts."""
+    """Leave vLLM's configuration as the user wrote it: our verifier judges what vLLM drafts, our grammars mask it."""
     config = create()
-    if config.speculative_config is None:
+    if config.speculative_config is None and _judges(settings):
         raise HostError(
             f"verifier '{settings.verifier}' judges drafts and nothing drafts; add {{'drafter': 'prompt_lookup'}} or a speculative_config"
         )
+    if config.use_v2_model_runner and ENGINE.restriction() is not None:
+        raise HostError(f"verifier '{settings.verifier}' cannot be used: vLLM {ENGINE.version()} runs {V1_ONLY}; set VLLM_USE_V2_MODEL_RUNNER=0")
     return ("V2" if config.use_v2_model_runner else "V1"), config
 
 
@@ -107,6 +151,8 @@ def _why_not_v2(settings: Settings) -> str | None:
         if forced:
             raise HostError("runner 'v1' contradicts VLLM_USE_V2_MODEL_RUNNER=1 in the environment; remove one of them")
         return "runner 'v1' was asked for"
+    if ENGINE.restriction() is not None:
+        return f"vLLM {ENGINE.version()} runs {V1_ONLY}"
     if forced is False:
         return "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"
     return None if HAS_TRITON else "it needs Triton, which is not installed or not active here"
@@ -122,7 +168,7 @@ def _create_for(runner: RunnerName, args: Any, create: Callable[[], Any], settin
         args.speculative_config = given
     method = getattr(config.speculative_config, "method", None)
     if method != METHODS[runner]["method"]:
-        raise HostError(f"the checkpoint brings its own drafter (method {method!r}) beside '{settings.drafter}'; serve the target model itself")
+        raise HostError(f"the checkpoint brings its own drafter (method {method!r}) beside {_drafter(settings)}; serve the target model itself")
     return config
 
 

@@ -4,69 +4,46 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Final
 
-from prometheus_client import REGISTRY
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client.multiprocess import MultiProcessCollector
 
-from accelplug.hosts.vllm.board import FIELDS, FOLDER, LABELS, read_boards
+from accelplug.hosts.vllm.board import FOLDER, SHARED
 
-FAMILIES: Final = (
-    (CounterMetricFamily, "accelplug_drafted_tokens", "Drafted tokens that were verified."),
-    (CounterMetricFamily, "accelplug_accepted_tokens", "Drafted tokens that the verifier kept."),
-    (CounterMetricFamily, "accelplug_lossy_accepts", "Kept tokens that the lossless rule would have rejected."),
-    (CounterMetricFamily, "accelplug_plugin_seconds", "Seconds spent in the technique on the host."),
-    (GaugeMetricFamily, "accelplug_switched_off", "1 where the technique failed while serving and is no longer asked."),
-)
-"""One family for each of `FIELDS`."""
-REFUSED: Final = ("accelplug_refused_requests", "Requests refused for what they set for a technique.")
-
-
-class Boards:
-    """What Prometheus' registry asks at every scrape."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.refused = 0
-
-    def describe(self) -> list[Any]:
-        """Name nothing in advance: no engine has started yet."""
-        return []
-
-    def collect(self) -> Iterator[Any]:
-        """Return every family; engines with the same labels, one after the other in one process, are added up."""
-        sums: dict[tuple[str, ...], list[float]] = {}
-        for labels, values in read_boards(self.folder):
-            found = sums.setdefault(tuple(labels), [0.0] * len(FIELDS))
-            found[:] = [old + new for old, new in zip(found, values, strict=True)]
-        for i, (family, name, said) in enumerate(FAMILIES):
-            metric = family(name, said, labels=LABELS)
-            for key, summed in sums.items():
-                metric.add_metric(key, summed[i])
-            yield metric
-        yield CounterMetricFamily(*REFUSED, value=self.refused)
-
-
-_exposed: list[Boards] = []
-"""What this process registered, once."""
+_counters: dict[str, Counter] = {}
+"""What this process counts itself, by name."""
 _folders: list[tempfile.TemporaryDirectory[str]] = []
-"""What it made for them, and removes when it ends."""
+"""What it made for its workers' counters, and removes when it ends."""
+_read: list[MultiProcessCollector] = []
+"""What shows them, once."""
+
+OF_REQUESTS = {
+    "accelplug_refused_requests": "Requests refused for what they set for a technique.",
+    "accelplug_audited_requests": "Greedy requests that were run again without drafts.",
+    "accelplug_audit_mismatches": "Audited requests whose tokens differ from those without drafts.",
+}
 
 
 def expose() -> None:
-    """Register the counters with the registry that vLLM's ``/metrics`` shows; calling it again does nothing."""
-    if _exposed:
+    """Let the registry that vLLM's ``/metrics`` shows have the counters; calling it again does nothing.
+
+    With several API servers vLLM shows every file of `SHARED`, where the workers write then.
+    """
+    _counters.update({name: Counter(name, said) for name, said in OF_REQUESTS.items() if name not in _counters})
+    if SHARED in os.environ or _read:
         return
     if FOLDER not in os.environ:
         _folders.append(tempfile.TemporaryDirectory(prefix="accelplug-"))
         os.environ[FOLDER] = _folders[0].name
-    _exposed.append(Boards(Path(os.environ[FOLDER])))
-    REGISTRY.register(_exposed[0])
+    _read.append(shown_in(REGISTRY, os.environ[FOLDER]))
 
 
-def count_refusal() -> None:
-    """Count a request that was refused."""
-    for boards in _exposed:
-        boards.refused += 1
+def shown_in(registry: CollectorRegistry, folder: str) -> MultiProcessCollector:
+    """Let a registry show what workers write into a folder."""
+    os.makedirs(folder, exist_ok=True)
+    return MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+
+
+def count(name: str) -> None:
+    """Add one to a counter of `OF_REQUESTS`."""
+    _counters[name].inc()

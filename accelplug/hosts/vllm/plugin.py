@@ -2,7 +2,8 @@
 
 vLLM loads general plugins in every process, before it has a configuration. So `register` wraps the one function
 that makes the configuration; unless that names accelplug, the wrap calls straight through. Once a configuration does, the
-front end's check of requests is wrapped too: vLLM has no other place where a request's options can be refused.
+front end's check of requests is wrapped too: vLLM has no other place where a request's options can be refused. Audits
+wrap the front end's two ways in (`accelplug.hosts.vllm.audit`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ CONFIG_FILE: Final = "ACCELPLUG_CONFIG"
 
 MODULE: Final = "vllm.engine.arg_utils"
 REQUESTS: Final = "vllm.v1.engine.input_processor"
+ASYNC: Final = "vllm.v1.engine.async_llm"
+SYNC: Final = "vllm.v1.engine.llm_engine"
+
+WRAPPED: Final = (
+    (MODULE, "EngineArgs", "create_engine_config"),  # always, the others where a configuration asks for accelplug
+    (REQUESTS, "InputProcessor", "_validate_params"),
+    (ASYNC, "AsyncLLM", "add_request"),  # for grammars alone
+    (ASYNC, "AsyncLLM", "generate"),  # these for audits alone
+    (SYNC, "LLMEngine", "add_request"),
+    (SYNC, "LLMEngine", "step"),
+)
+"""Every method of a class of vLLM's that accelplug ever wraps."""
 
 
 def register() -> None:
@@ -40,46 +53,57 @@ def register() -> None:
 def unregister() -> None:
     """Put everything back as it was before `register`."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _WrapOnImport)]
-    for name, owner, method in ((MODULE, "EngineArgs", "create_engine_config"), (REQUESTS, "InputProcessor", "_validate_params")):
-        module = sys.modules.get(name)
-        if module is not None and (original := _original(getattr(getattr(module, owner), method))) is not None:
-            setattr(getattr(module, owner), method, original)
+    for owner, method, original in _wraps():
+        setattr(owner, method, original)
+
+
+def wrapped() -> list[str]:
+    """Return the methods that are wrapped now, as ``"Class.method"``."""
+    return [f"{owner.__name__}.{method}" for owner, method, _ in _wraps()]
+
+
+def _wraps() -> list[tuple[type, str, Callable[..., Any]]]:
+    """Return every wrap that is in place: its class, the method's name, and what it replaced."""
+    loaded = [(getattr(sys.modules[name], owner), method) for name, owner, method in WRAPPED if name in sys.modules]
+    return [(owner, method, original) for owner, method in loaded if (original := original_of(getattr(owner, method))) is not None]
 
 
 def check_requests() -> None:
     """Wrap the front end's check of requests, so that what a request sets for a technique is refused there with HTTP 400."""
     module: Any = importlib.import_module(REQUESTS)
     original = module.InputProcessor._validate_params
-    if _original(original) is not None:
+    if original_of(original) is not None:
         return
 
     @functools.wraps(original)
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.exceptions import VLLMValidationError
 
-        from accelplug._errors import OptionError
-        from accelplug.hosts.vllm.metrics import count_refusal
+        from accelplug._errors import AccelplugError
+        from accelplug.hosts.vllm.grammar_front import without_grammar
+        from accelplug.hosts.vllm.metrics import count
         from accelplug.hosts.vllm.requests import check_params
 
         try:
             check_params(self.vllm_config, params)
-        except OptionError as exc:
-            count_refusal()
+            with without_grammar(self, params) as rest:
+                return original(self, rest, *args, **kwargs)
+        except AccelplugError as exc:
+            count("accelplug_refused_requests")
             raise VLLMValidationError(str(exc)) from exc
-        return original(self, params, *args, **kwargs)
 
     _validate_params.__accelplug_original__ = original  # type: ignore[attr-defined]
     module.InputProcessor._validate_params = _validate_params
 
 
-def _original(method: Callable[..., Any]) -> Callable[..., Any] | None:
+def original_of(method: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return what a wrap replaced, or None where there is no wrap."""
     found: Callable[..., Any] | None = getattr(method, "__accelplug_original__", None)
     return found
 
 
 def _wrap(module: ModuleType) -> None:
-    if _original(module.EngineArgs.create_engine_config) is not None:
+    if original_of(module.EngineArgs.create_engine_config) is not None:
         return
     original = module.EngineArgs.create_engine_config
 

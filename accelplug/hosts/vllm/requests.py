@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from accelplug._errors import HostError
 from accelplug.hooks.options import Offer, check_request, fields_of, is_number, offers_of, per_request_options
 from accelplug.hooks.registry import Technique, registry
+from accelplug.hosts.vllm.grammar_request import OFFERS
 from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.settings import Settings, read_settings
 
@@ -43,7 +44,9 @@ def offers_under(settings: Settings) -> dict[str, Offer]:
         if spec is not None:
             entry, _ = registry().find(kind, spec)
             offers |= offers_of(str(entry), entry.resolve())
-    if settings.drafter is not None:
+    if settings.grammar is not None:
+        offers |= OFFERS
+    if settings.drafts:
         offers[CAP] = Offer("a request's draft length", "int", {"ge": 0, "le": settings.num_tokens})
     return offers
 

@@ -43,6 +43,7 @@ class Session:
         self.vocab_size = vocab_size
         self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in (bound.technique, selection.verifier)])
         self.switched_off: str | None = None
+        self.observes = hasattr(bound.technique.instance, "observe")
 
     def begin(self, req_id: str, params: Any, num_tokens: int) -> int:
         """Remember what a request sets for itself.

@@ -17,7 +17,9 @@ Runner = Literal["auto", "v1", "v2"]
 OnRefused = Literal["stop", "serve"]
 
 DEFAULT_NUM_TOKENS: Final = 4
-KEYS: Final = ("drafter", "verifier", "num_tokens", "allow_lossy", "runner", "on_refused")
+KEYS: Final = ("drafter", "verifier", "grammar", "num_tokens", "allow_lossy", "runner", "on_refused", "audit")
+VLLMS: Final = "vllm"
+"""The grammar engine that is none: vLLM's own backend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,12 @@ class Settings:
     """What the user asked for.
 
     :param drafter: None where vLLM's own `speculative_config` drafts.
-    :param num_tokens: the most tokens drafted for a request in one step.
+    :param num_tokens: the most tokens drafted for a request in one step; 0 where accelplug drafts nothing.
     :param allow_lossy: output may differ from the target model's.
     :param runner: the model runner to use; ``"auto"`` leaves the choice to vLLM.
     :param on_refused: what becomes of the engine where accelplug cannot run in it: ``"stop"``, or ``"serve"`` without it.
+    :param audit: the share of greedy requests that is run again without drafts and compared.
+    :param grammar: the engine for structured outputs; None where vLLM has them to itself.
     """
 
     drafter: Spec | None
@@ -37,6 +41,13 @@ class Settings:
     allow_lossy: bool = False
     runner: Runner = "auto"
     on_refused: OnRefused = "stop"
+    audit: float = 0.0
+    grammar: Spec | None = None
+
+    @property
+    def drafts(self) -> bool:
+        """Whether accelplug drafts: a drafter does, or the grammar alone."""
+        return self.num_tokens > 0
 
 
 def read_settings(given: object) -> Settings:
@@ -54,7 +65,10 @@ def read_settings(given: object) -> Settings:
     if "drafter" in given:
         drafter, spec = _find("drafter", given["drafter"])
         num_tokens = _num_tokens(drafter, spec, given)
-    return Settings(spec, rule, num_tokens, _boolean(given, "allow_lossy"), _word(given, "runner", Runner), _word(given, "on_refused", OnRefused))
+    elif "num_tokens" in given:
+        num_tokens = _positive(given["num_tokens"], "accelplug")
+    words = _boolean(given, "allow_lossy"), _word(given, "runner", Runner), _word(given, "on_refused", OnRefused)
+    return Settings(spec, rule, num_tokens, *words, _share(given, "audit"), _grammar(given))
 
 
 def _check_keys(given: Mapping[str, Any]) -> None:
@@ -63,9 +77,12 @@ def _check_keys(given: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(str(key), KEYS, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise OptionError(f"accelplug has no setting {key!r}; {hint}its settings: {', '.join(KEYS)}")
-    if "drafter" not in given and "verifier" not in given:
+    if not {"drafter", "verifier", "grammar"} & set(given):
         raise OptionError("accelplug is configured without a drafter; add {'drafter': 'prompt_lookup'} or remove the settings")
-    if "drafter" not in given and (useless := {"num_tokens", "runner"} & set(given)):
+    if "drafter" not in given and "audit" in given:
+        raise OptionError("accelplug: audit runs requests again without drafts, and those of vLLM's own drafters cannot be turned off; name a drafter")
+    drafts = "drafter" in given or {"grammar", "num_tokens"} <= set(given)
+    if not drafts and (useless := {"num_tokens", "runner"} & set(given)):
         raise OptionError(f"accelplug: {useless.pop()} belongs to a drafter, and vLLM's own drafts here; write it into speculative_config")
 
 
@@ -75,6 +92,12 @@ def _find(kind: str, given: object) -> tuple[Entry, Spec]:
     entry, spec = registry().find(kind, given)
     check_options(str(entry), entry.resolve(), spec.options)
     return entry, spec
+
+
+def _grammar(given: Mapping[str, Any]) -> Spec | None:
+    if "grammar" not in given:
+        return None
+    return Spec(VLLMS) if given["grammar"] == VLLMS else _find("grammar", given["grammar"])[1]
 
 
 def _num_tokens(drafter: Entry, spec: Spec, given: Mapping[str, Any]) -> int:
@@ -98,6 +121,13 @@ def _boolean(given: Mapping[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"accelplug: {key}={value!r} is a {type(value).__name__}; it takes true or false")
     return value
+
+
+def _share(given: Mapping[str, Any], key: str) -> float:
+    value = given.get(key, 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise OptionError(f"accelplug: {key}={value!r} is no share of the requests; it takes a number from 0 to 1")
+    return float(value)
 
 
 def _word(given: Mapping[str, Any], key: str, words: Any) -> Any:

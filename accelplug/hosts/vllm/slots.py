@@ -6,25 +6,7 @@ V2 has such a number itself, its row in the request states. In V1 rows move betw
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
 from typing import Any
-
-
-@dataclass(slots=True)
-class Request:
-    """A request that a drafter was told about.
-
-    :param length: committed tokens that the drafter has observed.
-    :param drafted: tokens it drafted in the last step, padding not counted.
-    :param limit: the most tokens it may have, its prompt included.
-    :param most: the most tokens to draft for it in a step.
-    """
-
-    slot: int
-    length: int = 0
-    drafted: int = 0
-    limit: int = 0
-    most: int = 0
 
 
 def token_limit(num_prompt_tokens: int, sampling_params: Any, max_length: int) -> int:
@@ -40,30 +22,30 @@ class SlotTable:
     """Which request has which slot."""
 
     def __init__(self, num_slots: int) -> None:
-        self._requests: dict[str, Request] = {}
+        self._slots: dict[str, int] = {}
         self._owners: list[str | None] = [None] * num_slots
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._slots)
 
-    def __getitem__(self, req_id: str) -> Request:
-        return self._requests[req_id]
+    def __getitem__(self, req_id: str) -> int:
+        return self._slots[req_id]
 
-    def get(self, req_id: str) -> Request | None:
-        """Return the request if it has a slot."""
-        return self._requests.get(req_id)
+    def get(self, req_id: str) -> int | None:
+        """Return the request's slot if it has one."""
+        return self._slots.get(req_id)
 
-    def claim(self, req_id: str, slot: int) -> tuple[Request, str | None]:
+    def claim(self, req_id: str, slot: int) -> str | None:
         """Give a slot to a new request.
 
-        :returns: the request, and whoever held the slot until now and has lost it.
+        :returns: whoever held the slot until now and has lost it.
         """
         previous = self._owners[slot]
         if previous is not None:
             self.end((previous,))
-        request = self._requests[req_id] = Request(slot)
+        self._slots[req_id] = slot
         self._owners[slot] = req_id
-        return request, previous
+        return previous
 
     def free_slot(self, keep: Container[str]) -> int:
         """Return the lowest free slot; where none is free, that of a request that is not among `keep`.
@@ -82,7 +64,7 @@ class SlotTable:
         """
         freed = []
         for req_id in req_ids:
-            if (request := self._requests.pop(req_id, None)) is not None:
-                self._owners[request.slot] = None
-                freed.append(request.slot)
+            if (slot := self._slots.pop(req_id, None)) is not None:
+                self._owners[slot] = None
+                freed.append(slot)
         return freed

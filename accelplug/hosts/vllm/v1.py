@@ -15,6 +15,7 @@ from accelplug.hosts.vllm import cpu_expand
 from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.chains import Batch, Chains
+from accelplug.hosts.vllm.forced import forced_in
 from accelplug.hosts.vllm.seat import Seat
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import token_limit
@@ -88,6 +89,8 @@ class V1Attachment:
         self.repaired = repair(runner)
         self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=False)
         self._scheduled: dict[str, int] = {}
+        self._rows = np.arange(config.scheduler_config.max_num_seqs)
+        self._rows.flags.writeable = False  # drafters are shown this very array
         self._asked = False
 
     def begin_step(self, scheduler_output: Any) -> None:
@@ -98,7 +101,7 @@ class V1Attachment:
             num_prompt_tokens = len(request.prompt_token_ids or ())
             self.chains.begin(request.req_id, token_limit(num_prompt_tokens, request.sampling_params, self.chains.max_length), request.sampling_params)
         drafts = scheduler_output.scheduled_spec_decode_tokens.items()
-        self._scheduled = {req_id: len(tokens) - tokens.count(-1) for req_id, tokens in drafts}
+        self._scheduled = {req_id: len(tokens) - tokens.count(-1) for req_id, tokens in drafts} | forced_in(scheduler_output)
         self._asked = False
         self.session.stats.requests += len(new)
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
@@ -108,7 +111,10 @@ class V1Attachment:
         """Show the step to the drafter and return its chains, one per row."""
         self._asked = True
         batch = self._batch(sampled, lengths, tokens)
-        chains = iter(self.chains.step(batch, self._scheduled))
+        drafted = self.chains.step(batch, self._scheduled)
+        if len(drafted) == len(sampled):
+            return drafted
+        chains = iter(drafted)
         return [next(chains) if new else [] for new in sampled]
 
     def end_step(self, output: Any) -> None:
@@ -141,7 +147,9 @@ class V1Attachment:
         return {"runner": "V1", "async": False, **self.session.status(), "seams": seams}
 
     def _batch(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> Batch:
-        active = [row for row, new in enumerate(sampled) if new]
-        req_ids = self.runner.input_batch.req_ids
-        rows = np.array(active, dtype=np.int64)
-        return Batch([req_ids[row] for row in active], rows, tokens, lengths[rows].astype(np.int64), [len(sampled[row]) for row in active])
+        req_ids, counts = self.runner.input_batch.req_ids, list(map(len, sampled))
+        if all(counts):  # no request is still reading its prompt
+            return Batch(req_ids[: len(counts)], self._rows[: len(counts)], tokens, lengths[: len(counts)].astype(np.int64), counts)
+        active = [row for row, count in enumerate(counts) if count]
+        rows = self._rows[active]
+        return Batch([req_ids[row] for row in active], rows, tokens, lengths[rows].astype(np.int64), [counts[row] for row in active])

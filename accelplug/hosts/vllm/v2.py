@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 from accelplug._errors import HostError
 from accelplug.hosts.vllm.attachment import require_in_effect, trims
 from accelplug.hosts.vllm.board import Counters
+from accelplug.hosts.vllm.forced import forced_in
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.seat import Seat
 from accelplug.hosts.vllm.session import Session
@@ -86,8 +87,11 @@ class V2Attachment:
         self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=True, real=self.source.real)
         self.is_async = bool(config.scheduler_config.async_scheduling)
         self.trims = trims(config)
-        if not on_device and runner.device.type != "cpu":
-            LOG.info("accelplug: %s drafts in host memory, which waits for the device once a step", session.bound.technique)
+        if not on_device:
+            wait = "no wait on a CPU" if runner.device.type == "cpu" else "one wait for the device a step, which asynchronous scheduling would save"
+            LOG.info("accelplug: %s drafts in host memory: %s", session.bound.technique, wait)
+        if not self.trims:
+            LOG.info("accelplug: every step verifies %d drafts of every request, drafted or padding", num_tokens)
 
     def begin_step(self, scheduler_output: Any) -> None:
         """Finish requests that ended, were preempted, or begin anew: V2 gives their slots away at once."""
@@ -98,6 +102,7 @@ class V2Attachment:
             self.source.arrive(request.req_id, request.prefill_token_ids, limit, request.sampling_params)
             # A preempted request comes back with what it had generated, and was counted the first time.
             self.session.stats.requests += len(request.prefill_token_ids) == request.prompt_len
+        self.source.force(forced_in(scheduler_output), scheduler_output.scheduled_spec_decode_tokens)
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
         self.session.clock.begin(scheduler_output)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class DeviceSource:
         self.real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=device)  # [num_slots] drafts that are no padding
         self._limits = torch.zeros_like(self.real).repeat(2, 1)  # [2, num_slots] the most tokens of each request, and the most to draft for it
         self._arriving: dict[str, tuple[int, int]] = {}
+        self._own: Mapping[str, int] = {}
         self._totals = torch.zeros(3, dtype=torch.int64, device=device)  # drafted, accepted, tokens; since settle()
 
     def end(self, req_ids: set[str]) -> None:
@@ -42,10 +43,16 @@ class DeviceSource:
         del tokens
         self._arriving[req_id] = limit, self.session.begin(req_id, params, self.num_tokens)
 
+    def force(self, own: Mapping[str, int], drafts: Mapping[str, Sequence[int]]) -> None:
+        """Remember how many of a request's drafts are the drafter's; what is forced is no padding either."""
+        self._own = own
+        for req_id in own:
+            self.real[self.req_states.req_id_to_index[req_id]] = len(drafts[req_id])
+
     def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:
         """Fill `drafts`; once the drafter is switched off, with each request's last token."""
         slots = input_batch.idx_mapping
-        self._count(slots, num_sampled, input_batch.cu_num_logits)
+        self._count(slots, num_sampled, input_batch.cu_num_logits, input_batch.req_ids)
         self._start(input_batch.req_ids, input_batch.idx_mapping_np.tolist())
         states = self.req_states
         lengths = states.total_len.gpu[slots]
@@ -68,7 +75,7 @@ class DeviceSource:
         if self.real.device.type != "cpu":
             return None
         found = [self.table.get(req_id) for req_id in req_ids]
-        return [0 if request is None else int(self.real[request.slot]) for request in found]
+        return [0 if slot is None else int(self.real[slot]) for slot in found]
 
     def settle(self) -> None:
         """Move the device's counters into the session's."""
@@ -77,14 +84,17 @@ class DeviceSource:
         self.session.stats.count(drafted, accepted)
         self.session.stats.tokens += tokens
 
-    def _count(self, slots: torch.Tensor, num_sampled: torch.Tensor, cu_num_logits: torch.Tensor) -> None:
+    def _count(self, slots: torch.Tensor, num_sampled: torch.Tensor, cu_num_logits: torch.Tensor, req_ids: list[str]) -> None:
         """Count the drafts that this step verified.
 
         :param slots: [num_reqs].
         :param num_sampled: [num_reqs].
         :param cu_num_logits: [num_reqs + 1] int32, where each request's rows of logits begin: its drafts and one more.
         """
-        real = torch.minimum(self.real[slots], cu_num_logits.diff().long() - 1) * (num_sampled > 0)
+        verified = cu_num_logits.diff().long() - 1
+        if self._own:  # of these drafts the drafter's are not all
+            verified = torch.tensor([self._own.get(req_id, self.num_tokens) for req_id in req_ids], device=slots.device).minimum(verified)
+        real = torch.minimum(self.real[slots], verified) * (num_sampled > 0)
         accepted = torch.minimum(real, num_sampled.long() - 1).clamp(min=0)
         self._totals += torch.stack([real.sum(), accepted.sum(), num_sampled.long().sum()])
 
@@ -93,7 +103,7 @@ class DeviceSource:
         lost, started = [], []
         for req_id, slot in zip(req_ids, slots, strict=True):
             if self.table.get(req_id) is None:
-                lost += [slot] if self.table.claim(req_id, slot)[1] is not None else []
+                lost += [slot] if self.table.claim(req_id, slot) is not None else []
                 started.append(slot)
         self.session.finish(lost)
         self.session.start(started)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class HostSource:
         self.chains = Chains(session, num_tokens, req_states.max_model_len, req_states.max_num_reqs)
         self.mirror = TokenMirror(req_states.max_num_reqs, req_states.max_model_len, num_tokens + 1)
         self._arriving: dict[str, IntArray] = {}
+        self._own: Mapping[str, int] = {}
         self.real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=req_states.total_len.gpu.device)
 
     def end(self, req_ids: set[str]) -> None:
@@ -41,6 +42,12 @@ class HostSource:
         self.chains.begin(req_id, limit, params)
         self._arriving[req_id] = np.array(tokens, dtype=np.int32)
 
+    def force(self, own: Mapping[str, int], drafts: Mapping[str, Sequence[int]]) -> None:
+        """Remember how many of a request's drafts are the drafter's; what is forced is no padding either."""
+        self._own = own
+        for req_id in own:
+            self.real[self.req_states.req_id_to_index[req_id]] = len(drafts[req_id])
+
     def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:
         """Fill `drafts` with chains, each padded with the request's last token."""
         del num_sampled, last_sampled
@@ -49,7 +56,7 @@ class HostSource:
         active = np.flatnonzero(gained > 0)
         batch = self._batch(input_batch.req_ids, slots, gained, active)
         scheduled = input_batch.num_draft_tokens_per_req
-        verified = {} if scheduled is None else dict(zip(input_batch.req_ids, scheduled.tolist(), strict=True))
+        verified = {} if scheduled is None else {**dict(zip(input_batch.req_ids, scheduled.tolist(), strict=True)), **self._own}
         chains = self.chains.step(batch, verified)
         padded = np.repeat(self.mirror.tokens[slots, self.mirror.lengths[slots] - 1].astype(np.int64)[:, None], self.num_tokens + 1, 1)
         for i, chain in zip(active.tolist(), chains, strict=True):
@@ -61,8 +68,7 @@ class HostSource:
 
     def counts(self, req_ids: Sequence[str]) -> list[int]:
         """Return how many drafts of each request are no padding."""
-        found = [self.chains.table.get(req_id) for req_id in req_ids]
-        return [0 if request is None else request.drafted for request in found]
+        return self.chains.drafted(req_ids)
 
     def settle(self) -> None:
         """Do nothing: host-memory drafts are counted as they are verified."""

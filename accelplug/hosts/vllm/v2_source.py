@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ class Source(Protocol):
 
     def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
         """Learn the tokens that a request comes with, the most that it may have, and vLLM's SamplingParams."""
+
+    def force(self, own: Mapping[str, int], drafts: Mapping[str, Sequence[int]]) -> None:
+        """Learn what a grammar forced in the coming step.
+
+        :param own: requests that this concerns -> how many of their drafts are the drafter's; those come first.
+        :param drafts: request -> all drafts that the step verifies.
+        """
 
     def propose(self, input_batch: Any, num_sampled: Tensor, last_sampled: Tensor, drafts: Tensor) -> None:
         """Fill the drafts of a step.
@@ -51,6 +58,9 @@ class Nothing:
         """Do nothing."""
 
     def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
+        """Do nothing."""
+
+    def force(self, own: Mapping[str, int], drafts: Mapping[str, Sequence[int]]) -> None:
         """Do nothing."""
 
     def propose(self, input_batch: Any, num_sampled: Tensor, last_sampled: Tensor, drafts: Tensor) -> None:

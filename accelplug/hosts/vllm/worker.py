@@ -18,6 +18,7 @@ from accelplug.hosts.vllm.attachment import Attachment, NoDrafts
 from accelplug.hosts.vllm.board import Board, board_of
 from accelplug.hosts.vllm.building import build_session
 from accelplug.hosts.vllm.compat import RunnerName, require_worker
+from accelplug.hosts.vllm.forced import lay
 from accelplug.hosts.vllm.judging import Judge
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.plugin import KEY
@@ -70,11 +71,15 @@ class AttachedWorker:
         """Warm up, then see that nobody took the drafter's place."""
         times = super().compile_or_warm_up_model()  # type: ignore[misc]
         self.accelplug.verify()
+        for seam in self.accelplug.status()["seams"]:
+            LOG.info("accelplug: in effect in vLLM's model runner: %s", seam)
         return times
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run the target model."""
         self.accelplug.begin_step(scheduler_output)
+        if self.use_v2_model_runner:
+            lay(self.model_runner.req_states, scheduler_output)
         return super().execute_model(scheduler_output)  # type: ignore[misc]
 
     def sample_tokens(self, grammar_output: Any) -> Any:

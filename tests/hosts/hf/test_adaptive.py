@@ -13,10 +13,11 @@ from accelplug.hooks import BuildContext, load_registry
 from accelplug.hosts.hf.context import build_context
 
 
-@pytest.mark.parametrize("source", ["prompt_lookup", "draft_model"])
+@pytest.mark.parametrize("source", ["prompt_lookup(min_ngram=1)", "draft_model", "suffix(shape='tree', min_match=1)", "draft_model: top_k"])
 def test_greedy_equals_plain_generate(random_models, source):
     model = random_models["llama"]
-    given = "prompt_lookup(min_ngram=1)" if source == "prompt_lookup" else {"name": "draft_model", "model": model}
+    second, _, tree = source.partition(": ")
+    given = {"name": second, "model": model, "tree": tree or "chain"} if second == "draft_model" else source
     for prompt in ([[5, 6, 7, 8, 9, 10] * 4], [[3, 4, 5], [9, 8, 7]]):
         arguments = {"attention_mask": torch.ones(len(prompt), len(prompt[0])), "max_new_tokens": 40, "do_sample": False}
         plain = model.generate(torch.tensor(prompt), **arguments)
@@ -30,9 +31,13 @@ def test_greedy_equals_plain_generate(random_models, source):
 
 def test_refusals(random_models):
     model = random_models["llama"]
-    tree = {"name": "draft_model", "model": model, "tree": "top_k"}
-    with pytest.raises(AccelplugError, match=r"adaptive: drafter 'draft_model' .* drafts no chains in host memory"):
-        accelplug.attach(model, drafter={"name": "adaptive", "source": tree})
+
+    class OnDevice:
+        def propose_on_device(self, view):
+            raise NotImplementedError
+
+    with pytest.raises(AccelplugError, match=r"adaptive asks in host memory and drafter 'OnDevice' .* drafts on the device only"):
+        accelplug.attach(model, drafter={"name": "adaptive", "source": OnDevice()})
     default = next(field.default for field in dataclasses.fields(BuildContext) if field.name == "step_seconds")
     context = dataclasses.replace(build_context(model, None), step_seconds=default)
     with pytest.raises(AccelplugError, match="does not measure its steps"):

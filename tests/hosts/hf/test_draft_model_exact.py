@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from accelplug.hooks import DraftView, NodeKind, load_registry
+from accelplug.hooks import Drafts, DraftView, NodeKind, load_registry
 from accelplug.hosts.hf.tree import Tree
 from accelplug.hosts.hf.verify import Chance
+from accelplug.spec.branches import above_bar, pruned
 from accelplug.spec.draft_model import DraftModel
 from accelplug.spec.trees.best_first import BestFirst
 from accelplug.spec.trees.chain import Chain
@@ -182,6 +183,41 @@ class Independent(BestFirst):
 @pytest.mark.parametrize("wrong", [DropsUnlikely(), Reversed((2, 1)), Independent(rounds=2)], ids=lambda policy: type(policy).__name__)
 def test_the_enumeration_catches_a_wrong_policy(wrong):
     draft = Drafting({"num_tokens": 3, "tree": wrong})
+    assert error(TARGET, step(TARGET, draft, RULE)) > 0.01
+
+
+@dataclass
+class PrunedByPlace(Drafting):
+    """Drafts of which `adaptive` keeps the nodes whose place among siblings, and those above them, reach a bar."""
+
+    rates: tuple = ()
+    bar: float = 0.3
+
+    def __call__(self, chance, context, budget):
+        tree = super().__call__(chance, context, budget)
+        kept = above_bar(list(tree.above), self.rates, self.bar)
+        CUT.add((sum(kept), len(kept)))
+        drafts = Drafts(*(np.array(part) for part in ([0, len(tree)], tree.tokens, list(tree.above), tree.kinds, tree.row_ids)), tree.rows)
+        left = pruned(drafts, drafts.parents, np.array(kept, dtype=bool))
+        return Tree.of(left, 0, len(left.tokens))
+
+
+CUT: set[tuple[int, int]] = set()
+
+
+@pytest.mark.parametrize("tree", ["gumbel_top_k(branching=[2, 2])", "best_first(rounds=2)"])
+@pytest.mark.parametrize(("rates", "depth"), [((0.7, 0.35), 2), ((0.5, 0.5), 1), ((0.6, 0.1), 2)])
+def test_trees_pruned_by_place_keep_the_targets_distribution(tree, rates, depth):
+    CUT.clear()
+    judged, draft = Judged(), PrunedByPlace({"num_tokens": 5, "tree": tree}, depth, rates=rates)
+    assert error(TARGET, step(TARGET, draft, RULE, judged=judged)) < EXACT
+    assert any(0 < kept < drafted for kept, drafted in CUT)
+    assert {what for what, *_ in judged.nodes} == {"accepted", "rejected"}
+
+
+def test_a_later_sibling_without_an_earlier_one_would_be_wrong():
+    """Why `adaptive` takes drawn siblings for no likelier than those before them."""
+    draft = PrunedByPlace({"num_tokens": 2, "tree": "gumbel_top_k(branching=[2])"}, depth=1, rates=(0.1, 0.9))
     assert error(TARGET, step(TARGET, draft, RULE)) > 0.01
 
 

@@ -36,7 +36,6 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 import accelplug
 from accelplug import HostError, PluginError
 from accelplug.hooks import VerifierTraits, VerifyView
-from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.context import build_context
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import MAKERS, VOCAB
@@ -160,12 +159,6 @@ def test_recurrent_models_are_refused(make, width):
         HostError, match="keeps recurrent state, from which rejected drafts cannot be taken; use a model with attention layers"
     ):
         accelplug.generate(make().eval(), PROMPT, drafter=Oracle([[1] * 50], [(3, 1)], VOCAB, width), **GREEDY)
-
-
-def test_image_inputs_are_refused(model):
-    config = model._prepare_generation_config(None, do_sample=False)[0]
-    with pytest.raises(HostError, match="image, audio or video inputs; use text"):
-        check_call(model, config, {"use_cache": True, "mm_encoder_outputs": {}}, with_trees=False)
 
 
 def test_flash_attention_refuses_trees_before_anything_runs(model, monkeypatch):

@@ -236,6 +236,8 @@ def test_sampling_takes_the_same_random_numbers_as_plain_sampling(models, name, 
 def test_trees_in_both_attention_implementations(models, name, implementation):
     model, inputs = models[name], inputs_of(name, [9], 3)
     before = model.config._attn_implementation
+    if implementation == "sdpa" and not model._supports_sdpa:
+        pytest.skip("this release of Transformers runs the model without sdpa")
     model.set_attn_implementation(implementation)
     try:
         arguments = {"max_new_tokens": 30, "do_sample": False, "return_dict_in_generate": True}

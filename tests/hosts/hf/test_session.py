@@ -320,7 +320,7 @@ def test_stop_strings_from_every_place(model, tokenizer):
 
 def test_an_untested_release_and_a_moved_seam_are_refused(model, monkeypatch):
     monkeypatch.setattr(compat.ENGINE.__class__, "version", lambda self: "6.1.0")
-    with pytest.raises(HostError, match=r"transformers 6.1.0 is outside the tested range >=5.16,<5.20; pip install"):
+    with pytest.raises(HostError, match=r"transformers 6.1.0 is outside the tested range >=5.16,<5.25; pip install"):
         accelplug.attach(model)
     monkeypatch.undo()
     monkeypatch.delattr("transformers.generation.utils.GenerationMixin._prefill")

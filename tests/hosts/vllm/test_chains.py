@@ -69,6 +69,25 @@ def test_request_is_started_shown_and_finished(session: Callable[[object], Sessi
     assert (stats.drafted, stats.accepted, stats.tokens) == (5, 2, 8)
 
 
+def test_rows_move_and_slots_do_not(session: Callable[[object], Session]) -> None:
+    recorder = Recorder()
+    chains = Chains(session(recorder), 3, MAX_LENGTH, num_slots=3)
+    assert step(chains, {}, a=(4, 1), b=(5, 1)) == [[7, 7, 7], [7, 7, 7]]
+    step(chains, {"a": 3, "b": 3}, b=(6, 1), a=(7, 3))
+    assert recorder.told[-2:] == [("observe", [(1, 1, 0), (0, 3, 2)]), ("propose", [3, 3])]
+    step(chains, {"a": 3}, a=(10, 1))
+    assert chains.drafted(["b", "a", "unknown"]) == [3, 1, 0], "who was not in the step keeps what was drafted for it"
+    assert (chains.session.stats.drafted, chains.session.stats.accepted) == (9, 2)
+
+
+def test_a_drafter_cannot_write_into_the_hosts_slots(session: Callable[[object], Session]) -> None:
+    recorder = Recorder()
+    recorder.propose = lambda view: view.slots.fill(0)  # type: ignore[method-assign,assignment,return-value]
+    chains = Chains(session(recorder), 3, MAX_LENGTH, num_slots=2)
+    assert step(chains, {}, a=(4, 1), b=(9, 1)) == [[], []]
+    assert "read-only" in str(chains.session.switched_off)
+
+
 def test_drafts_end_where_the_request_must(session: Callable[[object], Session]) -> None:
     chains = Chains(session(Recorder()), 3, MAX_LENGTH, num_slots=4)
     drafts = step(chains, {}, a=(MAX_LENGTH - 4, 1), b=(MAX_LENGTH - 3, 1), c=(MAX_LENGTH - 1, 1), d=(MAX_LENGTH, 1))

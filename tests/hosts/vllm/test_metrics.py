@@ -1,8 +1,12 @@
-"""Counters get from a worker to ``/metrics`` through a file, under the techniques' own names."""
+"""Counters get from a worker to ``/metrics`` through files, under the techniques' own names."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +16,10 @@ import torch
 pytest.importorskip("prometheus_client", reason="vLLM brings it")
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
-from accelplug.hosts.vllm.board import FOLDER, LABELS, Board, Counters, board_of, read_boards
-from accelplug.hosts.vllm.metrics import FAMILIES, Boards
+from accelplug.hosts.vllm.board import FOLDER, LABELS, SHARED, Board, Counters, board_of
+from accelplug.hosts.vllm.metrics import shown_in
 
 DRAFTER = ("drafter", "oracle", "adversaries", "1.5")
 RULE = ("verifier", "typical", "accelplug", "0.1.0")
@@ -33,11 +38,22 @@ def board(folder: Path, attachment: Attachment, *, engine: str = "0", waits: boo
     return Board(folder, engine, attachment.counters(), waits=waits)
 
 
-def test_what_is_written_is_shown(tmp_path: Path) -> None:
-    registry, attachment = CollectorRegistry(), Attachment()
-    registry.register(Boards(tmp_path))
-    assert b"accelplug_drafted_tokens_total{" not in generate_latest(registry), "no engine yet"
+def labels(who: tuple[str, ...], engine: str = "0") -> dict[str, str]:
+    return dict(zip(LABELS, [*who, engine], strict=True))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> CollectorRegistry:
+    made = CollectorRegistry()
+    shown_in(made, str(tmp_path))
+    return made
+
+
+def test_what_is_written_is_shown(tmp_path: Path, registry: CollectorRegistry) -> None:
+    attachment = Attachment()
+    assert generate_latest(registry) == b"", "no engine yet"
     written = board(tmp_path, attachment)
+    assert registry.get_sample_value("accelplug_accepted_tokens_total", labels(DRAFTER)) == 0
     attachment.accepted = 7.0
     written.write(attachment)
     for name, who, value in (
@@ -48,28 +64,27 @@ def test_what_is_written_is_shown(tmp_path: Path) -> None:
         ("lossy_accepts_total", RULE, 2.0),
         ("switched_off", RULE, 0.0),
     ):
-        assert registry.get_sample_value(f"accelplug_{name}", dict(zip(LABELS, [*who, "0"], strict=True))) == value, name
+        assert registry.get_sample_value(f"accelplug_{name}", labels(who)) == value, name
+    assert b"# TYPE accelplug_switched_off gauge" in generate_latest(registry)
 
 
 def test_nothing_in_the_folder_stops_a_scrape(tmp_path: Path) -> None:
-    attachment, folder = Attachment(), tmp_path / "later"
-    boards = Boards(folder)
-    assert [metric.samples for metric in boards.collect()][:-1] == [[]] * len(FAMILIES), "no folder yet, or no more"
-    folder.mkdir()
+    attachment, folder, registry = Attachment(), tmp_path / "later", CollectorRegistry()
+    shown_in(registry, str(folder))
     (folder / "notes.txt").write_text("somebody else's")
-    (folder / "0-1-2").touch()  # a board that another process is about to fill
+    (folder / "counter_accelplug-0-1-2.new").touch()  # which another process is about to fill
     board(folder, attachment).write(attachment)
-    assert len(list(read_boards(folder))) == 2
-    boards.refused += 3
-    registry = CollectorRegistry()
-    registry.register(boards)
-    assert registry.get_sample_value("accelplug_refused_requests_total") == 3
-    assert registry.get_sample_value("accelplug_drafted_tokens_total", dict(zip(LABELS, [*RULE, "0"], strict=True))) == 10
+    assert registry.get_sample_value("accelplug_drafted_tokens_total", labels(RULE)) == 10
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    assert generate_latest(registry) == b"", "no folder any more"
 
 
 def test_folder_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("vllm.distributed")
     monkeypatch.setenv(FOLDER, str(tmp_path / "nowhere"))
+    monkeypatch.delenv(SHARED, raising=False)
     monkeypatch.setattr("vllm.distributed.get_tensor_model_parallel_rank", lambda: 0)
     config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_rank=0))
     with caplog.at_level(logging.WARNING, "vllm.accelplug"):
@@ -77,19 +92,14 @@ def test_folder_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"no counters on /metrics, since {tmp_path / 'nowhere'} cannot be written" in caplog.text
 
 
-def test_engines_of_one_name_add_up_and_others_stay_apart(tmp_path: Path) -> None:
+def test_engines_of_one_name_add_up_and_others_stay_apart(tmp_path: Path, registry: CollectorRegistry) -> None:
     attachment = Attachment()
     attachment.accepted = 3.0
     for engine in ("0", "0", "1"):
-        board(tmp_path, attachment, engine=engine).write(attachment)
-    assert len(list(read_boards(tmp_path))) == 6
-    (accepted,) = (metric for metric in Boards(tmp_path).collect() if metric.name == "accelplug_accepted_tokens")
-    assert sorted((sample.labels["engine"], sample.value) for sample in accepted.samples) == [
-        ("0", 6.0),
-        ("0", 6.0),
-        ("1", 3.0),
-        ("1", 3.0),
-    ]
+        board(tmp_path, attachment, engine=engine)
+    found = {engine: registry.get_sample_value("accelplug_accepted_tokens_total", labels(RULE, engine)) for engine in "01"}
+    assert found == {"0": 6.0, "1": 3.0}
+    assert registry.get_sample_value("accelplug_switched_off", labels(DRAFTER)) == 1, "no sum of those that were"
 
 
 def test_a_device_is_looked_at_once_a_second(tmp_path: Path) -> None:
@@ -99,3 +109,34 @@ def test_a_device_is_looked_at_once_a_second(tmp_path: Path) -> None:
     for _ in range(50):
         written.write(attachment)
     assert attachment.calls - before in {1, 2}
+
+
+EXPOSE = """
+import json, os, sys
+from prometheus_client import REGISTRY, generate_latest
+from accelplug.hosts.vllm.metrics import count, expose
+expose(); expose()
+count("accelplug_refused_requests")
+print(json.dumps([REGISTRY.get_sample_value("accelplug_refused_requests_total"), os.environ.get("ACCELPLUG_METRICS_DIR")]))
+"""
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_what_front_ends_count(servers: int, tmp_path: Path) -> None:
+    """Several API servers share a folder of prometheus_client's, and vLLM's ``/metrics`` shows that."""
+    environment = {name: value for name, value in os.environ.items() if name not in {FOLDER, SHARED}}
+    environment |= {SHARED: str(tmp_path)} if servers > 1 else {}
+    answers = [
+        json.loads(subprocess.run([sys.executable, "-c", EXPOSE], env=environment, capture_output=True, text=True, check=True).stdout) for _ in range(servers)
+    ]
+    if servers == 1:
+        ((counted, folder),) = answers
+        assert counted == 1
+        assert not Path(folder).exists(), "it goes with the process"
+    else:
+        board(tmp_path, Attachment())
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(tmp_path))
+        assert registry.get_sample_value("accelplug_refused_requests_total") == 2
+        assert registry.get_sample_value("accelplug_drafted_tokens_total", labels(RULE)) == 10
+        assert [folder for _, folder in answers] == [None, None]

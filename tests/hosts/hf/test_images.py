@@ -1,0 +1,129 @@
+"""Models that read images, video or audio in their prompt: behind it drafts are verified as in text, at the model's own positions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    SiglipVisionConfig,
+)
+
+import accelplug
+from accelplug import HostError
+from accelplug.testing import Oracle
+from tests.hosts.hf.conftest import COMMON, VOCAB
+
+IMAGE = 90  # the token that stands for a piece of an image
+TEXT = {**COMMON, "num_hidden_layers": 2}
+LENGTH = 28
+
+
+def llava():
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4)
+    text = LlamaConfig(**TEXT)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, vision_feature_layer=-1))
+    return model, {"pixel_values": torch.randn(2, 3, 8, 8)}
+
+
+def qwen2_vl():
+    """Its positions have three axes, and the answer's begin where neither the prompt's length nor the cache's says."""
+    text = {**TEXT, "head_dim": None, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0}}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+    special = {"image_token_id": IMAGE, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **special))
+    return model, {"pixel_values": torch.randn(32, 96), "image_grid_thw": torch.tensor([[1, 4, 4]] * 2)}
+
+
+def gemma3():
+    """Within an image it attends both ways; three of four layers have a window."""
+    types = ["sliding_attention"] * 3 + ["full_attention"]
+    text = Gemma3TextConfig(**{**TEXT, "num_hidden_layers": 4}, layer_types=types, sliding_window=16)
+    vision = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4)
+    special = {"image_token_id": IMAGE, "boi_token_id": 92, "eoi_token_id": 93, "tie_word_embeddings": False}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **special)
+    return Gemma3ForConditionalGeneration(config), {"pixel_values": torch.randn(2, 3, 16, 16)}
+
+
+@pytest.fixture(scope="module", params=[llava, qwen2_vl, gemma3], ids=lambda make: make.__name__)
+def given(request):
+    """Model and a batch of two prompts with an image each, the second one padded."""
+    torch.manual_seed(4)
+    model, seen = request.param()
+    model = model.eval()
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if weights.ndim > 1:  # large enough for the output to wander, and for the image to matter
+                weights.normal_(0, 0.3 if "language_model" in name or "lm_head" in name else 0.5)
+    image = [92, *[IMAGE] * 4, 93]
+    ids = torch.tensor([[5, 6, 7, *image, 5, 6, 7, 8, 9, 5, 6], [0, 0, 0, 4, 3, *image, 9, 8, 7, 9, 8]])
+    types = (ids == IMAGE).long()
+    named = {"gemma3": "token_type_ids", "qwen2_vl": "mm_token_type_ids"}.get(request.param.__name__)
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), **({named: types} if named else {}), **seen}
+    return model, inputs
+
+
+def first(inputs):
+    """The first prompt alone."""
+    rows = {name: value[: len(value) // 2] for name, value in inputs.items()}
+    return {**rows, "attention_mask": torch.ones_like(rows["input_ids"])}
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_output_is_plain_generates(given, rows, width, do_sample):
+    model, inputs = given
+    inputs = first(inputs) if rows == 1 else inputs
+    arguments = {"max_new_tokens": LENGTH, "do_sample": do_sample, "pad_token_id": 0, "top_k": 0 if do_sample else None}
+    torch.manual_seed(5)
+    plain = model.generate(**inputs, **arguments)
+    torch.manual_seed(5)
+    other = model.generate(**{**inputs, "pixel_values": -inputs["pixel_values"]}, **arguments)
+    assert other.tolist() != plain.tolist(), "the image makes no difference"
+    # The drafter knows the answer without the prompt's padding.
+    known = [row[int((mask == 0).sum()) :] for row, mask in zip(plain.tolist(), inputs["attention_mask"], strict=True)]
+    torch.manual_seed(5)
+    with accelplug.attach(model, drafter=Oracle(known, [(3, 1), (0, 2), (2, 1)], VOCAB, width=width)) as session:
+        fast = model.generate(**inputs, **arguments)
+    assert fast.tolist() == plain.tolist()
+    assert 0 < session.stats.accepted < session.stats.drafted
+
+
+def test_a_model_that_changes_such_inputs_with_each_token_is_refused(given):
+    model, inputs = given
+
+    class Looks(type(model)):
+        def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **others):
+            return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **others)
+
+    was, model.__class__ = type(model), Looks
+    try:
+        with pytest.raises(HostError, match="does not run with the images, audio or video of Looks, which it looks at anew with each token; use text"):
+            accelplug.generate(model, **inputs, drafter="prompt_lookup", max_new_tokens=4, do_sample=False)
+    finally:
+        model.__class__ = was
+
+
+def test_a_cache_that_holds_more_than_tokens_is_refused(given, monkeypatch):
+    model, inputs = given
+    prefill = model._prefill
+
+    def longer(*arguments, **named):
+        outputs = prefill(*arguments, **named)
+        layer = arguments[2]["past_key_values"].layers[1]
+        layer.update(layer.keys[:, :, :1], layer.values[:, :, :1])
+        return outputs
+
+    monkeypatch.setattr(model, "_prefill", longer, raising=False)
+    with pytest.raises(HostError, match="caches more than its tokens, from which rejected drafts cannot be taken"):
+        accelplug.generate(model, **first(inputs), drafter="prompt_lookup", max_new_tokens=4, do_sample=False)

@@ -1,0 +1,43 @@
+"""Releases of which only the V1 runner takes drafters: V2 is refused there with the reason, and its seams are not expected."""
+
+from __future__ import annotations
+
+import pytest
+
+from accelplug import HostError
+from accelplug.hosts.seams import Engine
+from accelplug.hosts.vllm import compat, configure
+from accelplug.hosts.vllm.settings import read_settings
+
+pytest.importorskip("vllm")
+
+
+@pytest.fixture(params=["0.28.0", "0.31.0+cpu"])
+def older(request, monkeypatch) -> str:
+    monkeypatch.setattr(Engine, "version", lambda self: request.param)
+    return request.param
+
+
+def test_v2_is_refused_with_the_reason(older, monkeypatch):
+    monkeypatch.setattr("vllm.triton_utils.HAS_TRITON", True)
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    for runner in ("auto", "v2"):
+        problem = configure._why_not_v2(read_settings({"drafter": "prompt_lookup", "runner": runner}))
+        assert problem == f"vLLM {older} runs {compat.V1_ONLY}"
+
+
+def test_v2s_seams_are_expected_from_0_32_on_alone(older, monkeypatch):
+    assert compat.ENGINE.is_tested()
+    paths = {seam.path for seam in compat.ENGINE.seams_here()}
+    assert paths == {seam.path for seam in compat.FRONT_END + compat.WORKER + compat.V1}
+    monkeypatch.setattr(Engine, "version", lambda self: "0.32.0+cpu")
+    assert {seam.path for seam in compat.ENGINE.seams_here()} - paths == {seam.path for seam in compat.V2}
+    assert compat.ENGINE.restriction() is None
+
+
+def test_a_rule_behind_vllms_drafter_on_v2_is_refused(older):
+    class Config:
+        speculative_config, use_v2_model_runner = object(), True
+
+    with pytest.raises(HostError, match=r"verifier 'block' cannot be used: vLLM .* runs drafters and rules on the V1 .* set VLLM_USE_V2_MODEL_RUNNER=0"):
+        configure._with_vllms_drafter(Config, read_settings({"verifier": "block"}))
