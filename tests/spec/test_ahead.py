@@ -61,6 +61,7 @@ def test_what_follows_them_is_drafted(name):
     assert asked(drafter, tokens)[0][:3] == [3, 4, 5]
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_input_copy_goes_on_as_if_they_were_committed(tokens, ahead):
     drafter, other = made("input_copy"), made("input_copy")

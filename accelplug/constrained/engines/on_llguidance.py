@@ -82,7 +82,7 @@ def source_of(spec: GrammarSpec) -> str:
     :raises ConstraintError: it takes none of this kind.
     """
     from llguidance import LLMatcher
-    from llguidance.gbnf_to_lark import gbnf_to_lark
+    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
     if spec.kind == "json_schema":
         try:
@@ -94,7 +94,10 @@ def source_of(spec: GrammarSpec) -> str:
     if spec.kind == "lark":
         return LLMatcher.grammar_from_lark(spec.text)
     if spec.kind == "ebnf":
-        return LLMatcher.grammar_from_lark(gbnf_to_lark(spec.text))
+        try:
+            return LLMatcher.grammar_from_lark(gbnf_to_lark(spec.text))
+        except GbnfToLarkError as exc:
+            raise ConstraintError(f"llguidance refuses the ebnf: {' '.join(str(exc).split()):.200}") from exc
     if spec.kind == "choice":
         return LLMatcher.grammar_from_lark(f"start: T\nT: {choice(choices(spec))}\n")
     raise ConstraintError(f"llguidance compiles {', '.join(KINDS)} and no {spec.kind}; use xgrammar")

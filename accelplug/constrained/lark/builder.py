@@ -19,7 +19,7 @@ from accelplug.constrained.schema.document import State
 Symbols = list[str]
 MOST_SYMBOLS: Final = 150_000
 MOST_PERMUTED: Final = 4
-FREE_STRING: Final = r'/"(\\(["\\\/bfnrt]|u[a-fA-F0-9]{4})|[^"\\\x00-\x1F\x7F])*"/'
+FREE_STRING: Final = r'/"(\\(["\\\/bfnrt]|u[a-fA-F0-9]{4})|[^"\\\x00-\x1F])*"/'
 _SEPARATORS: Final = {"any": (",", ":"), "spaced": (", ", ": "), "compact": (",", ":")}
 
 

@@ -123,7 +123,11 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
             raise self._dead_end(answer)
         self.dead.add(tuple(answer))
 
-    def begin(self, requests: Requests) -> None:
+    def positions_of(self, _row: int) -> Positions | None:
+        """Return the matchers of a row, here of any."""
+        return self.positions
+
+    def begin(self, requests: Requests, _repeats: int = 1) -> None:
         """Begin a call of the decoding loop: the grammar governs what follows its prompts.
 
         :raises HostError: the call does not end where the grammar does; an end that the grammar takes for text would cut it short.
@@ -160,3 +164,53 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
             "forbid; leave those out, or loosen the grammar"
         )
 
+
+class RowGrammars(LogitsProcessor):  # type: ignore[misc]
+    """A grammar for each prompt of a call, or none. It goes by the row's number, so that the rows stay together.
+
+    :param parts: each prompt's own processor.
+    """
+
+    def __init__(self, parts: Sequence[GrammarProcessor | None]) -> None:
+        self.parts, self.repeats, self.prompt_length = list(parts), 1, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores with -inf for every token that may not follow, [count, vocab_size]."""
+        rows = [self._masked(row, input_ids[row : row + 1], scores[row : row + 1]) for row in range(len(scores))]
+        return torch.cat(rows)
+
+    def _masked(self, row: int, input_ids: Tensor, scores: Tensor) -> Tensor:
+        part = self._part(row)
+        return scores if part is None else part(input_ids, scores)
+
+    def _part(self, row: int) -> GrammarProcessor | None:
+        return self.parts[row // self.repeats]
+
+    def positions_of(self, row: int) -> Positions | None:
+        """Return the matchers of a row, None where it is free."""
+        part = self._part(row)
+        return None if part is None else part.positions
+
+    def begin(self, requests: Requests, repeats: int = 1) -> None:
+        """Begin a call of the decoding loop.
+
+        :param repeats: how many rows a prompt has.
+        :raises HostError: there are more prompts than grammars, or fewer; as of one grammar.
+        """
+        if requests.count != len(self.parts) * repeats:
+            raise HostError(
+                f"grammar= has {len(self.parts)} entries, one for each prompt, and generate() got {requests.count // repeats}; "
+                "give as many, None for a prompt that is free"
+            )
+        self.repeats, self.prompt_length = repeats, requests.prompt_length
+        for part in self.parts:
+            if part is not None:
+                part.begin(requests)
+
+    def problems(self, sequences: Tensor) -> list[str | None]:
+        """Return the final check of every row of a call, None for free ones.
+
+        :raises ConstraintError: a row came to where nothing could follow.
+        """
+        parts = [self._part(row) for row in range(len(sequences))]
+        return [None if part is None else part.problems(sequences[row : row + 1])[0] for row, part in enumerate(parts)]

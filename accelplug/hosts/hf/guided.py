@@ -15,7 +15,7 @@ from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.stats import Stats
 
 if TYPE_CHECKING:
-    from accelplug.hosts.hf.grammar import GrammarProcessor
+    from accelplug.hosts.hf.grammar import GrammarProcessor, RowGrammars
 
 
 class Guide:
@@ -25,8 +25,8 @@ class Guide:
     :ivar leads: the drafter goes on behind what is forced.
     """
 
-    def __init__(self, processor: GrammarProcessor, tokens: IntArray, selection: Selection, stats: Stats) -> None:
-        self.positions, self.begin, self.tokens, self.stats = processor.positions, processor.prompt_length, tokens, stats
+    def __init__(self, processor: GrammarProcessor | RowGrammars, tokens: IntArray, selection: Selection, stats: Stats) -> None:
+        self.positions_of, self.begin, self.tokens, self.stats = processor.positions_of, processor.prompt_length, tokens, stats
         self.forces = NodeKind.DELTA in verifier_traits(selection.verifier).kinds
         traits = DrafterTraits() if selection.drafter is None else drafter_traits(selection.drafter)
         self.leads, self.draws = traits.continues, bool(traits.kinds - {NodeKind.DELTA})
@@ -45,7 +45,7 @@ class Guide:
         ends, budgets = np.broadcast_to(lengths, view.rows.shape).tolist(), view.budgets.copy()
         rows: list[int] = view.rows.tolist()
         texts = [self.tokens[row, self.begin : end].tolist() for row, end in zip(rows, ends, strict=True)]
-        forced = [self._forced(text, budget) for text, budget in zip(texts, budgets.tolist(), strict=True)]
+        forced = [self._forced(row, text, budget) for row, text, budget in zip(rows, texts, budgets.tolist(), strict=True)]
         counts = np.array([len(tokens) for tokens in forced], dtype=np.int64)
         if view.ahead is not None:
             _go_ahead(view, forced, counts)
@@ -57,7 +57,7 @@ class Guide:
             view.lengths[:] -= counts
         self.asked = {}
         for row, text, tokens, budget in zip(rows, texts, forced, budgets.tolist(), strict=True):
-            tree = self._shaped(text, trees[row], tokens, budget)
+            tree = self._shaped(row, text, trees[row], tokens, budget)
             if tree is not trees[row]:
                 self.asked[row], trees[row] = (trees[row], len(tokens) if self.leads else 0), tree
 
@@ -74,15 +74,17 @@ class Guide:
             at, count = child, count + 1
         return count
 
-    def _forced(self, text: list[int], budget: int) -> list[int]:
-        if not self.forces or budget <= 0:
+    def _forced(self, row: int, text: list[int], budget: int) -> list[int]:
+        positions = self.positions_of(row)
+        if positions is None or not self.forces or budget <= 0:
             return []
-        position = self.positions.at(text)
+        position = positions.at(text)
         return [] if position.strayed or position.matcher.is_terminated else list(position.matcher.forced()[:budget])
 
-    def _shaped(self, text: list[int], tree: Tree, forced: list[int], budget: int) -> Tree:
+    def _shaped(self, row: int, text: list[int], tree: Tree, forced: list[int], budget: int) -> Tree:
         before = forced if self.leads else []
-        if len(tree) and not (position := self.positions.at(text)).strayed:
+        positions = self.positions_of(row)
+        if positions is not None and len(tree) and not (position := positions.at(text)).strayed:
             kept = pruned(tree, position.matcher, before)
             self.stats.pruned += len(tree) - len(kept)
             tree = kept

@@ -31,14 +31,14 @@ from accelplug.hosts.hf.verified import verified
 from accelplug.hosts.hf.verify import Walk
 
 if TYPE_CHECKING:
-    from accelplug.hosts.hf.grammar import GrammarProcessor
+    from accelplug.hosts.hf.grammar import GrammarProcessor, RowGrammars
     from accelplug.hosts.hf.session import Session
 
 
 class Loop:
     """Passed to ``generate()`` as ``custom_generate``; called once with everything prepared."""
 
-    def __init__(self, session: Session, streamer: Any, *, keeps_cache: bool, masking: GrammarProcessor | None = None) -> None:
+    def __init__(self, session: Session, streamer: Any, *, keeps_cache: bool, masking: GrammarProcessor | RowGrammars | None = None) -> None:
         self.session, self.streamer, self.keeps_cache, self.masking = session, streamer, keeps_cache, masking
         self.has_run = False
 
@@ -71,7 +71,7 @@ class Loop:
         drawback = None if obstacle else self._drawback(generation_config, model_kwargs[cache_name()])
         batch = choose_batches(session, requests, obstacle, drawback)
         if self.masking is not None:
-            self.masking.begin(requests)
+            self.masking.begin(requests, generation_config.num_return_sequences or 1)
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
             forward = self._decode(model, input_ids, generation_config, model_kwargs, batch, walk)
         if self.streamer is not None:

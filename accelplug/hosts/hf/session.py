@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -14,14 +14,14 @@ from accelplug._errors import HostError, OptionError
 from accelplug.hooks.binding import bind_drafter
 from accelplug.hooks.capabilities import Selection, admit, judges_paths
 from accelplug.hooks.masking import CompileLimits, GrammarSpec
-from accelplug.hooks.registry import Registry, registry
+from accelplug.hooks.registry import Registry, Technique, registry
 from accelplug.hosts.costs import StepCosts
 from accelplug.hosts.hf import continuous
 from accelplug.hosts.hf.checking import check_weights
 from accelplug.hosts.hf.compat import ENGINE, HOST
 from accelplug.hosts.hf.context import build_context
 from accelplug.hosts.hf.front import Front, attached_already
-from accelplug.hosts.hf.grammar import Grammar, GrammarProcessor
+from accelplug.hosts.hf.grammar import Grammar, GrammarProcessor, RowGrammars
 from accelplug.hosts.hf.parameters import Parameters
 from accelplug.hosts.hf.positions import Positions
 from accelplug.hosts.stats import Stats, TechniqueStats
@@ -32,7 +32,8 @@ class Session:
     """Techniques built for one model. Inside ``with``, every ``model.generate()`` runs through them.
 
     :ivar stats: what was done since the session began, by which plugin.
-    :ivar grammar: the compiled grammar, whose ``statement`` says what the mask enforces; None without one.
+    :ivar grammar: the compiled grammar, whose ``statement`` says what the mask enforces; None without one, or with one for each prompt.
+    :ivar grammars: the compiled grammars, one for each prompt where a list was given, None where a prompt is free.
     :ivar checks: per row of the last call what the finished answer violates, in one sentence, or None; empty without a grammar,
         and after a call that raised.
     """
@@ -62,10 +63,13 @@ class Session:
         self.costs = StepCosts()
         context = build_context(model, tokenizer, self.costs)
         built = None if drafter is None else offered.build("drafter", drafter, context)
-        self.grammar = None if grammar is None else compile_for(model, grammar, tokenizer, offered)
-        self.positions = None if self.grammar is None else Positions(self.grammar.compiled)
+        several = isinstance(grammar, list | tuple)
+        given: list[Any] = list(grammar) if isinstance(grammar, list | tuple) else [grammar]
+        self.grammars = [None if one is None else compile_for(model, one, tokenizer, offered) for one in given]
+        self.grammar = None if several else self.grammars[0]
+        self.positions = {id(one): Positions(one.compiled) for one in self.grammars if one is not None}
         self.checks: list[str | None] = []
-        engine = None if self.grammar is None else self.grammar.engine
+        engine = engine_of(self.grammars, several=several)
         self.selection = Selection(built, offered.build("verifier", verifier, context), engine)
         self.allow_lossy = allow_lossy
         admit(self.selection, HOST, sampling=False, allow_lossy=allow_lossy)
@@ -95,11 +99,11 @@ class Session:
         if not getattr(self, "entered", True):
             warnings.warn("an accelplug session was made and never entered; write 'with accelplug.attach(...):'", stacklevel=2)
 
-    def masking(self) -> GrammarProcessor | None:
-        """Return the processor of one call's grammar, if there is one."""
-        if self.grammar is None:
-            return None
-        return GrammarProcessor(self.grammar, positions=self.positions, defers=judges_paths(self.selection.verifier))
+    def masking(self) -> GrammarProcessor | RowGrammars | None:
+        """Return the processor of one call's grammar, or grammars, if there are any."""
+        defers = judges_paths(self.selection.verifier)
+        parts = [None if one is None else GrammarProcessor(one, positions=self.positions[id(one)], defers=defers) for one in self.grammars]
+        return parts[0] if self.grammars == [self.grammar] else RowGrammars(parts)
 
     def __enter__(self) -> Session:
         self.entered = True
@@ -143,7 +147,8 @@ def attach(  # noqa: PLR0913 - each is a choice of the user's
     :param batches: whether the rows of a batch each keep all they accept (``"ragged"``) or advance together
         (``"lockstep"``); by default the former where the output is then plain ``generate()``'s.
     :param grammar: what every answer must be, ``{"json_schema": {...}}`` (see `accelplug.hooks.GrammarSpec`), or what `grammar` compiled.
-        Its mask lies on every token, and what it forces is drafted, with or without a drafter.
+        Its mask lies on every token, and what it forces is drafted, with or without a drafter. A list has one for each prompt of a call,
+        None for a prompt that is free; the rows then advance together.
     :raises AccelplugError: the selection is unknown, misconfigured, or cannot run on this model.
     """
     return Session(
@@ -226,3 +231,16 @@ def compile_for(
         raise HostError("a grammar needs the model's tokenizer; pass tokenizer=... to attach(), generate() or grammar()")
     vocabulary = vocabulary_of(tokenizer, context.vocab_size, context.eos_token_ids)
     return Grammar(offered.build("grammar", engine, context), spec, vocabulary, limits or CompileLimits())
+
+
+def engine_of(grammars: Sequence[Grammar | None], *, several: bool) -> Technique | None:
+    """Return the engine that compiled a session's grammars, None without any.
+
+    :raises OptionError: a list has no grammar, or several engines compiled them.
+    """
+    engines = {str(one.engine): one.engine for one in grammars if one is not None}
+    if several and not engines:
+        raise OptionError("grammar= is a list without a grammar; leave it out, or give one for a prompt at least")
+    if len(engines) > 1:
+        raise OptionError(f"the prompts' grammars come from several engines, {', '.join(engines)}; compile them with one")
+    return next(iter(engines.values()), None)
