@@ -14,7 +14,7 @@ from accelplug.hosts.vllm.settings import read_settings
 pytest.importorskip("vllm")
 
 
-@pytest.fixture(params=["0.28.0", "0.31.0+cpu"])
+@pytest.fixture(params=["0.31.0", "0.31.0+cpu"])
 def older(request, monkeypatch) -> str:
     monkeypatch.setattr(Engine, "version", lambda self: request.param)
     return request.param
