@@ -112,22 +112,27 @@ class Forward:
         if self.masks.sliding:
             self.cache.crop(-count)
         elif self.masks.capacity:
-            for layer in self.cache.layers:
+            for layer in filled(self.cache):
                 layer.cumulative_length.sub_(count)  # in place, as compiled graphs know it by its address
         elif count:
-            for layer in self.cache.layers:
+            for layer in filled(self.cache):
                 layer.keys = layer.keys[..., :-count, :]
                 layer.values = layer.values[..., :-count, :]
 
     def _gather(self, slots: list[list[int]], width: int) -> None:
         """Move the accepted slots' keys and values to the front of the step's own, in place."""
         chosen = torch.tensor(slots, device=self.device)
-        for layer in self.cache.layers:
+        for layer in filled(self.cache):
             first = self.cached if isinstance(layer, StaticLayer) else layer.keys.shape[-2] - width
             for states in (layer.keys, layer.values):
                 _, heads, _, size = states.shape
                 index = (first + chosen)[:, None, :, None].expand(-1, heads, -1, size)
                 states[:, :, first : first + chosen.shape[1]] = states.gather(2, index)
+
+
+def filled(cache: Cache) -> list[Any]:
+    """Return the cache's layers that hold something: Transformers makes a T5's by the encoder's depth, which may be the greater."""
+    return [layer for layer in cache.layers if layer.is_initialized]
 
 
 def growing(cache: Cache) -> Cache:
