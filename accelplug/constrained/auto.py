@@ -2,7 +2,7 @@
 
 Paper      JSONSchemaBench (arXiv 2501.10868) for what engines are judged by
 Output     only what the grammar allows; the statement says what is enforced by mask and what is checked at the end
-Hosts      transformers
+Hosts      transformers, vllm
 Needs      llguidance, xgrammar or outlines-core; jsonschema for schemas
 Devices    masks are worked out on the CPU
 Cost       compiling once a grammar, milliseconds to seconds; a mask a step

@@ -42,14 +42,14 @@ class Engines:
                 self._built[key] = registry().build("grammar", spec, _context(self.config))
             return self._built[key]
 
-    def compile(self, wanted: Asked, vocabulary: Vocabulary) -> tuple[Technique, CompiledGrammar]:
+    def compile(self, wanted: Asked, vocabulary: Vocabulary, limits: CompileLimits | None = None) -> tuple[Technique, CompiledGrammar]:
         """Return a compiled grammar, and who compiled it.
 
         :raises AccelplugError: the engine refuses it, or fails.
         """
         engine = self.engine(wanted.engine)
         try:
-            return engine, engine.call(lambda spec: engine.instance.compile(spec, vocabulary, CompileLimits()), wanted.spec)
+            return engine, engine.call(lambda spec: engine.instance.compile(spec, vocabulary, limits or CompileLimits()), wanted.spec)
         except AccelplugError:
             raise
         except Exception as exc:

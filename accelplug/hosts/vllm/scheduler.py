@@ -14,12 +14,13 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 from vllm.v1.engine import FinishReason
 
 from accelplug._errors import AccelplugError, HostError
-from accelplug.hooks.masking import GrammarStatement, Vocabulary
+from accelplug.hooks.masking import CompileLimits, GrammarStatement, Vocabulary
 from accelplug.hooks.registry import Technique, registry
 from accelplug.hosts.vllm.board import Board, Counters, folder_of
 from accelplug.hosts.vllm.grammar_core import RunningGrammar, Tally
@@ -116,7 +117,7 @@ class Grammars:
             manager._grammar_bitmask = _rows(config)
         offered = [entry for entry in registry() if entry.kind == "grammar"]
         self.tallies = {("grammar", entry.name, entry.owner.distribution, entry.owner.version): Tally() for entry in offered}
-        self._compiling: dict[str, Future[Any]] = {}
+        self._compiling: dict[str, tuple[Future[Any], Event]] = {}
         self._said: set[Asked] = set()
         self.board = self._board()
         LOG.info("accelplug: grammar '%s' compiles structured outputs in place of vLLM's backends", self.default)
@@ -134,17 +135,21 @@ class Grammars:
         if wanted is None:
             self.vllms_own(request)
         elif self.manager._use_async_grammar_compilation:
-            structured.grammar = self._compiling[request.request_id] = self.manager.executor.submit(self._compile, request, wanted)
+            cancelled = Event()
+            future = self.manager.executor.submit(self._compile, request, wanted, CompileLimits(cancelled=cancelled))
+            structured.grammar, self._compiling[request.request_id] = future, (future, cancelled)
         else:
             try:
-                structured.grammar = self._compile(request, wanted)
+                structured.grammar = self._compile(request, wanted, CompileLimits())
             except Exception as exc:  # noqa: BLE001  whatever an engine raises ends its own request
                 structured.grammar = _failed(request, exc)
 
     def finish(self, request: Any) -> None:
         """Check a finished answer for what its mask leaves open. What it violates is logged, counted, and told as the reason why it stopped."""
         if (compiling := self._compiling.pop(request.request_id, None)) is not None:
-            compiling.cancel()  # what runs already is bounded, and nobody waits for it
+            future, cancelled = compiling
+            future.cancel()
+            cancelled.set()  # for what runs already
         running = running_of(request)
         if running is None:
             return
@@ -170,14 +175,15 @@ class Grammars:
         """The model's tokens, read when the first grammar is compiled."""
         return whole_vocabulary(self.config, self.manager.tokenizer)
 
-    def _compile(self, request: Any, wanted: Asked) -> RunningGrammar:
+    def _compile(self, request: Any, wanted: Asked, limits: CompileLimits) -> RunningGrammar:
         began = time.perf_counter()
         try:
-            engine, compiled = self.engines.compile(wanted, self.vocabulary)
+            engine, compiled = self.engines.compile(wanted, self.vocabulary, limits)
             tally = self.tallies[_who(engine)]
             running = RunningGrammar(engine, compiled, self.vocabulary, request.sampling_params.all_stop_token_ids, tally)
         except Exception as exc:
-            LOG.error("accelplug: request %s ends in an error: %s", request.request_id, exc)
+            if limits.cancelled is None or not limits.cancelled.is_set():
+                LOG.error("accelplug: request %s ends in an error: %s", request.request_id, exc)
             raise
         tally.compiled += 1
         self._say(wanted, engine, compiled.statement, time.perf_counter() - began)

@@ -371,8 +371,10 @@ class Gate:
 
     def __init__(self) -> None:
         self.open, self.began, self.compiled = threading.Event(), threading.Event(), 0
+        self.limits: list[CompileLimits] = []
 
     def compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Any:
+        self.limits.append(limits)
         self.began.set()
         assert self.open.wait(30)
         self.compiled += 1
@@ -417,6 +419,7 @@ def test_compiling_is_cancelled_with_its_request(compiling: tuple[Grammars, Gate
     until(lambda: third.structured_output_request.is_grammar_ready)
     assert isinstance(third.structured_output_request.grammar, RunningGrammar)
     assert gate.compiled == 2, "the second was never begun"
+    assert [limits.cancelled.is_set() for limits in gate.limits] == [True, False], "the first was told that nobody waits for it"
     grammars.finish(third)
     assert not grammars._compiling
 
