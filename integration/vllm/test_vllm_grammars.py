@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_model
 import torch
 from jobs import RUNNERS, Run, engine, other
 from jsonschema import Draft202012Validator
@@ -48,6 +49,12 @@ SIDE_BY_SIDE = {
     ],
 }
 """Every engine on one expression, vLLM's own among them, and a request without a grammar: in one batch as far as slots go."""
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random model as it is made: its one end is the tokenizer's, which random text never comes to by itself."""
+    return tiny_model.make(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
