@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import importlib
 import random
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +16,7 @@ from typing import Any, Final
 
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.metrics import count
-from accelplug.hosts.vllm.plugin import ASYNC, KEY, SYNC, original_of
+from accelplug.hosts.vllm.plugin import ASYNC, KEY, SYNC, wrap
 from accelplug.hosts.vllm.requests import CAP, read_request
 
 ENDED: Final = frozenset({"stop", "length"})
@@ -94,23 +93,9 @@ def chosen(engine: Any, request_id: str, prompt: Any, params: Any, *more: Any, *
 
 def install() -> None:
     """Wrap the places; calling it again does nothing."""
-    _wrap(ASYNC, "AsyncLLM", "generate", _generate)
-    _wrap(SYNC, "LLMEngine", "add_request", _add_request)
-    _wrap(SYNC, "LLMEngine", "step", _step)
-
-
-def _wrap(module: str, owner: str, method: str, stand_in: Callable[..., Any]) -> None:
-    cls = getattr(importlib.import_module(module), owner)
-    original = getattr(cls, method)
-    if original_of(original) is not None:
-        return
-
-    @functools.wraps(original)
-    def wrap(self: Any, *args: Any, **named: Any) -> Any:
-        return stand_in(self, original, *args, **named)
-
-    wrap.__accelplug_original__ = original  # type: ignore[attr-defined]
-    setattr(cls, method, wrap)
+    wrap(importlib.import_module(ASYNC), "AsyncLLM", "generate", _generate)
+    wrap(importlib.import_module(SYNC), "LLMEngine", "add_request", _add_request)
+    wrap(importlib.import_module(SYNC), "LLMEngine", "step", _step)
 
 
 def _generate(self: Any, original: Any, prompt: Any, sampling_params: Any, request_id: str, **named: Any) -> AsyncIterator[Any]:

@@ -20,7 +20,7 @@ from accelplug._errors import AccelplugError, ConstraintError
 from accelplug.hooks.masking import Vocabulary
 from accelplug.hosts.vllm.grammar_engines import Engines, whole_vocabulary
 from accelplug.hosts.vllm.grammar_request import Asked, asked
-from accelplug.hosts.vllm.plugin import ASYNC, KEY, original_of
+from accelplug.hosts.vllm.plugin import ASYNC, KEY, wrap
 from accelplug.hosts.vllm.requests import read_request
 from accelplug.hosts.vllm.settings import read_settings
 
@@ -116,16 +116,11 @@ def without_grammar(processor: Any, params: Any) -> Iterator[Any]:
 
 def compile_ahead() -> None:
     """Wrap the entry of vLLM's asynchronous front end, so that grammars are compiled outside its event loop. Calling it again does nothing."""
-    module: Any = importlib.import_module(ASYNC)
-    original = module.AsyncLLM.add_request
-    if original_of(original) is not None:
-        return
+    wrap(importlib.import_module(ASYNC), "AsyncLLM", "add_request", _add_request)
 
-    @functools.wraps(original)
-    async def add_request(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(params, "structured_outputs", None) is not None and (front := front_of(self.input_processor)) is not None:
-            await asyncio.get_running_loop().run_in_executor(_COMPILING, front.foresee, params)
-        return await original(self, request_id, prompt, params, *args, **kwargs)
 
-    add_request.__accelplug_original__ = original  # type: ignore[attr-defined]
-    module.AsyncLLM.add_request = add_request
+async def _add_request(self: Any, original: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``AsyncLLM.add_request``."""
+    if getattr(params, "structured_outputs", None) is not None and (front := front_of(self.input_processor)) is not None:
+        await asyncio.get_running_loop().run_in_executor(_COMPILING, front.foresee, params)
+    return await original(self, request_id, prompt, params, *args, **kwargs)

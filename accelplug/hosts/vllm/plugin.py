@@ -70,30 +70,43 @@ def _wraps() -> list[tuple[type, str, Callable[..., Any]]]:
 
 def check_requests() -> None:
     """Wrap the front end's check of requests, so that what a request sets for a technique is refused there with HTTP 400."""
-    module: Any = importlib.import_module(REQUESTS)
-    original = module.InputProcessor._validate_params
+    wrap(importlib.import_module(REQUESTS), "InputProcessor", "_validate_params", _validate_params)
+
+
+def _validate_params(self: Any, original: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``InputProcessor._validate_params``."""
+    from vllm.exceptions import VLLMValidationError
+
+    from accelplug._errors import AccelplugError
+    from accelplug.hosts.vllm.grammar_front import without_grammar
+    from accelplug.hosts.vllm.metrics import count
+    from accelplug.hosts.vllm.requests import check_params
+
+    try:
+        check_params(self.vllm_config, params)
+        with without_grammar(self, params) as rest:
+            return original(self, rest, *args, **kwargs)
+    except AccelplugError as exc:
+        count("accelplug_refused_requests")
+        raise VLLMValidationError(str(exc)) from exc
+
+
+def wrap(module: ModuleType, owner: str, method: str, stand_in: Callable[..., Any]) -> None:
+    """Have a function called in place of a method of one of vLLM's classes; wrapping it again does nothing.
+
+    :param stand_in: called with the instance, the method it stands in for, and the arguments.
+    """
+    cls = getattr(module, owner)
+    original = getattr(cls, method)
     if original_of(original) is not None:
         return
 
     @functools.wraps(original)
-    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm.exceptions import VLLMValidationError
+    def wrapping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return stand_in(self, original, *args, **kwargs)
 
-        from accelplug._errors import AccelplugError
-        from accelplug.hosts.vllm.grammar_front import without_grammar
-        from accelplug.hosts.vllm.metrics import count
-        from accelplug.hosts.vllm.requests import check_params
-
-        try:
-            check_params(self.vllm_config, params)
-            with without_grammar(self, params) as rest:
-                return original(self, rest, *args, **kwargs)
-        except AccelplugError as exc:
-            count("accelplug_refused_requests")
-            raise VLLMValidationError(str(exc)) from exc
-
-    _validate_params.__accelplug_original__ = original  # type: ignore[attr-defined]
-    module.InputProcessor._validate_params = _validate_params
+    wrapping.__accelplug_original__ = original  # type: ignore[attr-defined]
+    setattr(cls, method, wrapping)
 
 
 def original_of(method: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -103,21 +116,17 @@ def original_of(method: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 def _wrap(module: ModuleType) -> None:
-    if original_of(module.EngineArgs.create_engine_config) is not None:
-        return
-    original = module.EngineArgs.create_engine_config
+    wrap(module, "EngineArgs", "create_engine_config", _create_engine_config)
 
-    @functools.wraps(original)
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = self.additional_config
-        if not ((isinstance(given, dict) and KEY in given) or os.environ.get(CONFIG_FILE)):
-            return original(self, *args, **kwargs)
-        from accelplug.hosts.vllm.configure import configure
 
-        return configure(self, functools.partial(original, self, *args, **kwargs))
+def _create_engine_config(self: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``EngineArgs.create_engine_config``."""
+    given = self.additional_config
+    if not ((isinstance(given, dict) and KEY in given) or os.environ.get(CONFIG_FILE)):
+        return original(self, *args, **kwargs)
+    from accelplug.hosts.vllm.configure import configure
 
-    create_engine_config.__accelplug_original__ = original  # type: ignore[attr-defined]
-    module.EngineArgs.create_engine_config = create_engine_config
+    return configure(self, functools.partial(original, self, *args, **kwargs))
 
 
 class _WrapOnImport(importlib.abc.MetaPathFinder):
