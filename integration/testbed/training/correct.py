@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5For
 
 import aligning
 import noise
+from train import rate
 
 SEED = 3
 STEPS, TAGGING = 1900, 500  # and how many of them train the encoder's first layers alone
@@ -132,11 +133,6 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     others = [p for name, p in trained if p.ndim != 2 or "shared" in name]
     muon = torch.optim.Muon(matrices, lr=0.004, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(others, lr=0.002, betas=(0.9, 0.95), weight_decay=0.0)]
-
-
-def rate(step: int, total: int) -> float:
-    """Warm up over 20 steps, hold, then fall to zero in a line over the last half."""
-    return min((step + 1) / 20, 1.0, 2 * (total - step) / total)
 
 
 def main() -> None:
