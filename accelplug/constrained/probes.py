@@ -34,6 +34,7 @@ def _array(**keywords: Any) -> dict[str, Any]:
     return {"type": "array", **keywords}
 
 
+_DRAFT_7: Final = "http://json-schema.org/draft-07/schema#"
 _A: Final = {"a": {"type": "integer"}}
 PROBES: Final[dict[str, Probe]] = {
     "type": Probe({"type": ["integer", "null"]}, (1, -7, None), (1.5, "a", True, [], {})),
@@ -45,6 +46,7 @@ PROBES: Final[dict[str, Probe]] = {
     "maximum": Probe({"type": "number", "maximum": 5.5}, (5.5, 5, -100), (5.6, 6, 51)),
     "exclusiveMinimum": Probe({"type": "number", "exclusiveMinimum": 0}, (0.1, 1), (0, -1)),
     "exclusiveMaximum": Probe({"type": "integer", "exclusiveMaximum": 10}, (9, -1), (10, 11, 100)),
+    "multipleOf from zero on": Probe({"type": "integer", "minimum": 0, "multipleOf": 7}, (0, 7, 14, 70), (1, 15, 71, -7, 7.5)),
     "multipleOf": Probe({"type": "integer", "multipleOf": 7}, (7, 14, 0, 70, -14), (1, 15, 71, -15)),
     "minLength": Probe(_string(minLength=2), ("ab", "abc", "\u00e4\u00e4", 'a"'), ("", "a", "\u00e4", '"')),
     "maxLength": Probe(_string(maxLength=2), ("", "ab", "\u00e4\u00e4", '""'), ("abc", "\u00e4\u00e4\u00e4")),
@@ -70,6 +72,16 @@ PROBES: Final[dict[str, Probe]] = {
     "propertyNames": Probe(_object(propertyNames={"maxLength": 1}), ({}, {"a": 1}), ({"ab": 1},)),
     "items": Probe(_array(items={"type": "integer"}), ([], [1, 2]), (["a"], [1, "a"])),
     "prefixItems": Probe(_array(prefixItems=[{"type": "integer"}, {"type": "string"}]), ([], [1, "a", None]), (["a"], [1, 2])),
+    "items as a list": Probe(
+        {"$schema": _DRAFT_7, "type": "array", "items": [{"type": "integer"}, {"type": "string"}]},
+        ([], [1], [1, "a"], [1, "a", None]),
+        (["a"], [1, 2]),
+    ),
+    "additionalItems": Probe(
+        {"$schema": _DRAFT_7, "type": "array", "items": [{"type": "integer"}], "additionalItems": {"type": "string"}},
+        ([], [1], [1, "a"]),
+        (["a"], [1, 2], [1, "a", 2]),
+    ),
     "minItems": Probe(_array(minItems=2), ([1, 2], [1, 2, 3]), ([], [1])),
     "maxItems": Probe(_array(maxItems=2), ([], [1, 2]), ([1, 2, 3],)),
     "uniqueItems": Probe(_array(uniqueItems=True), ([], [1, 2]), ([1, 1],)),
@@ -78,6 +90,8 @@ PROBES: Final[dict[str, Probe]] = {
     "allOf": Probe({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}, (3, 5), (2, 6, "a")),
     "oneOf": Probe({"oneOf": [{"type": "integer"}, {"type": "string"}]}, (1, "a"), (None, 1.5)),
     "$ref": Probe({"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}}, (1,), ("a",)),
+    "$ref to an anchor": Probe({"$ref": "#a", "$defs": {"b": {"$anchor": "a", "type": "integer"}}}, (1,), ("a",)),
+    "$ref with siblings": Probe({"$ref": "#/$defs/a", "maximum": 5, "$defs": {"a": {"type": "integer"}}}, (5, -1), (6, "a")),
     "format date": Probe(_string(format="date"), ("2024-12-31",), ("2024-13-01", "2024-1-1", "x", "")),
     "format time": Probe(_string(format="time"), ("12:00:00Z", "23:59:59+01:00"), ("24:00:00Z", "12:00", "x")),
     "format date-time": Probe(_string(format="date-time"), ("2024-12-31T12:00:00Z",), ("2024-12-31", "2024-13-31T12:00:00Z", "x")),

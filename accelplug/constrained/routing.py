@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.known import begin, enforces, installed, label
 from accelplug.constrained.lark.compile import to_lark
+from accelplug.constrained.plain import plain
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.statements import BESIDE_OTHERS, Use, split, uses
 from accelplug.hooks import CompileLimits, GrammarSpec, GrammarStatement, Matcher, Vocabulary
@@ -36,7 +39,7 @@ def route_schema(document: Document, spec: GrammarSpec, vocabulary: Vocabulary, 
     """
     found = uses(document)
     if installed("llguidance"):
-        route = _as_it_is("llguidance", found, spec, vocabulary) or _rewritten(document, found, spec, vocabulary, limits)
+        route = _as_it_is("llguidance", document, found, spec, vocabulary) or _rewritten(document, found, spec, vocabulary, limits)
     else:
         route = _as_far_as_it_goes(found, spec, vocabulary)
     if spec.strict and route.statement.checked:
@@ -46,35 +49,35 @@ def route_schema(document: Document, spec: GrammarSpec, vocabulary: Vocabulary, 
     return route
 
 
-def _as_it_is(name: str, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary) -> Route | None:
-    """Give the schema to an engine that enforces every keyword in it; None where it does not, or refuses.
+def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary) -> Route | None:
+    """Give the schema to an engine that enforces every keyword in it that a mask can; None where it does not, or refuses.
 
     That a name is not written with escapes is left to the final check, unless that is not wanted: no tokenizer's own text has them.
     """
-    if spec.order != "declared" or spec.format != "assert":
+    if spec.order != "declared" or "x-guidance" in spec.text:
         return None
-    if not all(enforces(name, use.feature.removesuffix(BESIDE_OTHERS)) for use in found):
+    given = plain(document, found, spec.text)
+    if not all(enforces(name, feature.removesuffix(BESIDE_OTHERS)) for feature in given.features):
         return None
-    checked = tuple(dict.fromkeys(use.place for use in found if use.feature.endswith(BESIDE_OTHERS)))
+    left = {*given.checked, *(use.place for use in found if use.feature.endswith(BESIDE_OTHERS))}
+    checked = tuple(dict.fromkeys(use.place for use in found if use.place in left))
     if checked and spec.strict:
         return None
-    if "x-guidance" in spec.text:
-        return None
     try:
-        enforced = tuple(dict.fromkeys(use.place for use in found if use.place not in checked))
-        return Route(begin(name, spec, vocabulary), GrammarStatement(label(name), enforced, checked))
+        enforced = tuple(dict.fromkeys(use.place for use in found if use.place not in left))
+        return Route(begin(name, replace(spec, text=given.text), vocabulary), GrammarStatement(label(name), enforced, checked))
     except ConstraintError:
         return None
 
 
 def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
     """Write the schema as a grammar of our own."""
-    any_order = spec.order == "any"
-    written = to_lark(document, spec.whitespace, limits, any_order=any_order)
+    any_order, deadline = spec.order == "any", time.monotonic() + limits.seconds
+    written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order)
     try:
         begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
     except ConstraintError:
-        written = to_lark(document, spec.whitespace, limits, any_order=any_order, coarse=True)
+        written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order, coarse=True)
         begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
     enforced, checked = split(found, written.inexact)
     return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))

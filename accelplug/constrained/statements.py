@@ -12,11 +12,11 @@ from accelplug.constrained.schema.vocabulary import KEYWORDS
 
 MOST_STEP: Final = 100_000  # an automaton that counts remainders takes seconds beyond, then gigabytes
 _BESIDE: Final = ("then", "else", "minContains", "maxContains")
-_MAPS: Final = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
-_LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_ONES: Final = ("not", "if", "then", "else", "items", "additionalItems", "contains", "additionalProperties", "propertyNames")
+MAPS: Final = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
+LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+ONES: Final = ("not", "if", "then", "else", "items", "additionalItems", "contains", "additionalProperties", "propertyNames")
 _MORE_ONES: Final = ("unevaluatedItems", "unevaluatedProperties")
-_HOLDING: Final = frozenset((*_MAPS, *_LISTS, *_ONES, *_MORE_ONES))
+_HOLDING: Final = frozenset((*MAPS, *LISTS, *ONES, *_MORE_ONES))
 _CONSTRAINING: Final = frozenset((*KEYWORDS, *_BESIDE))
 
 
@@ -42,7 +42,7 @@ def _add_uses(found: list[Use], document: Document, schema: Any, place: str) -> 
     for keyword, value in schema.items():
         ignored = (alone and keyword != "$ref") or (keyword == "format" and (not document.asserted or not _known(value)))
         if keyword in _CONSTRAINING and not ignored:
-            found.append(Use(f"{place}/{keyword}", keyword, _feature(schema, keyword)))
+            found.append(Use(f"{place}/{keyword}", keyword, _feature({keyword: value} if alone else schema, keyword)))
         if keyword in _HOLDING:
             for step, child in _children(keyword, value):
                 _add_uses(found, document, child, f"{place}/{keyword}{step}")
@@ -53,11 +53,11 @@ def _known(name: object) -> bool:
 
 
 def _children(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if keyword in _MAPS and isinstance(value, dict):
+    if keyword in MAPS and isinstance(value, dict):
         yield from ((f"/{str(name).replace('~', '~0').replace('/', '~1')}", child) for name, child in value.items())
-    elif keyword in _LISTS and isinstance(value, list):
+    elif keyword in LISTS and isinstance(value, list):
         yield from ((f"/{index}", child) for index, child in enumerate(value))
-    elif keyword in _ONES or keyword in _MORE_ONES:
+    elif keyword in ONES or keyword in _MORE_ONES:
         yield "", value
 
 
@@ -75,8 +75,18 @@ def _has_classes(_: dict[str, Any], value: Any) -> bool:
     return any(sign in pattern for pattern in patterns for sign in (r"\d", r"\w", r"\s", r"\D", r"\W", r"\S", r"\p", r"\b", "(?", "."))
 
 
+def _is_anchor(_: dict[str, Any], value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"#[A-Za-z_][\w.-]*", value) is not None
+
+
+def _is_from_zero_on(schema: dict[str, Any], value: Any) -> bool:
+    least = [schema[keyword] for keyword in ("minimum", "exclusiveMinimum") if keyword in schema]
+    whole = isinstance(value, int) and value <= MOST_STEP and schema.get("type") == "integer"
+    return whole and any(not isinstance(one, bool) and isinstance(one, int | float) and one >= 0 for one in least)
+
+
 def _has_siblings(schema: dict[str, Any], _: Any) -> bool:
-    return bool(schema.keys() - {"$ref", "description", "title", "$comment", "definitions", "$defs", "$schema", "$id"})
+    return bool(schema.keys() & _CONSTRAINING - {"$ref"})
 
 
 def _beyond_a_pointer(_: dict[str, Any], value: Any) -> bool:
@@ -91,8 +101,9 @@ BESIDE_OTHERS: Final = " beside others"
 """Where other names are free, engines let a name be written with escapes, ``"\\u0061"``, which is then no longer that name to them."""
 _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], bool]]]] = {
     "{} with classes": (("pattern", "patternProperties"), _has_classes),
-    "{} beyond a pointer": (("$ref",), _beyond_a_pointer),
     "{} with siblings": (("$ref",), _has_siblings),
+    "{} to an anchor": (("$ref",), _is_anchor),
+    "{} beyond a pointer": (("$ref",), _beyond_a_pointer),
     "{} of parts": (("enum", "const"), _has_parts),
     "{} as a list": (("items",), lambda _, value: isinstance(value, list)),
     "{} as a flag": (("exclusiveMinimum", "exclusiveMaximum", "required"), lambda _, value: isinstance(value, bool)),
@@ -101,6 +112,7 @@ _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], b
         lambda _, value: not isinstance(value, int) or value > 1000,
     ),
     "{} beside others": (("properties", "patternProperties"), lambda schema, _: schema.get("additionalProperties", True) is not False),
+    "{} from zero on": (("multipleOf",), _is_from_zero_on),
     "{} of fractions": (("multipleOf",), lambda _, value: not isinstance(value, int)),
     "{} beyond 100000": (("multipleOf",), lambda _, value: value > MOST_STEP),
 }

@@ -37,6 +37,11 @@ class ByVocabulary(Generic[Made]):
             return self._made[vocabulary.digest]
 
 
+def in_one_line(words: object, most: int = 300) -> str:
+    """Return what an engine says as one line, without the frames of its own code."""
+    return " ".join(str(words).partition("<backtrace>")[0].split())[:most]
+
+
 class EndingMatcher:
     """A matcher that keeps the EOS tokens away from its engine, so that all engines end, and take an end back, alike.
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher
+from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher, in_one_line
 from accelplug.constrained.lark.terminals import choice
 from accelplug.hooks import GrammarSpec, Vocabulary
 
@@ -88,7 +88,7 @@ def source_of(spec: GrammarSpec) -> str:
         try:
             return LLMatcher.grammar_from_json_schema("{}" if spec.text.strip() == "true" else spec.text, overrides=_spacing(spec))
         except ValueError as exc:
-            raise ConstraintError(f"llguidance refuses the schema: {' '.join(str(exc).split()):.200}") from exc
+            raise ConstraintError(f"llguidance refuses the schema: {in_one_line(exc, 200)}") from exc
     if spec.kind == "regex":
         return LLMatcher.grammar_from_regex(spec.text)
     if spec.kind == "lark":
@@ -97,7 +97,7 @@ def source_of(spec: GrammarSpec) -> str:
         try:
             return LLMatcher.grammar_from_lark(gbnf_to_lark(spec.text))
         except GbnfToLarkError as exc:
-            raise ConstraintError(f"llguidance refuses the ebnf: {' '.join(str(exc).split()):.200}") from exc
+            raise ConstraintError(f"llguidance refuses the ebnf: {in_one_line(exc, 200)}") from exc
     if spec.kind == "choice":
         return LLMatcher.grammar_from_lark(f"start: T\nT: {choice(choices(spec))}\n")
     raise ConstraintError(f"llguidance compiles {', '.join(KINDS)} and no {spec.kind}; use xgrammar")
@@ -131,7 +131,7 @@ def template(source: str, vocabulary: Vocabulary) -> LLMatcher:
     limits = LLParserLimits(step_lexer_fuel=_FUEL)
     found = LLMatcher(_tokenizer(vocabulary), source, limits=limits, log_level=0)
     if found.is_error():
-        raise ConstraintError(f"llguidance refuses the grammar: {' '.join(found.get_error().split()):.300}")
+        raise ConstraintError(f"llguidance refuses the grammar: {in_one_line(found.get_error())}")
     return found
 
 
@@ -156,7 +156,7 @@ class LlguidanceMatcher(EndingMatcher):
 
     def _retreat(self, count: int) -> None:
         if not self._matcher.rollback(count):
-            raise ConstraintError(f"llguidance took {count} tokens back in vain: {' '.join(self._matcher.get_error().split()):.200}")
+            raise ConstraintError(f"llguidance took {count} tokens back in vain: {in_one_line(self._matcher.get_error(), 200)}")
 
     def _look(self, tokens: list[int]) -> int:
         return self._matcher.validate_tokens(tokens)
@@ -181,4 +181,4 @@ class LlguidanceMatcher(EndingMatcher):
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ConstraintError(f"llguidance gave a text up: {' '.join(self._matcher.get_error().split()):.300}")
+            raise ConstraintError(f"llguidance gave a text up: {in_one_line(self._matcher.get_error())}")

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher, with_ends
+from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher, in_one_line, with_ends
 from accelplug.constrained.engines.on_llguidance import choices
 from accelplug.hooks import GrammarSpec, Vocabulary
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 NAME: Final = "outlines"
 KINDS: Final = ("json_schema", "regex", "choice")
+MOST_CHARACTERS: Final = 200_000
+MOST_WORK: Final = 2_000_000_000
+"""Characters times tokens: half a minute."""
 _BETWEEN: Final = {"any": r"[ \n\r\t]*", "spaced": "[ ]?", "compact": ""}
 
 
@@ -57,11 +60,22 @@ def compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
             expression = spec.text
         else:
             raise ConstraintError(f"outlines-core compiles {', '.join(KINDS)} and no {spec.kind}; use llguidance or xgrammar")
+        _refuse_long(expression, spec, vocabulary)
         return outlines_core.Index(expression, _vocabulary(vocabulary))
     except ConstraintError:
         raise
     except Exception as exc:
-        raise ConstraintError(f"outlines-core refuses the {spec.kind}: {' '.join(str(exc).split()):.300}") from exc
+        raise ConstraintError(f"outlines-core refuses the {spec.kind}: {in_one_line(exc)}") from exc
+
+
+def _refuse_long(expression: str, spec: GrammarSpec, vocabulary: Vocabulary) -> None:
+    """Refuse what takes long: each character is about a state, and each state looks at every token."""
+    most = min(MOST_CHARACTERS, MOST_WORK // len(vocabulary))
+    if len(expression) > most:
+        raise ConstraintError(
+            f"outlines-core takes too long for the {spec.kind}, which becomes an expression of {len(expression)} characters where at most"
+            f" {most} are admitted with {len(vocabulary)} tokens; use auto or llguidance"
+        )
 
 
 class OutlinesMatcher(EndingMatcher):

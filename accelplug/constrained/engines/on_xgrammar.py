@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher
+from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher, in_one_line
 from accelplug.constrained.engines.on_llguidance import choices
 from accelplug.hooks import GrammarSpec, Vocabulary
 
@@ -62,7 +62,7 @@ def compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
     except ConstraintError:
         raise
     except Exception as exc:
-        raise ConstraintError(f"xgrammar refuses the {spec.kind}: {' '.join(str(exc).split()):.300}") from exc
+        raise ConstraintError(f"xgrammar refuses the {spec.kind}: {in_one_line(exc)}") from exc
     raise ConstraintError(f"xgrammar compiles {', '.join(KINDS)} and no {spec.kind}; use llguidance")
 
 

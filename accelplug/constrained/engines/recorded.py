@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+_NOT_IN_OTHERS: Final = frozenset(
+    {"$ref to an anchor", "$ref with siblings", "additionalItems", "items as a list", "multipleOf from zero on"}
+)
 RECORDED: Final[dict[str, frozenset[str]]] = {
     "llguidance 1.7.6": frozenset({"contains", "multipleOf", "propertyNames", "uniqueItems"}),
     "xgrammar 0.2.8": frozenset(
@@ -19,7 +22,8 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
             "required",
             "uniqueItems",
         }
-    ),
+    )
+    | _NOT_IN_OTHERS,
     "outlines 0.2.14": frozenset(
         {
             "additionalProperties",
@@ -43,6 +47,7 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
             "patternProperties",
         }
         | {"patternProperties with classes", "prefixItems", "propertyNames", "required", "uniqueItems"}
-    ),
+    )
+    | _NOT_IN_OTHERS,
 }
 """Engine and release -> the features of the table that it does not enforce."""

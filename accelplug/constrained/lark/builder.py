@@ -18,6 +18,8 @@ from accelplug.constrained.schema.document import State
 
 Symbols = list[str]
 MOST_SYMBOLS: Final = 150_000
+MOST_RULES: Final = 20_000
+"""llguidance numbers what it makes of rules in 16 bits."""
 MOST_PERMUTED: Final = 4
 FREE_STRING: Final = r'/"(\\(["\\\/bfnrt]|u[a-fA-F0-9]{4})|[^"\\\x00-\x1F])*"/'
 _SEPARATORS: Final = {"any": (",", ":"), "spaced": (", ", ": "), "compact": (",", ":")}
@@ -71,8 +73,12 @@ class Builder:
 
     def new(self, kind: str) -> str:
         """Return a fresh rule name."""
-        name = f"{kind}{len(self.rules)}"
+        return self._begun(f"{kind}{len(self.rules)}")
+
+    def _begun(self, name: str) -> str:
         self.rules[name] = []
+        if len(self.rules) > MOST_RULES:
+            raise TooLargeError(f"the schema becomes a grammar of more than {MOST_RULES} rules; simplify its combinations")
         return name
 
     def add(self, rule: str, *symbols: str) -> None:
@@ -93,8 +99,7 @@ class Builder:
         """Return the rule of a state."""
         state = frozenset(signed for signed in state if signed[1].value is not signed[0])
         if state not in self._states:
-            self._states[state] = name = f"v{len(self._states)}"
-            self.rules[name] = []
+            self._states[state] = name = self._begun(f"v{len(self._states)}")
             self._waiting.append((name, state))
         return self._states[state]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -32,15 +31,17 @@ class Written(NamedTuple):
     inexact: tuple[str, ...]
 
 
-def to_lark(document: Document, whitespace: str, limits: CompileLimits, *, any_order: bool = False, coarse: bool = False) -> Written:
+def to_lark(
+    document: Document, whitespace: str, deadline: float, limits: CompileLimits, *, any_order: bool = False, coarse: bool = False
+) -> Written:
     """Write the grammar of the JSON texts that satisfy a schema, or of more than those: what more, it says.
 
-    :param limits: how long this may take, and whether anybody waits for it.
+    :param deadline: when to give up, on the monotonic clock.
+    :param limits: say whether anybody waits for it.
     :param any_order: whether properties may come in any order.
     :param coarse: say less, for an engine that gave the exact grammar up.
     :raises ConstraintError: nothing satisfies the schema, or it is too large.
     """
-    deadline = time.monotonic() + limits.seconds
     try:
         return _write(Tableau(document, deadline, limits), whitespace, any_order=any_order, coarse=coarse)
     except TooLargeError:

@@ -1,0 +1,124 @@
+"""Schemas without what constrains nothing and what no mask decides, so that an engine takes more of them as they are."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NamedTuple
+
+from accelplug.constrained.lark.terminals import plain as rust
+from accelplug.constrained.probes import PROBES
+from accelplug.constrained.regex.parse import parse
+from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.formats import FORMATS
+from accelplug.constrained.statements import LISTS, MAPS, ONES, Use
+
+_MAY_CHANGE: Final = ('"$ref"', '"format"', '"uniqueItems"', '"multipleOf"', "\\u")
+_BESIDE_A_REFERENCE: Final = frozenset({"$ref", "$schema", "$id", "id", "$defs", "definitions"})
+_MANY: Final = frozenset({"string", "number", "integer", "array", "object"})
+"""Types of which there are more values than a mask remembers, unless they are listed."""
+_FEWER_VALUES: Final = frozenset({"const", "enum", "$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if"})
+_FEWER_ITEMS: Final = _FEWER_VALUES | {"maxItems", "prefixItems", "contains"}
+
+
+class Plain(NamedTuple):
+    """A schema for an engine.
+
+    :param text: the schema.
+    :param features: what the engine must be able to do.
+    :param checked: the places of what is left to the final check.
+    """
+
+    text: str
+    features: frozenset[str]
+    checked: tuple[str, ...]
+
+
+def plain(document: Document, found: list[Use], text: str) -> Plain:
+    """Leave out siblings of references that the draft ignores, formats that say nothing, and `uniqueItems` of what there is too much of.
+
+    Formats that no engine was seen to enforce become expressions.
+    """
+    reader = _Reader(document)
+    if any(keyword in text for keyword in _MAY_CHANGE):
+        schema = reader.schema(document.schema, "#")
+        if reader.changed:
+            text = json.dumps(schema, ensure_ascii=False)
+    features = frozenset(reader.features.get(use.place, use.feature) for use in found) - {""}
+    return Plain(text, features, tuple(reader.checked))
+
+
+class _Reader:
+    """One pass over a schema."""
+
+    def __init__(self, document: Document) -> None:
+        self.document, self.changed = document, False
+        self.features: dict[str, str] = {}
+        self.checked: list[str] = []
+
+    def schema(self, schema: Any, place: str) -> Any:
+        """Return a schema as an engine should see it."""
+        if not isinstance(schema, dict):
+            return schema
+        if self.document.draft <= 7 and "$ref" in schema and not schema.keys() <= _BESIDE_A_REFERENCE:
+            self.changed = True
+            schema = {keyword: value for keyword, value in schema.items() if keyword in _BESIDE_A_REFERENCE}
+        found: dict[str, Any] = {}
+        for keyword, value in schema.items():
+            if keyword == "uniqueItems" and self._drops_unique(schema, f"{place}/uniqueItems"):
+                continue
+            if keyword == "multipleOf" and self._drops_ones(schema, f"{place}/multipleOf"):
+                continue
+            if keyword != "format" or (self.document.asserted and f"format {value}" in PROBES):
+                found[keyword] = self._below(keyword, value, f"{place}/{keyword}")
+        if self.features.get(f"{place}/multipleOf") == "":
+            found["type"] = "integer"
+        if "format" in schema and "format" not in found:
+            self._other_format(found, schema["format"], f"{place}/format")
+        return found
+
+    def _below(self, keyword: str, value: Any, place: str) -> Any:
+        if keyword in MAPS and isinstance(value, dict):
+            return {name: self.schema(child, f"{place}/{_escaped(name)}") for name, child in value.items()}
+        if keyword in LISTS and isinstance(value, list):
+            return [self.schema(child, f"{place}/{index}") for index, child in enumerate(value)]
+        return self.schema(value, place) if keyword in ONES else value
+
+    def _other_format(self, found: dict[str, Any], name: Any, place: str) -> None:
+        """Leave a format out that constrains nothing; add the expression of one that an engine was not seen to enforce."""
+        self.changed = True
+        known = FORMATS.get(name) if self.document.asserted and isinstance(name, str) else None
+        if known is None:
+            return
+        pattern = {"pattern": f"^(?:{rust(parse(known.pattern))})$"}
+        found |= {"allOf": [*found.get("allOf", ()), pattern]} if "pattern" in found else pattern
+        self.features[place] = "pattern with classes"
+        if not known.exact:
+            self.checked.append(place)
+
+    def _drops_ones(self, schema: dict[str, Any], place: str) -> bool:
+        """Whether multiples of 1 are written as integers."""
+        if schema["multipleOf"] is True or schema["multipleOf"] != 1 or schema.get("type") not in ("number", "integer"):
+            return False
+        self.changed, self.features[place] = True, ""
+        return True
+
+    def _drops_unique(self, schema: dict[str, Any], place: str) -> bool:
+        if schema["uniqueItems"] is True:
+            if not _is_beyond_masks(schema):
+                return False
+            self.checked.append(place)
+        self.changed, self.features[place] = True, ""
+        return True
+
+
+def _is_beyond_masks(schema: dict[str, Any]) -> bool:
+    """Whether an array has items of which there are too many for a mask to remember, as far as that is seen at sight."""
+    items = schema.get("items", True)
+    if schema.keys() & _FEWER_ITEMS or not (items is True or isinstance(items, dict)):
+        return False
+    kind = None if items is True else items.get("type")
+    return items is True or (isinstance(kind, str) and kind in _MANY and not items.keys() & _FEWER_VALUES)
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")

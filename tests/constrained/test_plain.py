@@ -1,0 +1,109 @@
+"""Schemas that an engine takes as they are, once they are written without what constrains nothing and what no mask decides."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from accelplug.hooks import CompileLimits, GrammarSpec
+
+pytest.importorskip("llguidance")
+pytest.importorskip("jsonschema")
+
+from accelplug.constrained.auto import Auto
+from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.walking import legal_by_mask
+
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+# schema; what is legal by mask, what is not; what is checked, and a legal text that the check refuses
+CASES = {
+    "unknown format": ({"type": "string", "format": "textarea"}, ["x"], [1], (), None),
+    "a property named format": (
+        {
+            "type": "object",
+            "properties": {"format": {"const": None}, "uniqueItems": {"format": "int32", "type": "integer"}},
+            "additionalProperties": False,
+        },
+        [{"format": None}, {"uniqueItems": 3}],
+        [{"format": "int32"}, {"uniqueItems": "x"}],
+        (),
+        None,
+    ),
+    "siblings that the draft ignores": (
+        {
+            "$schema": DRAFT_7,
+            "definitions": {"a": {"type": "integer"}},
+            "items": {"$ref": "#/definitions/a", "maximum": 5, "not": {}},
+            "type": "array",
+        },
+        [[6], []],
+        [["x"]],
+        (),
+        None,
+    ),
+    "siblings that count": ({"$ref": "#/$defs/a", "maximum": 5, "$defs": {"a": {"type": "integer"}}}, [5], [6, "x"], (), None),
+    "siblings that describe": ({"$ref": "#/$defs/a", "default": 7, "$defs": {"a": {"type": "integer"}}}, [5], ["x"], (), None),
+    "distinct items out of many": (
+        {"type": "array", "items": {"type": "string", "maxLength": 3}, "uniqueItems": True},
+        [["a", "b"]],
+        [["abcd"]],
+        ("#/uniqueItems",),
+        ["a", "a"],
+    ),
+    "items that may repeat": ({"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": False}, [[1, 1]], [[3]], (), None),
+    "a format in other words": ({"type": "string", "format": "json-pointer"}, ["", "/a"], ["a", "/~"], (), None),
+    "an inexact format in other words": (
+        {"type": "string", "format": "iri", "pattern": "x$"},
+        ["http://\u00e4/x"],
+        ["http://\u00e4/y", "x"],
+        ("#/format",),
+        None,
+    ),
+    "multiples of one": ({"type": "number", "multipleOf": 1, "maximum": 3}, [3, -4], [2.5, 4], (), None),
+    "multiples from zero on": ({"type": "integer", "multipleOf": 7, "minimum": 0}, [0, 21], [-7, 8], (), None),
+    "a list of items": (
+        {"$schema": DRAFT_7, "items": [{"type": "integer"}], "additionalItems": {"type": "string"}, "type": "array"},
+        [[], [1], [1, "a"]],
+        [["a"], [1, 2]],
+        (),
+        None,
+    ),
+}
+REWRITTEN = {
+    "distinct items out of few": {"type": "array", "items": {"type": "boolean"}, "uniqueItems": True},
+    "at most one item": {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "maxItems": 1},
+    "multiples below zero": {"type": "integer", "multipleOf": 7},
+}
+
+
+def compiled(schema, **options):
+    return Auto().compile(GrammarSpec("json_schema", json.dumps(schema), **options), bytes_only(), CompileLimits())
+
+
+def legal(grammar, value):
+    return legal_by_mask(grammar.matcher(), json.dumps(value, ensure_ascii=False), bytes_only())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_they_are_taken_as_they_are(name):
+    schema, good, bad, checked, caught = CASES[name]
+    grammar = compiled(schema)
+    assert "rewritten" not in grammar.statement.engine
+    assert grammar.statement.checked == checked
+    assert [value for value in good if not legal(grammar, value) or grammar.check(json.dumps(value)) is not None] == []
+    assert [value for value in bad if legal(grammar, value) or grammar.check(json.dumps(value)) is None] == []
+    if caught is not None:
+        assert legal(grammar, caught)
+        assert grammar.check(json.dumps(caught)) is not None
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_what_a_mask_can_decide_is_rewritten(name):
+    assert "rewritten" in compiled(REWRITTEN[name]).statement.engine
+
+
+def test_formats_that_describe_are_left_out():
+    grammar = compiled({"type": "string", "format": "date"}, format="annotate")
+    assert "rewritten" not in grammar.statement.engine
+    assert legal(grammar, "x")
