@@ -22,8 +22,7 @@ def measure(job: Job) -> Measurement:
         torch.set_num_threads(job.threads)
     model, tokenizer = load(job.model, job.dtype)
     inputs = tokenizer(job.prompt, return_tensors="pt").to(model.device)
-    prompt_length = inputs["input_ids"].shape[1]
-    check_length(prompt_length, job.max_new_tokens, getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None))
+    check_room(model, inputs["input_ids"].shape[1], job.max_new_tokens)
     rounds = _Rounds(job, model, tokenizer, inputs)
     for _ in range(job.rounds + 1):
         rounds.take()
@@ -46,14 +45,52 @@ def load(name: str, dtype: str) -> tuple[Any, Any]:
     :raises HostError: Transformers cannot load one of them.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+    kind = AutoModelForSeq2SeqLM if is_encoder_decoder(name) else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        model = kind.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError, ImportError) as exc:
         raise missing_weights(name, exc) from exc
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def is_encoder_decoder(name: str) -> bool:
+    """Whether the prompts of a model, as yet not loaded, go into an encoder.
+
+    :raises HostError: Transformers cannot read its configuration.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return bool(AutoConfig.from_pretrained(name).is_encoder_decoder)
+    except (OSError, ValueError, ImportError) as exc:
+        raise missing_weights(name, exc) from exc
+
+
+def before_the_answer(model: Any, prompt_length: int) -> int:
+    """Return how many tokens stand before a row's answer in what ``generate()`` returns: the prompt, or a decoder's one start token."""
+    return 1 if model.config.is_encoder_decoder else prompt_length
+
+
+def prompt_room(model: Any, max_new_tokens: int) -> int:
+    """Return the most prompt tokens that go with so many new ones; with an encoder of its own a prompt takes no room from the answer."""
+    from accelplug.hosts.hf.context import build_context
+
+    limit = build_context(model, None).max_length
+    return limit - max_new_tokens if not model.config.is_encoder_decoder else limit if max_new_tokens < limit else 0
+
+
+def check_room(model: Any, prompt_length: int, max_new_tokens: int) -> None:
+    """Refuse a run that does not fit the model.
+
+    :raises OptionError: naming the model's limit and what fits.
+    """
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if model.config.is_encoder_decoder:
+        check_length(prompt_length, 0, limit)
+    check_length(before_the_answer(model, prompt_length), max_new_tokens, limit)
 
 
 class _Rounds:
@@ -80,10 +117,10 @@ class _Rounds:
         import torch
 
         torch.manual_seed(self.job.seed)
-        prompt_length = self.inputs["input_ids"].shape[1]
+        begins = before_the_answer(self.model, self.inputs["input_ids"].shape[1])
         began = time.perf_counter()
         found = self.model.generate(**self.inputs, max_new_tokens=self.job.max_new_tokens, **decoding(self.job.temperature))
-        tokens: list[int] = found[0, prompt_length:].tolist()
+        tokens: list[int] = found[0, begins:].tolist()
         return tokens, time.perf_counter() - began
 
     def output(self, taken: list[tuple[list[int], float]]) -> Output:
@@ -114,9 +151,13 @@ def row_margins(model: Any, prompt: Any, tokens: list[int]) -> list[float]:
     """
     import torch
 
-    everything = torch.cat((prompt, torch.tensor([tokens], device=prompt.device, dtype=prompt.dtype)), dim=1)
+    start = [model.generation_config.decoder_start_token_id] if model.config.is_encoder_decoder else []
+    written = torch.tensor([start + tokens], device=prompt.device, dtype=prompt.dtype)
     with torch.inference_mode():
-        logits = model(everything).logits[0, prompt.shape[1] - 1 : -1].float()  # [len(tokens), vocab_size]
+        if start:
+            logits = model(prompt, decoder_input_ids=written).logits[0, :-1].float()  # [len(tokens), vocab_size]
+        else:
+            logits = model(torch.cat((prompt, written), dim=1)).logits[0, prompt.shape[1] - 1 : -1].float()
     best = logits.topk(2, dim=-1).values
     margins: list[float] = (best[:, 0] - best[:, 1]).tolist()
     return margins

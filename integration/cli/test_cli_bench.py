@@ -13,6 +13,7 @@ REPEATING = "".join(f"line {i % 3} of the same three lines\n" for i in range(6))
 ROW = {
     "accepted", "acceptance", "batch_size", "best_of_own", "copy_ratio", "drafted", "family", "forwards", "ms_per_forward", "output", "prompts",
     "ratio", "seconds", "task", "technique", "tokens_per_forward", "tokens_per_s", "cpu_ratio", "cpu_seconds", "worst_cpu_ratio",
+    "warm_up_seconds", "graphs_in_warm_up", "graphs_while_timed",
 }  # fmt: skip
 NEW = 24
 
@@ -185,6 +186,56 @@ def refused(tiny_model, capfd):
     return run
 
 
+@pytest.fixture(scope="module")
+def corrector():
+    return str(pytest.importorskip("accelplug_testbed", reason="pip install ./integration/testbed").corrector())
+
+
+def test_a_model_with_an_encoder_corrects_texts(corrector, capfd):
+    """Transformers' own lookup fails on this T5, whose cache has a layer for each of the encoder's: it says so, and the others go on."""
+    tasks = ["correct 0 %", "correct 15 %", "adversarial"]
+    asked = ("--model", corrector, "--dtype", "float32", "--threads", "1", "--rounds", "1", "--limit", "2", "--max-new-tokens", "48")
+    chosen = [part for task in tasks for part in ("--task", task)]
+    assert main(["bench", *asked, *chosen, "--drafter", "input_copy", "--batch-size", "1", "--batch-size", "2", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert list(dict.fromkeys(row["task"] for row in found["rows"])) == tasks
+    for size in (1, 2):
+        assert [row["technique"] for row in rows_of(found, batch_size=size)] == ["plain", "input_copy"] * len(tasks)
+        copied = {row["task"]: row["tokens_per_forward"] for row in rows_of(found, batch_size=size, technique="input_copy")}
+        assert copied["correct 0 %"] > copied["correct 15 %"] > 1
+    assert all(row["tokens_per_forward"] == 1 for row in rows_of(found, batch_size=1, technique="plain")), "prompts are no output"
+    assert all(row["output"]["different"] == 0 for row in found["rows"])
+    assert {prompt["new_tokens"] for prompt in found["prompts"] if prompt["scripted"]} == {48}
+    assert any(prompt["new_tokens"] < 48 for prompt in found["prompts"]), "an answer ends at its EOS"
+    assert all(prompt["near_ties"] is not None for prompt in found["prompts"] if not prompt["scripted"])
+    own = ", ".join(f"transformers {tokens}/{ngram}" for tokens in (4, 8, 12) for ngram in (2, 3))
+    reasons = [found["left_out"][f"{own} on {task}"] for task in tasks]
+    assert all(why.startswith("failed in Transformers with ") for why in reasons)
+
+
+def test_the_margins_of_an_answer_are_the_decoders(corrector):
+    """One forward pass over the whole answer chooses each of its tokens, with the margin that its own step had."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from accelplug.cli.on_transformers import row_margins
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(corrector, dtype=torch.float32).eval()
+    inputs = AutoTokenizer.from_pretrained(corrector)("Retruns the nubmer of items.", return_tensors="pt")
+    found = model.generate(**inputs, do_sample=False, max_new_tokens=20, return_dict_in_generate=True, output_logits=True)
+    best = torch.cat(found.logits).topk(2).values
+    margins = row_margins(model, inputs["input_ids"], found.sequences[0, 1:].tolist())
+    assert margins == pytest.approx((best[:, 0] - best[:, 1]).tolist(), abs=1e-3)
+
+
+def test_what_an_encoder_rules_out_is_refused_in_one_sentence(refused, corrector):
+    assert "--compiled is for decoders, and T5ForConditionalGeneration has an encoder" in refused(
+        "--model", corrector, "--compiled", "--limit", "1"
+    )
+    assert "no task 'json'; there are correct 0 %, correct 5 %, correct 15 %, correct 30 %, adv" in refused(
+        "--model", corrector, "--task", "json"
+    )
+
+
 def test_what_cannot_run_is_refused_in_one_sentence(refused, prompts, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "fine"}\n{"prompt": }\n')
     (tmp_path / "empty.jsonl").write_text("\n")
@@ -195,7 +246,9 @@ def test_what_cannot_run_is_refused_in_one_sentence(refused, prompts, tmp_path):
     assert "holds no prompts" in refused("--prompts", str(tmp_path / "empty.jsonl"))
     assert "no task 'walk'; there are lines, asked, adversarial, regimes" in refused("--prompts", prompts, "--task", "walk")
     assert "cannot write" in refused("--prompts", prompts, "--plot", str(tmp_path / "nowhere" / "a.png"))
-    assert "no prompt fits the model, which takes 320 tokens" in refused("--prompts", prompts, "--max-new-tokens", "320", "--drafter", "prompt_lookup")
+    assert "no prompt fits the model, which takes prompts of 0 tokens with --max-new-tokens 320" in refused(
+        "--prompts", prompts, "--max-new-tokens", "320", "--drafter", "prompt_lookup"
+    )
     assert "min_ngram=5 exceeds max_ngram=4" in refused("--prompts", prompts, "--drafter", "prompt_lookup(min_ngram=5)")
 
 

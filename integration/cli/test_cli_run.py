@@ -46,6 +46,17 @@ def test_without_compare_nothing_is_claimed_about_plain_generation(command):
     assert len(found["seconds"]["accelerated"]) == 1
 
 
+def test_a_model_with_an_encoder_answers_its_prompt(command):
+    testbed = pytest.importorskip("accelplug_testbed", reason="pip install ./integration/testbed")
+    pair = next(pair for pair in testbed.corrections() if pair["rate"] == 0.05 and len(pair["clean"]) > 120)
+    asked = ("--model", str(testbed.corrector()), "--prompt", pair["noisy"], "--drafter", "input_copy", "--dtype", "float32")
+    found = document(command("run", *asked, "--compare", "--rounds", "1", "--max-new-tokens", "64", "--json"))
+    assert found["identical"] is True
+    assert found["text"][:20] == pair["clean"][:20], "the answer from its first letter on"
+    assert found["tokens"] > 20
+    assert found["tokens_per_forward"] > 2
+
+
 def test_sampling_with_one_seed_repeats_plain_generation(command):
     asked = ("--compare", "--rounds", "1", "--temperature", "0.7", "--seed", "3", "--max-new-tokens", "32", "--prompt", REPEATING)
     found = document(command("run", *asked, "--json"))

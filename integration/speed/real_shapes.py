@@ -4,7 +4,8 @@
 
 The weights are random except that the output matrix answers every token with the next id, by a wide margin: so the answer is known, no
 rounding changes it, and an oracle's acceptance is what it is told to be. Few layers make steps shorter than a whole model's: the loop's share
-of a step is then the greatest it can be, and the limit t(k + 1) / t(1) still that of the layers. ``--compiled`` compares the same on a static
+of a step is then the greatest it can be. The limit is what bare forward passes allow, the prompt being read once in either: p + (n - 1) t(1)
+to p + steps t(k + 1), with p the time of ``generate()`` for one token. ``--compiled`` compares the same on a static
 cache with a compiled forward pass, whose steps are padded to powers of two; compiling takes minutes on a CPU.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -40,12 +42,11 @@ BUCKETS = {"1 of 1": (1, 0), "3 of 3": (3, 0), "7 of 7": (7, 0), "1 of 3": (1, 2
 """The same where steps are padded to 2, 4 and 8 tokens: none of these is."""
 
 
-def counting_model(shape: str, layers: int, dtype: torch.dtype) -> LlamaForCausalLM:
+def counting_model(shape: str, layers: int, dtype: torch.dtype, vocab: int | None = None) -> LlamaForCausalLM:
     """Return a model of random weights that answers every token with the next id."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        num_hidden_layers=layers, max_position_embeddings=4096, eos_token_id=None, bos_token_id=None, pad_token_id=0, **SHAPES[shape]
-    )  # fmt: skip
+    sizes = SHAPES[shape] if vocab is None else {**SHAPES[shape], "vocab_size": vocab}
+    config = LlamaConfig(num_hidden_layers=layers, max_position_embeddings=4096, eos_token_id=None, bos_token_id=None, pad_token_id=0, **sizes)
     model = LlamaForCausalLM(config).to(dtype).eval()
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_()
@@ -76,6 +77,7 @@ def eager(model: LlamaForCausalLM, length: int, new: int, rounds: int) -> list[d
     with torch.no_grad():
         model(input_ids=torch.tensor([sequence[: length + new // 2]], device=model.device), past_key_values=cache)
     contenders: dict[str, Callable[[], Any]] = {"plain": partial(generated, model, prompt, new, None)}
+    contenders["prompt"] = partial(generated, model, prompt, 1, None)
     contenders["no drafts"] = partial(generated, model, prompt, new, "no drafts")
     for width in sorted({1, *(1 + sum(pattern) for pattern in PATTERNS.values())}):
         contenders[f"t({width})"] = partial(forwards, model, cache, width, new)
@@ -84,16 +86,18 @@ def eager(model: LlamaForCausalLM, length: int, new: int, rounds: int) -> list[d
     for name in ("no drafts", *PATTERNS):
         assert contenders[name]() == sequence, f"{name} changes the output"
     seconds = interleaved(contenders, rounds, "eager")
-    to_plain, to_one = ratios(seconds, "plain"), ratios(seconds, "t(1)")
-    bare = statistics.median(seconds["t(1)"])
+    to_plain = ratios(seconds, "plain")
+    middle = {name: statistics.median(taken) for name, taken in seconds.items()}  # of t(k): `new` passes
+    bare, read = (new - 1) / new * middle["t(1)"], middle["prompt"]
     rows: list[dict[str, Any]] = []
     for name in ("plain", "no drafts"):
-        taken = statistics.median(seconds[name])
-        rows.append({"run": name, "ms a token": 1e3 * taken / new, "x plain": to_plain[name], "beside the forward": 1 - bare / taken})
+        beside = 1 - bare / (middle[name] - read)
+        rows.append({"run": name, "ms a token": 1e3 * middle[name] / new, "x plain": to_plain[name], "beside the forward": beside})
     for name, (right, wrong) in PATTERNS.items():
-        allowed = (1 + right) * to_one[f"t({1 + right + wrong})"]
+        steps = math.ceil((new - 1) / (1 + right))
+        allowed = (read + bare) / (read + steps / new * middle[f"t({1 + right + wrong})"])
         rows.append({
-            "run": f"oracle, {name}", "ms a token": 1e3 * statistics.median(seconds[name]) / new, "x plain": to_plain[name],
+            "run": f"oracle, {name}", "ms a token": 1e3 * middle[name] / new, "x plain": to_plain[name],
             "limit": allowed, "share of limit": to_plain[name] / allowed,
         })  # fmt: skip
     return rows
@@ -128,10 +132,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocab", type=int, help="tokens of the vocabulary (default: 32,768, or 512 of the tiny one)")
     parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"), help="may be repeated (default: both)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt; few, since reading them is in every run but t(k)")
-    parser.add_argument("--new", type=int, default=64, help="tokens of the answer")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt")
+    parser.add_argument("--new", type=int, default=65, help="tokens of the answer; one more than a multiple of 8 leaves no step short")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="compare on a static cache with a compiled forward pass instead")
     parser.add_argument("--backend", default="inductor", help="what compiles (default: %(default)s)")
@@ -140,7 +145,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     rows: list[dict[str, Any]] = []
     for dtype in given.dtype or ("float32", "bfloat16"):
-        model = counting_model(given.shape, given.layers, getattr(torch, dtype))
+        model = counting_model(given.shape, given.layers, getattr(torch, dtype), given.vocab)
         sizes = (given.prompt, given.new, given.rounds)
         found = compiled(model, *sizes, given.backend) if given.compiled else eager(model, *sizes)
         rows += [{"dtype": dtype, **row} for row in found]

@@ -1,8 +1,9 @@
 """Techniques against their simpler siblings: trees against chains, a fusion against its parts, rules for whole drafts against token_wise.
 
-    python integration/speed/siblings.py [--model DIR] [--prompts N] [--rounds N] [--layers N] [--only NAME]
+    python integration/speed/siblings.py [--model DIR] [--prompts N] [--rounds N] [--layers N] [--only NAME] [--resume]
 
 Each pair takes turns on the same prompts, greedily or at temperature 1 with the seed of the round. Figures are of tokens: sampled texts differ.
+The result is written after each pair; ``--resume`` leaves out the pairs that it has with the same settings, commit and machine.
 The draft model is the target's own first layers, under its own last norm and output matrix; how good it is, is in the column "accepted".
 """
 
@@ -10,18 +11,19 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import accelplug_testbed
 import torch
-from measure import record
-from rich.console import Console
-from rich.progress import track
+from measure import keep, kept_at, record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import accelplug
 from accelplug.cli.bench.figures import bootstrap, median
+from accelplug.cli.bench.results import circumstances
 from accelplug.cli.bench.tasks import texts_of
 
 SMALL = object()  # stands for the draft model
@@ -99,6 +101,36 @@ def interval(own: list[float], base: list[float]) -> dict[str, float]:
     return {"median": median(ratios), "low": low, "high": high}
 
 
+def compared(name: str, model: Any, small: Any, tokenizer: Any, work: list[torch.Tensor], rounds: int, new: int) -> dict[str, Any]:
+    """Return the row of one pair, whose sides take turns on each prompt; round 0 is the warm-up, on the first prompt alone."""
+    *sides, temperature = PAIRS[name]
+    sessions = []
+    for side in sides:
+        drafter, rule = named(side, small)
+        sessions.append(accelplug.attach(model, drafter=drafter, verifier=rule, tokenizer=tokenizer))
+    counted = Counted(), Counted()
+    for number in range(rounds + 1):
+        for ids in work if number else work[:1]:
+            for side in (0, 1) if number % 2 else (1, 0):
+                take(model, sessions[side], ids, temperature, number, new, counted[side] if number else None)
+    speed, gain = interval(counted[0].speed, counted[1].speed), interval(counted[0].gain, counted[1].gain)
+    spelled = {
+        key: f"{found['median']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+        for key, found in (("speed", speed), ("tokens per forward", gain))
+    }
+    accepted = " / ".join(f"{side.accepted / max(side.drafted, 1):.0%}" for side in counted)
+    return {"pair": name, "temperature": temperature, "times": len(counted[0].speed), **spelled, "accepted": accepted}
+
+
+def known_rows(notes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of an earlier run that was the same in all but its pairs."""
+    file = kept_at("siblings")
+    known = json.loads(file.read_text()) if file.exists() else {}
+    wanted = {**{key: value for key, value in circumstances({}).items() if key in ("commit", "machine")}, **notes}
+    rows: list[dict[str, Any]] = known.get("rows", []) if all(known.get(key) == value for key, value in wanted.items()) else []
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
@@ -107,36 +139,31 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--layers", type=int, help="of the draft model (default: all but the last)")
     parser.add_argument("--only", action="append", choices=sorted(PAIRS))
+    parser.add_argument("--resume", action="store_true", help="go on where an earlier run was cut short")
     given = parser.parse_args()
-    if given.model is None:
-        import accelplug_testbed
-
-        given.model = accelplug_testbed.path()
     torch.set_num_threads(1)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(given.model)
+    folder = given.model or accelplug_testbed.path()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
     layers = given.layers or model.config.num_hidden_layers - 1
     small = first_layers(model, layers)
     texts = texts_of(None)
     tasks = dict.fromkeys(text.task for text in texts)
     prompts = [text.text for task in tasks for text in [text for text in texts if text.task == task][: given.prompts]]
     work = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in prompts]
-    rows = []
-    for name in track(given.only or list(PAIRS), "siblings", console=Console(stderr=True)):
-        *sides, temperature = PAIRS[name]
-        sessions = []
-        for side in sides:
-            drafter, rule = named(side, small)
-            sessions.append(accelplug.attach(model, drafter=drafter, verifier=rule, tokenizer=tokenizer))
-        counted = Counted(), Counted()
-        for number in range(given.rounds + 1):
-            for ids in work if number else work[:1]:
-                for side in (0, 1) if number % 2 else (1, 0):
-                    take(model, sessions[side], ids, temperature, number, given.new_tokens, counted[side] if number else None)
-        speed, gain = interval(counted[0].speed, counted[1].speed), interval(counted[0].gain, counted[1].gain)
-        spelled = {key: f"{found['median']:.2f} ({found['low']:.2f}-{found['high']:.2f})" for key, found in (("speed", speed), ("tokens per forward", gain))}
-        accepted = " / ".join(f"{side.accepted / max(side.drafted, 1):.0%}" for side in counted)
-        rows.append({"pair": name, "temperature": temperature, "times": len(counted[0].speed), **spelled, "accepted": accepted})
-    record("siblings", rows, {"layers": layers, "prompts": len(work), "new_tokens": given.new_tokens, "rounds": given.rounds})
+    notes = {"model": given.model or "the testbed's", "layers": layers, "prompts": len(work), "new_tokens": given.new_tokens, "rounds": given.rounds}
+    names = given.only or list(PAIRS)
+    rows = known_rows(notes) if given.resume else []
+    for number, name in enumerate(names, 1):
+        is_known = any(row["pair"] == name for row in rows)
+        if not is_known:
+            rows.append(compared(name, model, small, tokenizer, work, given.rounds, given.new_tokens))
+            keep("siblings", rows, notes)
+        row = next(row for row in rows if row["pair"] == name)
+        print(
+            f"{number}/{len(names)} {name}: speed {row['speed']}, tokens per forward {row['tokens per forward']}{', known' if is_known else ''}",
+            flush=True,
+        )
+    record("siblings", rows, notes)
 
 
 if __name__ == "__main__":

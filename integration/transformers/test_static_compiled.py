@@ -34,6 +34,25 @@ def compiling() -> CompileConfig:
     return config
 
 
+def test_by_default_all_widths_behind_the_first_share_one_graph(model, compiling):
+    """Without ``dynamic=False`` torch makes the number of tokens a variable as soon as it changes, and no later step waits."""
+    compiling.dynamic = None
+    prompt = torch.tensor([[5, 6, 7, 8, 9]])
+    known = model.generate(prompt, max_new_tokens=60, do_sample=False).tolist()
+    arguments = {"max_new_tokens": 60, "do_sample": False, "cache_implementation": "static", "compile_config": compiling}
+    assert model.generate(prompt, **arguments).tolist() == known
+    plain, graphs = counters["stats"]["unique_graphs"], []
+    for pattern in (PATTERN, [(0, 0)], [(1, 1)], [(11, 4), (0, 6)]):
+        with accelplug.attach(model, drafter=Oracle(known, pattern, VOCAB, 1)) as session:
+            assert model.generate(prompt, **arguments).tolist() == known
+        graphs.append(counters["stats"]["unique_graphs"] - plain)
+    assert session.stats.accepted > 20
+    assert plain == 1
+    assert graphs == [graphs[0]] * 4
+    assert graphs[0] <= 2
+    assert not counters["graph_break"]
+
+
 @pytest.mark.parametrize("width", [1, 2])
 def test_steps_share_a_graph_per_power_of_two(model, compiling, width):
     prompt = torch.tensor([[5, 6, 7, 8, 9]])

@@ -8,7 +8,7 @@ import pytest
 
 from accelplug import OptionError
 from accelplug.cli.bench import tasks
-from accelplug.cli.bench.tasks import Text, built_in, chosen, encode, encoded, ordinary_tokens, read_prompts, scripted
+from accelplug.cli.bench.tasks import Text, built_in, chosen, encode, encoded, misspelt, ordinary_tokens, read_prompts, scripted
 
 
 @pytest.fixture
@@ -68,6 +68,13 @@ def test_a_file_without_prompts_or_that_is_not_there_is_refused(written, tmp_pat
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(OptionError, match="UnicodeDecodeError"):
         read_prompts(tmp_path / "binary")
+
+
+def test_texts_to_correct_are_sorted_by_how_much_is_wrong_with_them():
+    found = misspelt(
+        [{"noisy": text, "clean": "", "rate": rate, "edit_rate": 0.07} for text, rate in (("a", 0.15), ("b", 0.0), ("c", 0.15))]
+    )
+    assert found == [Text("correct 0 %", "b"), Text("correct 15 %", "a"), Text("correct 15 %", "c")]
 
 
 def test_an_edit_belongs_to_the_nearest_rate_and_the_nearest_come_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,14 @@ from typing import Any, Final
 from accelplug._errors import OptionError
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.bench import plot, results, serve, tasks, ways
-from accelplug.cli.bench.measure import interleaved
+from accelplug.cli.bench.measure import Taken, interleaved
 from accelplug.cli.bench.table import show
 from accelplug.cli.command import Command, Document
+from accelplug.cli.on_transformers import prompt_room
 from accelplug.cli.workload import check_technique, engine_of_arguments
+
+SAY_EVERY: Final = 20.0
+"""Seconds between lines of progress where there is no terminal."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -54,13 +59,25 @@ def collect(arguments: Namespace) -> Document:
     if picture is not None:
         plot.check(picture)
     name, dtype, threads = engine_of_arguments(arguments)
-    texts = tasks.texts_of(arguments.prompts)
+    texts = tasks.texts_of(arguments.prompts, for_encoder=arguments.prompts is None and has_encoder(name))
     tasks.chosen(texts, arguments.task)
     bench = Bench(arguments, *loaded(name, dtype, threads), tasks.chosen(texts, arguments.task))
     document = {"model": name, "threads": threads, **bench.measure()}
     if picture is not None:
         plot.draw(document, picture)
     return document
+
+
+def has_encoder(name: str) -> bool:
+    """Whether a model reads its prompts with an encoder.
+
+    :raises HostError: Transformers is missing or untested, or cannot read the model's configuration.
+    """
+    from accelplug.cli.on_transformers import is_encoder_decoder
+    from accelplug.hosts.hf.compat import ENGINE
+
+    ENGINE.require()
+    return is_encoder_decoder(name)
 
 
 def loaded(name: str, dtype: str, threads: int | None) -> tuple[Any, Any]:
@@ -95,6 +112,8 @@ class Bench:
         known = {way.name for way in self.ways}
         asked = dict.fromkeys(spec for pair in arguments.pair for spec in pair if spec not in known)
         self.ways += [ways.accelerated(model, tokenizer, drafter, **chosen) for drafter in asked]
+        if arguments.compiled and model.config.is_encoder_decoder:
+            raise OptionError(f"--compiled is for decoders, and {type(model).__name__} has an encoder; leave it out")
         if arguments.compiled:
             length = max(len(prompt.tokens) for prompt in self.prompts) + arguments.max_new_tokens
             self.ways += ways.compiled(model, self.ways, length, lambda name: ways.accelerated(model, tokenizer, name, **chosen))
@@ -145,9 +164,20 @@ class Bench:
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         compared = self._ways(size)
         taken = interleaved(self.model, compared, batches, self.arguments.rounds, tick)
+        compared, taken = self._without_failed(task, compared, taken)
         margins = results.margins_of(self.model, prompts, taken[0])
         rows = results.task_rows(compared, taken, prompts, margins, tie)
         return [{"batch_size": size, **row} for row in rows], results.prompt_rows(prompts, taken[0], margins, tie)
+
+    def _without_failed(self, task: str, compared: list[ways.Way], taken: list[Taken]) -> tuple[list[ways.Way], list[Taken]]:
+        """Return the ways that ran with what they did, and put the others down as left out, by their reasons."""
+        reasons: dict[str, list[str]] = {}
+        for way, own in zip(compared, taken, strict=True):
+            if own.failed:
+                reasons.setdefault(own.failed, []).append(way.name)
+        self.left_out |= {f"{', '.join(names)} on {task}": why for why, names in reasons.items()}
+        ran = [(way, own) for way, own in zip(compared, taken, strict=True) if not own.failed]
+        return [way for way, _ in ran], [own for _, own in ran]
 
     def _techniques(self) -> list[Document]:
         sessions = [way.session for way in self.ways if way.session is not None]
@@ -160,22 +190,17 @@ def prompts_for(model: Any, tokenizer: Any, texts: Sequence[tasks.Text], argumen
 
     :raises OptionError: none fits.
     """
-    room = room_of(model)
     new, limit = arguments.max_new_tokens, arguments.limit
-    found, left_out = tasks.encoded(texts, tokenizer, room - new, limit)
+    most = prompt_room(model, new)
+    found, left_out = tasks.encoded(texts, tokenizer, most, limit)
     wanted = [task for task in tasks.SCRIPTED if not arguments.task or task in arguments.task]
     ordinary = tasks.ordinary_tokens(tokenizer, model.config.get_text_config(decoder=True).vocab_size, ways.eos_ids(model))
-    scripted, missing = tasks.scripted(wanted, ordinary, new, room, limit)
+    scripted, missing = tasks.scripted(wanted, ordinary, new, most + new, limit)
     if not found and not scripted:
-        raise OptionError(f"no prompt fits the model, which takes {room} tokens with --max-new-tokens {new} among them; ask for fewer")
+        raise OptionError(
+            f"no prompt fits the model, which takes prompts of {max(most, 0)} tokens with --max-new-tokens {new}; ask for fewer"
+        )
     return found + scripted, left_out | missing
-
-
-def room_of(model: Any) -> int:
-    """Return the most tokens, prompt and output, that the model takes."""
-    from accelplug.hosts.hf.context import build_context
-
-    return build_context(model, None).max_length
 
 
 def method(rounds: int) -> str:
@@ -189,14 +214,24 @@ def method(rounds: int) -> str:
 
 @contextmanager
 def progress(text: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr, endless for a total of 0; yields what advances it by one."""
+    """Show a bar on stderr, endless for a total of 0, or a line now and then where that is no terminal; yields what advances it by one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(file=sys.stderr, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr, highlight=False)) as bar:
+    said = time.monotonic()
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(text, total=total or None)
-        yield lambda: bar.advance(task)
+
+        def tick() -> None:
+            nonlocal said
+            bar.advance(task)
+            if not console.is_terminal and time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                console.print(f"{text}: {bar.tasks[0].completed:g} of {total or '?'}")
+
+        yield tick
 
 
 COMMAND: Final = Command("bench", "measure techniques beside plain generation, by task", configure, collect, show, results.status)

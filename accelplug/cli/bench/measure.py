@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,9 @@ class Taken:
     :param outputs: for every prompt its distinct outputs over all rounds, the warm-up's first, without padding.
     :param forwards: the target model's forward passes.
     :param row_forwards: the same, each counted once for every row in it.
+    :param failed: why it has done nothing at all.
+    :param warming_up: seconds of the warm-up.
+    :param graphs: how many torch compiled in the warm-up, and in the timed rounds, where there should be none.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -28,6 +33,9 @@ class Taken:
     drafted: int = 0
     accepted: int = 0
     cpu: list[list[float]] = field(default_factory=list)
+    failed: str | None = None
+    warming_up: float = 0.0
+    graphs: tuple[int, int] = (0, 0)
 
     @property
     def tokens(self) -> int:
@@ -38,13 +46,20 @@ class Taken:
 def interleaved(model: Any, ways: Sequence[Way], batches: Sequence[Batch], rounds: int, tick: Callable[[], None]) -> list[Taken]:
     """Warm every way up once, which counts its forward passes, then take the timed rounds; the order turns by one each round.
 
+    What is Transformers' own and fails in its warm-up takes no part in the rounds: it says why, and the others go on.
+
     :param tick: called after every run, for a progress bar.
     """
-    taken = [_warm_up(model, way, batches, tick) for way in ways]
+    taken = [_warmed_up(model, way, batches, tick) for way in ways]
     for number in range(rounds):
         turn = number % len(ways)
         for i in (*range(turn, len(ways)), *range(turn)):
+            if taken[i].failed:
+                tick()
+                continue
+            compiled = graphs()
             rows, seconds, cpu = ways[i].run(model, batches)
+            taken[i].graphs = (taken[i].graphs[0], taken[i].graphs[1] + graphs() - compiled)
             taken[i].seconds.append(seconds)
             taken[i].cpu.append(cpu)
             for known, output in zip(taken[i].outputs, _outputs(model, batches, rows), strict=True):
@@ -54,8 +69,18 @@ def interleaved(model: Any, ways: Sequence[Way], batches: Sequence[Batch], round
     return taken
 
 
+def _warmed_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], None]) -> Taken:
+    try:
+        return _warm_up(model, way, batches, tick)
+    except Exception as exc:
+        if way.family != "transformers":
+            raise
+        tick()
+        return Taken(failed=f"failed in Transformers with {type(exc).__name__}: {' '.join(str(exc).split())}")
+
+
 def _warm_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], None]) -> Taken:
-    taken = Taken()
+    taken, compiled, began = Taken(), graphs(), time.perf_counter()
     drafted, accepted = way.counted()
     for batch in batches:
         with _counting(model) as passes:
@@ -65,15 +90,23 @@ def _warm_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], 
         taken.row_forwards += sum(passes)
     later = way.counted()
     taken.drafted, taken.accepted = later[0] - drafted, later[1] - accepted
+    taken.graphs, taken.warming_up = (graphs() - compiled, 0), time.perf_counter() - began
     tick()
     return taken
+
+
+def graphs() -> int:
+    """Return how many graphs torch has compiled in this process so far."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
 
 
 @contextmanager
 def _counting(model: Any) -> Iterator[list[int]]:
     """Yield a list that grows by the number of rows of each of the model's forward passes."""
     passes: list[int] = []
-    hook = model.register_forward_pre_hook(lambda _, __, given: passes.append(len(given["input_ids"])), with_kwargs=True)
+    name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
+    hook = model.register_forward_pre_hook(lambda _, __, given: passes.append(len(given[name])), with_kwargs=True)
     try:
         yield passes
     finally:
@@ -81,9 +114,9 @@ def _counting(model: Any) -> Iterator[list[int]]:
 
 
 def _outputs(model: Any, batches: Sequence[Batch], generated: Sequence[list[list[int]]]) -> list[list[int]]:
-    """Return what each row generated: behind its prompt, up to the token that ended it."""
+    """Return what each row generated: behind what stands before it, up to the token that ended it."""
     eos = set(eos_ids(model))
-    return [until(eos, row[batch.length :]) for batch, rows in zip(batches, generated, strict=True) for row in rows]
+    return [until(eos, row[batch.before :]) for batch, rows in zip(batches, generated, strict=True) for row in rows]
 
 
 def until(eos: set[int], tokens: list[int]) -> list[int]:

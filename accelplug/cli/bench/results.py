@@ -51,6 +51,9 @@ def task_rows(
             "output": agreement(plain, own, margins, tie),
             "seconds": own.seconds,
             "cpu_seconds": own.cpu,
+            "warm_up_seconds": own.warming_up,
+            "graphs_in_warm_up": own.graphs[0],
+            "graphs_while_timed": own.graphs[1],
             **cpu_ratios(plain, own),
         }
         rows.append({**row, "best_of_own": False})

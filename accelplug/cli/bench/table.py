@@ -65,7 +65,16 @@ def lines(document: Document) -> list[str]:
             for pair in document["pairs"]
         ),
         *(f"left out: {what}: {why}" for what, why in document["left_out"].items()),
+        *compiling(document),
         f"plain outputs: {near} near-ties (margin under {document['near_tie_below']:.2g})",
         f"on: {document['model']}, {document['dtype']}, {document['machine']}; {versions}",
         f"method: {document['method']}",
     ]
+
+
+def compiling(document: Document) -> list[str]:
+    """Say what was compiled, and when, where anything was."""
+    rows = document["rows"]
+    before, later = (sum(row[key] for row in rows) for key in ("graphs_in_warm_up", "graphs_while_timed"))
+    took = sum(row["warm_up_seconds"] for row in rows if row["graphs_in_warm_up"])
+    return [f"compiled: {before} graphs in warm-ups, which took {took:.0f} s; {later} while timed"] if before or later else []

@@ -51,12 +51,20 @@ class Prompt:
     script: list[int] | None = None
 
 
-def texts_of(path: str | None, instead: str = "--prompts FILE with --model DIR_OR_HUB_ID") -> list[Text]:
-    """Return the prompts of a file, or the built-in ones.
+def texts_of(path: str | None, instead: str = "--prompts FILE with --model DIR_OR_HUB_ID", *, for_encoder: bool = False) -> list[Text]:
+    """Return the prompts of a file, or the built-in ones, which are other ones for an encoder-decoder model.
 
-    :raises AccelplugError: the file cannot be read, or the small model's package with the edits is not installed.
+    :raises AccelplugError: the file cannot be read, or the small models' package with the prompts is not installed.
     """
-    return built_in(testbed(instead).prompts()) if path is None else read_prompts(Path(path).expanduser())
+    if path is not None:
+        return read_prompts(Path(path).expanduser())
+    return misspelt(testbed(instead).corrections()) if for_encoder else built_in(testbed(instead).prompts())
+
+
+def misspelt(corrections: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """Return texts to correct, by the rate at which they are misspelt."""
+    by_rate = sorted(corrections, key=lambda correction: float(correction["rate"]))
+    return [Text(f"correct {100 * float(correction['rate']):g} %", correction["noisy"]) for correction in by_rate]
 
 
 def built_in(edits: Sequence[Mapping[str, Any]]) -> list[Text]:

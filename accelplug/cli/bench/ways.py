@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from accelplug._errors import AccelplugError
 from accelplug.cli.bench.scripts import Scripted
 from accelplug.cli.bench.tasks import Prompt
-from accelplug.cli.on_transformers import decoding
+from accelplug.cli.on_transformers import before_the_answer, decoding
 from accelplug.cli.plugins import offered_here
 from accelplug.hooks import Entry
 from accelplug.hooks.options import fields_of
@@ -28,13 +28,14 @@ COMPILED: Final = "plain, compiled"
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Prompts that are generated together, as ``generate()`` takes them; the rows are padded on the left.
+    """Prompts that are generated together, as ``generate()`` takes them; rows are padded on the left, an encoder's on the right.
 
+    :param before: how many tokens stand before each row's answer: the prompts, padded, or a decoder's start token.
     :param arguments: input_ids and attention_mask, [rows, length], and the rest.
     """
 
     prompts: list[Prompt]
-    length: int
+    before: int
     arguments: dict[str, Any]
 
 
@@ -80,13 +81,15 @@ def _batch(prompts: list[Prompt], model: Any, new_tokens: int, pad: int) -> Batc
     ids = torch.full((len(prompts), length), pad)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
-        mask[row, length - len(prompt.tokens) :] = 1
+        own = slice(len(prompt.tokens)) if model.config.is_encoder_decoder else slice(length - len(prompt.tokens), None)
+        ids[row, own] = torch.tensor(prompt.tokens)
+        mask[row, own] = 1
+    before = before_the_answer(model, length)
     arguments: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device), "pad_token_id": pad}
     scripts = [prompt.script for prompt in prompts if prompt.script is not None]
     if scripts:
-        arguments["logits_processor"] = [Scripted(length, torch.tensor(scripts, device=model.device))]
-    return Batch(prompts, length, {**arguments, "max_new_tokens": new_tokens, **decoding(0.0)})
+        arguments["logits_processor"] = [Scripted(before, torch.tensor(scripts, device=model.device))]
+    return Batch(prompts, before, {**arguments, "max_new_tokens": new_tokens, **decoding(0.0)})
 
 
 def plain() -> Way:
@@ -121,12 +124,15 @@ def accelerated(model: Any, tokenizer: Any, drafter: str, verifier: str, *, allo
 def compiled(model: Any, ways: Sequence[Way], length: int, remade: Callable[[str], Way]) -> list[Way]:
     """Return plain generation and the drafters of `ways` once more, over a static cache, with the forward pass compiled.
 
+    Plain generation needs one graph, drafting two, one for a single token and one for steps of every other width: the number of tokens
+    becomes a variable as soon as it changes. A graph for each width would take minutes apiece.
+
     :param length: of the cache, one for all prompts, so that they share their graphs.
     :param remade: makes a drafter's way anew, with statistics and costs of its own.
     """
     from transformers import CompileConfig, StaticCache
 
-    config = CompileConfig(dynamic=False)
+    config = CompileConfig()
     config._compile_all_devices = True
     found = [Way(COMPILED, "compiled")] + [remade(way.name) for way in ways if way.family == "accelplug"]
     for way in found:

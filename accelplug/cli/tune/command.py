@@ -12,11 +12,12 @@ from accelplug._errors import AccelplugError, OptionError
 from accelplug._version import __version__
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.bench import results, tasks, ways
-from accelplug.cli.bench.command import loaded, progress, room_of
+from accelplug.cli.bench.command import loaded, progress
 from accelplug.cli.bench.figures import paired_ratio
 from accelplug.cli.bench.measure import Taken, interleaved
 from accelplug.cli.bench.plot import check_writable
 from accelplug.cli.command import Command, Document
+from accelplug.cli.on_transformers import prompt_room
 from accelplug.cli.tune.search import halves, halving, settings
 from accelplug.cli.workload import check_technique, engine_of_arguments
 
@@ -66,7 +67,7 @@ class Tuning:
         found = [
             prompt
             for prompt in (tasks.Prompt(t.task, tasks.encode(t, tokenizer)) for t in texts)
-            if 0 < len(prompt.tokens) <= room_of(model) - new
+            if 0 < len(prompt.tokens) <= prompt_room(model, new)
         ]
         if len(found) < 2:
             raise OptionError(

@@ -41,6 +41,15 @@ class Verdict:
         return done or None in children
 
 
+def likeliest(logits: Tensor) -> list[list[int]]:
+    """Return every position's best token, the first where several are equal, [rows, width] of [rows, width, vocab_size].
+
+    On CPUs torch's argmax takes four times as long in bfloat16 as its maximum does, which knows the place too: as long as a twentieth of a small model's step.
+    """
+    best: list[list[int]] = logits.max(-1).indices.tolist()
+    return best
+
+
 class Chance:
     """Where the walk's random numbers come from: torch's default generator, as in plain ``generate()``."""
 
@@ -93,13 +102,13 @@ class Walk:
 
     def __call__(self, logits: Tensor, trees: Sequence[Tree], requests: Requests) -> Verdict:
         """Verify the rows' trees with `logits` [count, 1 + num_nodes, vocab_size] and commit what follows."""
-        return self._down(logits, logits.argmax(-1).tolist() if self.plain else None, trees, requests)
+        return self._down(logits, likeliest(logits) if self.plain else None, trees, requests)
 
     def apart(self, logits: Tensor, trees: Sequence[Tree], rows: Sequence[Requests]) -> list[Verdict]:
         """Verify every row as a batch of its own, so that none waits for another."""
         if not self.plain:
             return [self(logits[i : i + 1], trees[i : i + 1], row) for i, row in enumerate(rows)]
-        best = logits.argmax(-1).tolist()  # the only wait for the device
+        best = likeliest(logits)  # the only wait for the device
         return [self._down(logits[i : i + 1], best[i : i + 1], trees[i : i + 1], row) for i, row in enumerate(rows)]
 
     def processors_of(self, row: int) -> Any:

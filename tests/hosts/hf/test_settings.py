@@ -13,6 +13,7 @@ from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM, TextIterat
 
 import accelplug
 from accelplug import HostError
+from accelplug.hosts.hf.verify import likeliest
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
 
@@ -57,6 +58,14 @@ def equal_to_plain(model: Any, attached_to: Any = None, **arguments: Any) -> acc
 )
 def test_arguments_of_a_call(model, arguments):
     equal_to_plain(model, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_of_equal_logits_the_first_is_taken_as_plain_generate_takes_it(dtype):
+    torch.manual_seed(0)
+    logits = torch.randint(-3, 3, (2, 5, 700)).to(dtype)
+    assert (logits == logits.amax(-1, keepdim=True)).sum(-1).min() > 1
+    assert likeliest(logits) == logits.float().argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
