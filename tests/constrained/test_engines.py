@@ -73,7 +73,7 @@ def test_an_end_is_the_end(name):
     assert matcher.accept([258, 256]) == 2
 
 
-@pytest.mark.parametrize("name", ["llguidance", "auto"])
+@pytest.mark.parametrize("name", ["llguidance", "xgrammar", "auto"])
 def test_forced_tokens_are_legal_and_nothing_else_is(name):
     schema = {"type": "object", "properties": {"name": {"type": "integer"}}, "required": ["name"], "additionalProperties": False}
     matcher = engine(name).compile(GrammarSpec("json_schema", json.dumps(schema), whitespace="compact"), bytes_only(), LIMITS).matcher()
@@ -85,6 +85,18 @@ def test_forced_tokens_are_legal_and_nothing_else_is(name):
         assert [place for place in range(257) if row[place // 32].item() >> place % 32 & 1] == [token]
         assert matcher.accept([token]) == 1
     assert not matcher.forced()
+
+
+def test_of_what_xgrammar_forces_the_last_token_is_left_out_where_a_longer_one_may_come():
+    matcher = engine("xgrammar").compile(GrammarSpec("regex", "baa?|caac"), VOCABULARY, LIMITS).matcher()
+    assert not matcher.forced()
+    for first, forced in ((b"b", []), (b"c", [*b"aac", 256])):  # behind the b comes 'a', or token 258, 'aa'
+        assert matcher.accept([*first]) == 1
+        before = bits(matcher)
+        assert list(matcher.forced()) == forced
+        assert matcher.validate(forced) == len(forced)
+        assert bits(matcher) == before
+        matcher.rollback(1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAME: Final = "xgrammar"
 KINDS: Final = ("json_schema", "regex", "ebnf", "choice", "structural_tag")
-_SHORTEST_FORCED: Final = 2
+_FEW: Final = 64  # legal tokens, beyond which a place is not looked through
 
 
 def release() -> str:
@@ -85,6 +85,7 @@ class XgrammarMatcher(EndingMatcher):
         super().__init__(vocabulary)
         self._matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=False)
         self._encode, self._stop, self._width = vocabulary.encode, vocabulary.eos_token_ids[0], len(vocabulary)
+        self._tokens = vocabulary.tokens
 
     def _advance(self, tokens: list[int]) -> int:
         for count, token in enumerate(tokens):
@@ -113,10 +114,29 @@ class XgrammarMatcher(EndingMatcher):
         return True
 
     def _forced(self) -> Sequence[int]:
+        """Return the tokenizer's split of what must follow, the last token only if none that is legal there goes on behind it, and the end."""
         if self._encode is None:
             return []
-        text = self._matcher.find_jump_forward_string()
-        return [] if len(text) < _SHORTEST_FORCED else self._legal(list(self._encode(text))[:-1])
+        tokens = self._legal(list(self._encode(self._matcher.find_jump_forward_string())))
+        moved = self._advance(tokens[:-1])
+        last = tokens[-1:] if tokens and self._is_longest(tokens[-1]) else []
+        moved += self._advance(last)
+        ends = len(last) == bool(tokens) and self._may_end() and self._legal_here() <= self._ends
+        if moved:
+            self._retreat(moved)
+        return tokens[:-1] + last + [self._stop] * ends
+
+    def _is_longest(self, token: int) -> bool:
+        legal = self._legal_here()
+        return 0 < len(legal) <= _FEW and all(len(self._tokens[other]) <= len(self._tokens[token]) for other in legal - self._ends)
+
+    def _legal_here(self) -> set[int]:
+        import numpy as np
+        import torch
+
+        row = torch.empty(-(-self._width // 32), dtype=torch.int32)
+        self._fill(row)
+        return set(np.flatnonzero(np.unpackbits(row.numpy().view(np.uint8), bitorder="little")).tolist())
 
     def _legal(self, tokens: list[int]) -> list[int]:
         return tokens[: self._look(tokens)]

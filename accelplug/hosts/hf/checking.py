@@ -28,6 +28,11 @@ def check_weights(model: Any) -> None:
             )
 
 
+def attached_already() -> HostError:
+    """Return the error for whoever attaches to, or generates through, a model twice."""
+    return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
+
+
 def _has_virtual_tokens(model: Any) -> bool:
     """Whether PEFT, which then prepares the model's inputs in its place, puts trained vectors before the prompt."""
     wrapper = getattr(model.prepare_inputs_for_generation, "__self__", None)

@@ -15,6 +15,7 @@ HOST = Host(
 )
 
 GENERATE = "transformers.generation.utils:GenerationMixin"
+CONTINUOUS = "transformers.generation.continuous_batching"
 
 ENGINE = Engine(
     name="transformers",
@@ -52,6 +53,28 @@ ENGINE = Engine(
         Seam("transformers.cache_utils:DynamicSlidingWindowLayer.activate_past_recording", (), "sliding-window layers"),
         Seam("transformers.cache_utils:Cache.get_mask_sizes", ("query_length", "layer_idx"), "tree masks"),
         Seam("transformers.masking_utils:create_causal_mask", ("attention_mask",), "four-dimensional masks"),
+        Seam(
+            f"{CONTINUOUS}.continuous_api:ContinuousMixin.init_continuous_batching",
+            ("generation_config", "continuous_batching_config"),
+            "grammars in continuous batching",
+        ),
+        Seam(
+            f"{CONTINUOUS}.continuous_api:ContinuousBatchingManager.add_request",
+            ("input_ids", "request_id", "max_new_tokens", "streaming", "record_timestamps", "eos_token_id"),
+            "grammars in continuous batching",
+        ),
+        Seam(f"{CONTINUOUS}.continuous_api:OutputRouter.deliver_batch", ("outputs",), "the final check in continuous batching"),
+        Seam(
+            f"{CONTINUOUS}.cb_logits_processors:ContinuousBatchingLogitsProcessor.prepare_tensor_args",
+            ("requests_with_new_token",),
+            "grammars in continuous batching",
+        ),
+        Seam(
+            f"{CONTINUOUS}.requests:RequestState",
+            ("request_id", "initial_tokens", "generated_tokens", "logit_processor_kwargs", "_true_initial_tokens"),
+            "grammars in continuous batching",
+        ),
+        Seam(f"{GENERATE}._get_logits_processor", ("generation_config", "logits_processor"), "grammars in continuous batching"),
     ),
 )
 

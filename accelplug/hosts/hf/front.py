@@ -11,6 +11,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf import continuous
+from accelplug.hosts.hf.checking import attached_already
 from accelplug.hosts.hf.compat import given_cache
 from accelplug.hosts.hf.loop import Loop
 
@@ -50,7 +51,9 @@ class Front:
         if isinstance(arguments.get("custom_generate"), Loop):  # of the model that wraps this one
             raise attached_already()
         if arguments.get("cache_implementation") == "paged":
-            raise continuous.refusal()
+            if session.drafter is not None:
+                raise continuous.refusal()
+            raise HostError("cache_implementation='paged' is continuous batching by another name; call model.generate_batch()")
         if taken := [name for name in _OWN_LOOP if arguments.get(name)]:
             raise HostError(
                 f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
@@ -90,11 +93,6 @@ class Front:
 
     def __reduce__(self) -> Any:
         raise HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
-
-
-def attached_already() -> HostError:
-    """Return the error for whoever attaches to, or generates through, a model twice."""
-    return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
 
 
 def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:

@@ -19,6 +19,19 @@ _LIMITS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1
 """Byte of a mask -> the most that each of its eight scores may be. Ten times as fast on CPUs as filling by truth values."""
 
 
+def masked_by(bits: Tensor, scores: Tensor) -> Tensor:
+    """Return the scores with -inf where a bit is 0, [count, vocab_size].
+
+    :param bits: [count, ceil(vocab_size / 32)] int32, in host memory or on the scores' device.
+    """
+    if scores.device.type == "cpu" and not torch.compiler.is_compiling():
+        limits = _LIMITS.take(bits.numpy().view(np.uint8), axis=0).reshape(len(scores), -1)
+        return torch.minimum(scores, torch.from_numpy(limits[:, : scores.shape[1]]).to(scores))
+    shifts = torch.arange(32, dtype=torch.int32, device=scores.device)
+    allowed = (bits.to(scores.device).unsqueeze(-1) >> shifts) & 1
+    return scores.masked_fill(allowed.flatten(1)[:, : scores.shape[1]] == 0, -torch.inf)
+
+
 class Grammar:
     """A grammar compiled for one model's tokens. Shared by calls and threads.
 
@@ -43,6 +56,10 @@ class Grammar:
         ids = prompt["input_ids"] if isinstance(prompt, Mapping) else prompt
         return GrammarProcessor(self, ids if isinstance(ids, int) else ids.shape[-1])
 
+    def __deepcopy__(self, _memo: object) -> Grammar:
+        """Return itself: what was compiled never changes, and engines' objects cannot be copied."""
+        return self
+
     def check_width(self, vocab_size: int) -> None:
         """Refuse a model of another width.
 
@@ -50,6 +67,28 @@ class Grammar:
         """
         if len(self.vocabulary) != vocab_size:
             raise HostError(f"the grammar was compiled for {len(self.vocabulary)} tokens and the model has {vocab_size}; compile it for this model")
+
+    def check_ends(self, ends: set[int], who: str) -> None:
+        """Refuse a call that does not end where the grammar does; an end that the grammar takes for text would cut it short.
+
+        :param who: who stops at `ends`.
+        :raises HostError: naming both.
+        """
+        if ends != self.ends:
+            raise HostError(
+                f"the grammar ends with the EOS tokens {sorted(self.ends)} of model.generation_config and {who} stops at "
+                f"{sorted(ends) or 'none'}; set model.generation_config.eos_token_id before attaching, and leave it out of {who}"
+            )
+
+    def dead_end(self, answer: Sequence[int]) -> ConstraintError:
+        """Return the error for an answer behind which nothing is left to write."""
+        text = b"".join(self.vocabulary.tokens[token] for token in answer).decode(errors="replace")
+        if self.spec.kind == "all_of":
+            return ConstraintError(f"no token is left after {text[-60:]!r} that {self.spec} and the other logits processors allow; loosen one")
+        return ConstraintError(
+            f"no token is left after {text[-60:]!r}: what {self.engine} allows there, the model or the other logits processors "
+            "forbid; leave those out, or loosen the grammar"
+        )
 
     def problem_of(self, tokens: Sequence[int]) -> str | None:
         """Return what is wrong with a finished answer's token ids in one sentence, None if nothing is: the final check."""
@@ -84,7 +123,7 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
         if len(answers) > len(self.bits):
             self.bits = torch.zeros(len(answers), self.bits.shape[1], dtype=torch.int32)
         over = {row for row, answer in enumerate(answers) if not self._fill(row, answer)}
-        masked = self._masked(scores)
+        masked = masked_by(self.bits[: len(scores)], scores)
         stuck = {row for row, best in enumerate(masked.amax(-1).tolist()) if best == -torch.inf}
         for row in stuck - over:
             self._stop(answers[row])
@@ -102,16 +141,6 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
         position.matcher.fill(self.bits[row])
         return True
 
-    def _masked(self, scores: Tensor) -> Tensor:
-        """Return the scores with -inf where a row's bit is 0, [count, vocab_size]."""
-        bits = self.bits[: len(scores)]
-        if scores.device.type == "cpu":
-            limits = _LIMITS.take(bits.numpy().view(np.uint8), axis=0).reshape(len(scores), -1)
-            return torch.minimum(scores, torch.from_numpy(limits[:, : scores.shape[1]]).to(scores))
-        shifts = torch.arange(32, dtype=torch.int32, device=scores.device)
-        allowed = (bits.to(scores.device).unsqueeze(-1) >> shifts) & 1
-        return scores.masked_fill(allowed.flatten(1)[:, : scores.shape[1]] == 0, -torch.inf)
-
     def _end(self, masked: Tensor, rows: list[int]) -> None:
         """Leave these rows the end alone: they are over, no more than padding, or drafts that will be rejected."""
         masked[rows] = -torch.inf
@@ -120,7 +149,7 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def _stop(self, answer: list[int]) -> None:
         if not self.defers:
-            raise self._dead_end(answer)
+            raise self.grammar.dead_end(answer)
         self.dead.add(tuple(answer))
 
     def positions_of(self, _row: int) -> Positions | None:
@@ -132,11 +161,7 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
 
         :raises HostError: the call does not end where the grammar does; an end that the grammar takes for text would cut it short.
         """
-        if requests.eos != self.grammar.ends:
-            raise HostError(
-                f"the grammar ends with the EOS tokens {sorted(self.grammar.ends)} of model.generation_config and generate() stops at "
-                f"{sorted(requests.eos) or 'none'}; set model.generation_config.eos_token_id before attaching, and leave it out of generate()"
-            )
+        self.grammar.check_ends(requests.eos, "generate()")
         self.prompt_length, self.padding = requests.prompt_length, requests.pad_token_id
         self.dead.clear()
 
@@ -149,20 +174,10 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
         for answer in answers:
             for length in {len(dead) for dead in self.dead}:
                 if tuple(answer[:length]) in self.dead:
-                    raise self._dead_end(answer[:length])
+                    raise self.grammar.dead_end(answer[:length])
             while answer and answer[-1] == self.padding and self.padding not in self.grammar.ends:
                 answer.pop()  # behind a stop string
         return [self.grammar.problem_of(answer) for answer in answers]
-
-    def _dead_end(self, answer: Sequence[int]) -> ConstraintError:
-        tokens = self.grammar.vocabulary.tokens
-        text = b"".join(tokens[token] for token in answer).decode(errors="replace")
-        if self.grammar.spec.kind == "all_of":
-            return ConstraintError(f"no token is left after {text[-60:]!r} that {self.grammar.spec} and the other logits processors allow; loosen one")
-        return ConstraintError(
-            f"no token is left after {text[-60:]!r}: what {self.grammar.engine} allows there, the model or the other logits processors "
-            "forbid; leave those out, or loosen the grammar"
-        )
 
 
 class RowGrammars(LogitsProcessor):  # type: ignore[misc]

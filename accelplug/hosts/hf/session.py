@@ -17,10 +17,10 @@ from accelplug.hooks.masking import CompileLimits, GrammarSpec
 from accelplug.hooks.registry import Registry, Technique, registry
 from accelplug.hosts.costs import StepCosts
 from accelplug.hosts.hf import continuous
-from accelplug.hosts.hf.checking import check_weights
+from accelplug.hosts.hf.checking import attached_already, check_weights
 from accelplug.hosts.hf.compat import ENGINE, HOST
 from accelplug.hosts.hf.context import build_context
-from accelplug.hosts.hf.front import Front, attached_already
+from accelplug.hosts.hf.front import Front
 from accelplug.hosts.hf.grammar import Grammar, GrammarProcessor, RowGrammars
 from accelplug.hosts.hf.parameters import Parameters
 from accelplug.hosts.hf.positions import Positions
@@ -59,17 +59,17 @@ class Session:
             raise HostError(f"accelplug takes a loaded model, such as AutoModelForCausalLM.from_pretrained(...), and got {model!r:.60}")
         if not allow_lossy:
             check_weights(model)
-        offered = plugins or registry()
+        offered = self.offered = plugins or registry()
         self.costs = StepCosts()
         context = build_context(model, tokenizer, self.costs)
         built = None if drafter is None else offered.build("drafter", drafter, context)
-        several = isinstance(grammar, list | tuple)
+        self.several = isinstance(grammar, list | tuple)
         given: list[Any] = list(grammar) if isinstance(grammar, list | tuple) else [grammar]
         self.grammars = [None if one is None else compile_for(model, one, tokenizer, offered) for one in given]
-        self.grammar = None if several else self.grammars[0]
+        self.grammar = None if self.several else self.grammars[0]
         self.positions = {id(one): Positions(one.compiled) for one in self.grammars if one is not None}
         self.checks: list[str | None] = []
-        engine = engine_of(self.grammars, several=several)
+        engine = engine_of(self.grammars, several=self.several)
         self.selection = Selection(built, offered.build("verifier", verifier, context), engine)
         self.allow_lossy = allow_lossy
         admit(self.selection, HOST, sampling=False, allow_lossy=allow_lossy)
@@ -99,6 +99,13 @@ class Session:
         if not getattr(self, "entered", True):
             warnings.warn("an accelplug session was made and never entered; write 'with accelplug.attach(...):'", stacklevel=2)
 
+    def compile(self, given: object) -> Grammar:
+        """Return a grammar that a single request brings, compiled for the session's model.
+
+        :raises ConstraintError: it cannot be enforced.
+        """
+        return compile_for(self.model, given, self.tokenizer, self.offered)
+
     def masking(self) -> GrammarProcessor | RowGrammars | None:
         """Return the processor of one call's grammar, or grammars, if there are any."""
         defers = judges_paths(self.selection.verifier)
@@ -110,14 +117,14 @@ class Session:
         if isinstance(vars(self.model).get("generate"), Front):
             raise attached_already()
         self._shadowed = vars(self.model).get("generate")
-        self._refused = continuous.refused(self.model)
-        self._refused.__enter__()
+        self._continuous = continuous.governed(self)
+        self._continuous.__enter__()
         self.model.generate = Front(self, self.model.generate)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         del self.model.generate
-        self._refused.__exit__(None, None, None)
+        self._continuous.__exit__(None, None, None)
         if self._shadowed is not None:
             self.model.generate = self._shadowed
 

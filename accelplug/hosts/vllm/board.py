@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -29,6 +29,12 @@ FIELDS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
     ("counter", "accelplug_plugin_seconds", "Seconds spent in the technique on the host."),
     ("gauge", "accelplug_switched_off", "1 where the technique failed while serving and is no longer asked."),
 )
+OF_GRAMMARS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
+    ("counter", "accelplug_answers", "Answers under a grammar that ended by themselves."),
+    ("counter", "accelplug_violations", "Answers among them that the final check found wrong."),
+    ("counter", "accelplug_cut_drafts", "Drafts that the grammar forbids, cut before they were verified."),
+    ("counter", "accelplug_failed_requests", "Requests that ended in an error of the grammar's engine."),
+)
 _INTERVAL: Final = 1.0  # seconds between looks at a device that has to be waited for
 
 
@@ -37,10 +43,18 @@ class Counters(NamedTuple):
 
     :param who: kind, name, distribution and version.
     :param values: as `FIELDS` names them.
+    :param of_grammars: as `OF_GRAMMARS` names them, for a grammar's engine.
     """
 
     who: tuple[str, str, str, str]
     values: tuple[float, float, float, float, float]
+    of_grammars: tuple[float, ...] = ()
+
+    def named(self) -> Iterator[tuple[Literal["counter", "gauge"], str, str, float]]:
+        """Yield type, name, description and value of every counter."""
+        for fields, values in ((FIELDS, self.values), (OF_GRAMMARS if self.of_grammars else (), self.of_grammars)):
+            for (kind, metric, said), value in zip(fields, values, strict=True):
+                yield kind, metric, said, value
 
 
 class Board:
@@ -55,7 +69,7 @@ class Board:
         files = {kind: folder / f"{prefix}_{name}.db" for kind, prefix in (("counter", "counter"), ("gauge", "gauge_max"))}
         hidden = {kind: file.with_suffix(".new") for kind, file in files.items()}
         opened = {kind: MmapedDict(str(file)) for kind, file in hidden.items()}  # type: ignore[no-untyped-call]
-        self._places = [(opened[kind], _key(kind, metric, said, [*t.who, engine])) for t in techniques for kind, metric, said in FIELDS]
+        self._places = [(opened[kind], _key(kind, metric, said, [*t.who, engine])) for t in techniques for kind, metric, said, _ in t.named()]
         self._interval = _INTERVAL if waits else 0.0
         self._due = 0.0
         self._write(techniques)
@@ -71,7 +85,7 @@ class Board:
         self._write(attachment.counters())
 
     def _write(self, techniques: Sequence[Counters]) -> None:
-        values = (value for technique in techniques for value in technique.values)
+        values = (value for technique in techniques for *_, value in technique.named())
         for (file, key), value in zip(self._places, values, strict=True):
             file.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
 

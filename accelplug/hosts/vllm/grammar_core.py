@@ -49,7 +49,8 @@ class Tally:
 
     def counters(self, who: tuple[str, str, str, str]) -> Counters:
         """Return them as they go to ``/metrics``."""
-        return Counters(who, (float(self.drafted), float(self.accepted), 0.0, self.seconds, 0.0))
+        of_grammars = float(self.answers), float(self.violations), float(self.cut), float(self.failures)
+        return Counters(who, (float(self.drafted), float(self.accepted), 0.0, self.seconds, 0.0), of_grammars)
 
 
 class RunningGrammar(StructuredOutputGrammar):  # type: ignore[misc]

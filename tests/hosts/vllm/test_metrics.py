@@ -66,6 +66,21 @@ def test_what_is_written_is_shown(tmp_path: Path, registry: CollectorRegistry) -
     ):
         assert registry.get_sample_value(f"accelplug_{name}", labels(who)) == value, name
     assert b"# TYPE accelplug_switched_off gauge" in generate_latest(registry)
+    assert b"accelplug_answers" not in generate_latest(registry), "neither is a grammar's engine"
+
+
+def test_what_grammars_came_to_is_shown(tmp_path: Path, registry: CollectorRegistry) -> None:
+    pytest.importorskip("vllm")
+    from accelplug.hosts.vllm.grammar_core import Tally
+
+    who = ("grammar", "auto", "accelplug", "0.1.0")
+    tally = Tally(compiled=9, drafted=8, accepted=7, cut=6, answers=5, violations=4, failures=3, seconds=2.0)
+    Board(tmp_path, "0", [tally.counters(who)], waits=False)
+    shown = {name: registry.get_sample_value(f"accelplug_{name}_total", labels(who)) for name in SHOWN}
+    assert shown == SHOWN
+
+
+SHOWN = {"drafted_tokens": 8, "accepted_tokens": 7, "cut_drafts": 6, "answers": 5, "violations": 4, "failed_requests": 3, "plugin_seconds": 2.0}
 
 
 def test_nothing_in_the_folder_stops_a_scrape(tmp_path: Path) -> None:
