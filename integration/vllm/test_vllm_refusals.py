@@ -17,10 +17,11 @@ from vllm import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 def outcome(given):
-    for name in ("VLLM_USE_V2_MODEL_RUNNER", "ACCELPLUG_CONFIG"):
+    for name in ("VLLM_USE_V2_MODEL_RUNNER", "VLLM_USE_RUST_FRONTEND", "ACCELPLUG_CONFIG"):
         os.environ.pop(name, None)
     os.environ.update(given.pop("environment", {}))
     flags = given.pop("flags", [])
+    sys.path[:0] = given.pop("installed", [])
     try:
         parsed = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(["--model", sys.argv[1], "--enforce-eager", *flags])
         args = EngineArgs.from_cli_args(parsed) if flags else EngineArgs(model=sys.argv[1], enforce_eager=True, **given)
@@ -32,31 +33,34 @@ def outcome(given):
     drafter = config.speculative_config
     return [config.parallel_config.worker_cls, drafter and drafter.method, drafter and drafter.num_speculative_tokens, config.use_v2_model_runner]
 
-found = [outcome(given) for given in json.loads(sys.argv[2])]
-create = EngineArgs.create_engine_config
-unregistered = None
-if hasattr(create, "__accelplug_original__"):
-    from accelplug.hosts.vllm import plugin
-    plugin.register()
-    assert EngineArgs.create_engine_config is create, "registering again changes nothing"
-    wrapped = plugin.wrapped()
-    plugin.unregister()
-    assert plugin.wrapped() == [] and EngineArgs.create_engine_config is create.__accelplug_original__, "all of them go"
-    unregistered = wrapped
-modules = sorted(name for name in sys.modules if name.startswith("accelplug"))
-print("RESULT" + json.dumps([found, unregistered, modules]))
+found = []
+path = list(sys.path)
+for given in json.loads(sys.argv[2]):
+    sys.path[:] = path
+    found.append({"outcome": outcome(given), "wrapped": None})
+    create = EngineArgs.create_engine_config
+    if hasattr(create, "__accelplug_original__"):
+        from accelplug.hosts.vllm import plugin
+        plugin.register()
+        assert EngineArgs.create_engine_config is create, "registering again changes nothing"
+        found[-1]["wrapped"] = plugin.wrapped()
+        plugin.unregister()
+        assert plugin.wrapped() == [] and EngineArgs.create_engine_config is create.__accelplug_original__, "all of them go"
+        plugin.register()
+    found[-1]["modules"] = sorted(name for name in sys.modules if name.startswith("accelplug"))
+print("RESULT" + json.dumps(found))
 """
 PLAIN_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 WORKER = "accelplug.hosts.vllm.worker.vllm:v1:worker:cpu_worker:CPUWorker"
 
 
-def configure(runner: str, model_dir: Path, given: list[dict[str, Any]], *folders: Path, **more: str) -> tuple[list[Any], list[str] | None, list[str]]:
-    """Make vLLM's configuration for each of `given` in one process, without an engine."""
+def configure(runner: str, model_dir: Path, given: list[dict[str, Any]], **more: str) -> list[dict[str, Any]]:
+    """Make vLLM's configuration for each of `given` in one process, without an engine; return what came of it, what was wrapped, and what imported by then."""
     command = [sys.executable, "-c", CONFIGURE, str(model_dir), json.dumps(given)]
-    done = subprocess.run(command, env=environment(runner, *folders, **more), capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=environment(runner, **more), capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found, unregistered, modules = json.loads(done.stdout.rpartition("RESULT")[2])
-    return found, unregistered, modules
+    found: list[dict[str, Any]] = json.loads(done.stdout.rpartition("RESULT")[2])
+    return found
 
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 2}
@@ -91,6 +95,11 @@ REFUSED = {
     "runner": (accelplug(drafter="prompt_lookup", runner="v3"), "OptionError", "it takes auto, v1, v2"),
     "runner without triton": (accelplug(drafter="prompt_lookup", runner="v2"), "HostError", "it needs Triton"),
     "audit of vLLM's drafts": ({**accelplug(verifier="block", audit=0.1), "speculative_config": NGRAM}, "OptionError", "cannot be turned off; name a drafter"),
+    "front end in Rust": (
+        {**accelplug(drafter="prompt_lookup"), "environment": {"VLLM_USE_RUST_FRONTEND": "1"}},
+        "HostError",
+        "VLLM_USE_RUST_FRONTEND=1 in the environment) checks no options of requests",
+    ),
     "object": (accelplug(drafter=5), "OptionError", "drafter 5 is no text or mapping"),
     "grammar and two drafters": (
         {**accelplug(grammar="auto", num_tokens=2), "speculative_config": NGRAM},
@@ -113,6 +122,10 @@ ALLOWED_V1 = {
     "refused, but serving with vLLM's drafter": (
         {**accelplug(drafter="suffix", on_refused="serve"), "speculative_config": NGRAM},
         [PLAIN_WORKER, "ngram", 2, False],
+    ),
+    "refused for its front end, but serving": (
+        {**accelplug(drafter="suffix", on_refused="serve"), "environment": {"VLLM_USE_RUST_FRONTEND": "1"}},
+        [PLAIN_WORKER, None, None, False],
     ),
     "a grammar alone": (accelplug(grammar="auto"), [PLAIN_WORKER, None, None, False]),
     "a grammar that drafts": (accelplug(grammar="auto", num_tokens=3), [WORKER, "custom_class", 3, False]),
@@ -144,30 +157,69 @@ REFUSED_V2 = {
 }
 
 
+UNCONFIGURED: list[dict[str, Any]] = [{}, {"additional_config": {"somebody": "else"}}, {"speculative_config": NGRAM}]
+FILES = {
+    'drafter = "prompt_lookup(num_tokens=6)"\nrunner = "v1"': [WORKER, "custom_class", 6, False],
+    '[drafter]\nname = "suffix"\nnum_tokens = 5': [WORKER, "custom_class", 5, False],
+    "drafter = ": ["OptionError", "is no TOML"],
+    'draftr = "suffix"': ["OptionError", "did you mean 'drafter'?"],
+}
+INSTALLED = {
+    "vllm-0.33.1+cpu": ("", [{}, LOOKUP]),
+    "ban_words-1.0": ("[vllm.logits_processors]\nban_words = ban_words:Ban\n", [LOOKUP]),
+}
+"""Distributions, their entry points, and what is configured where they are installed."""
+
+
+def installed(folder: Path, distribution: str, entry_points: str) -> str:
+    """Write the metadata of a distribution into a folder of its own, for sys.path."""
+    info = folder / distribution / f"{distribution}.dist-info"
+    info.mkdir(parents=True)
+    name, version = distribution.split("-")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    return str(info.parent)
+
+
+def written(folder: Path, number: int, text: str) -> dict[str, Any]:
+    """Return what asks for the settings in a file."""
+    file = folder / f"{number}.toml"
+    file.write_text(text)
+    return {"environment": {"ACCELPLUG_CONFIG": str(file)}}
+
+
 @pytest.fixture(scope="module")
-def on_v1(model_dir: Path) -> dict[str, list[Any]]:
-    cases = {**{case: given for case, (given, _, _) in REFUSED.items()}, **{case: given for case, (given, _) in ALLOWED_V1.items()}}
-    return dict(zip(cases, configure("v1", model_dir, list(cases.values()))[0], strict=True))
+def on_v1(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
+    """What becomes of every case, in one process; what is not configured comes first, while nothing else has been imported."""
+    folder = tmp_path_factory.mktemp("installed")
+    cases: dict[Any, dict[str, Any]] = {f"unconfigured {i}": given for i, given in enumerate(UNCONFIGURED)}
+    cases |= {case: given for case, (given, *_) in {**REFUSED, **ALLOWED_V1}.items()}
+    cases |= {text: written(folder, i, text) for i, text in enumerate(FILES)}
+    cases |= {f"audit {audit}": accelplug(drafter="prompt_lookup", audit=audit) for audit in (0.0, 0.5)}
+    for distribution, (entry_points, asked) in INSTALLED.items():
+        found = installed(folder, distribution, entry_points)
+        cases |= {(distribution, i): {**given, "installed": [found]} for i, given in enumerate(asked)}
+    return dict(zip(cases, configure("v1", model_dir, list(cases.values())), strict=True))
 
 
 @pytest.fixture(scope="module")
 def on_v2(model_dir: Path) -> dict[str, list[Any]]:
     cases = {case: given for case, (given, _) in ALLOWED_V2.items()}
     cases |= {case: {**given, "environment": {"VLLM_USE_V2_MODEL_RUNNER": forced}} for case, (given, forced, _) in REFUSED_V2.items()}
-    return dict(zip(cases, configure("v2", model_dir, list(cases.values()))[0], strict=True))
+    return {case: found["outcome"] for case, found in zip(cases, configure("v2", model_dir, list(cases.values())), strict=True)}
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_before_weights_load(case: str, on_v1: dict[str, list[Any]]) -> None:
-    error, message = on_v1[case]
+def test_refused_before_weights_load(case: str, on_v1: dict[Any, dict[str, Any]]) -> None:
+    error, message = on_v1[case]["outcome"]
     assert error == REFUSED[case][1]
     assert REFUSED[case][2] in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("case", ALLOWED_V1)
-def test_configured_for_v1(case: str, on_v1: dict[str, list[Any]]) -> None:
-    assert on_v1[case] == ALLOWED_V1[case][1]
+def test_configured_for_v1(case: str, on_v1: dict[Any, dict[str, Any]]) -> None:
+    assert on_v1[case]["outcome"] == ALLOWED_V1[case][1]
 
 
 @pytest.mark.parametrize("case", ALLOWED_V2)
@@ -183,72 +235,52 @@ def test_runner_that_the_environment_rules_out(case: str, on_v2: dict[str, list[
 
 
 def test_a_grammar_alone_cannot_draft_under_asynchronous_scheduling(model_dir: Path) -> None:
-    (refused, allowed), _, _ = configure("v2-async", model_dir, [accelplug(grammar="auto", num_tokens=4), accelplug(grammar="auto")])
+    found = configure("v2-async", model_dir, [accelplug(grammar="auto", num_tokens=4), accelplug(grammar="auto")])
+    refused, allowed = (one["outcome"] for one in found)
     assert refused[0] == "HostError"
     assert "under asynchronous scheduling nobody knows that before the next step runs" in refused[1]
     assert allowed == [PLAIN_WORKER, None, None, True]
 
 
-def test_unconfigured_changes_nothing(model_dir: Path) -> None:
-    given: list[dict[str, Any]] = [{}, {"additional_config": {"somebody": "else"}}, {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}]
-    with_us, unregistered, modules = configure("v1", model_dir, given)
-    without_us, absent, _ = configure("v1", model_dir, given, VLLM_PLUGINS="")
-    assert (unregistered, absent) == (["EngineArgs.create_engine_config"], None), "one wrap, and it goes"
-    assert with_us == without_us
-    assert with_us[0][:2] == [PLAIN_WORKER, None]
-    assert {name for name in modules if "hosts.vllm" in name} == {"accelplug.hosts.vllm", "accelplug.hosts.vllm.plugin"}
-    assert not any(name.startswith("accelplug.spec") for name in modules)
+def test_unconfigured_changes_nothing(on_v1: dict[Any, dict[str, Any]], model_dir: Path) -> None:
+    with_us = [on_v1[f"unconfigured {i}"] for i in range(len(UNCONFIGURED))]
+    without_us = configure("v1", model_dir, UNCONFIGURED, VLLM_PLUGINS="")
+    assert [one["outcome"] for one in with_us] == [one["outcome"] for one in without_us]
+    assert with_us[0]["outcome"][:2] == [PLAIN_WORKER, None]
+    for mine, theirs in zip(with_us, without_us, strict=True):
+        assert (mine["wrapped"], theirs["wrapped"]) == (["EngineArgs.create_engine_config"], None), "one wrap, and it goes"
+        assert {name for name in mine["modules"] if "hosts.vllm" in name} == {"accelplug.hosts.vllm", "accelplug.hosts.vllm.plugin"}
+        assert not any(name.startswith("accelplug.spec") for name in mine["modules"])
 
 
 @pytest.mark.parametrize("audit", [0.0, 0.5])
-def test_what_is_wrapped_once_configured(audit: float, model_dir: Path) -> None:
-    """Configured twice in one process, as vLLM does; audits take more, and only they."""
-    given = accelplug(drafter="prompt_lookup", audit=audit)
-    _, wrapped, _ = configure("v1", model_dir, [given, given])
+def test_what_is_wrapped_once_configured(audit: float, on_v1: dict[Any, dict[str, Any]]) -> None:
+    """Audits take more, and only they."""
     for_audits = ["AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.step"] if audit else []
-    assert wrapped == ["EngineArgs.create_engine_config", "InputProcessor._validate_params", *for_audits]
+    assert on_v1[f"audit {audit}"]["wrapped"] == ["EngineArgs.create_engine_config", "InputProcessor._validate_params", *for_audits]
 
 
-FILES = {
-    'drafter = "prompt_lookup(num_tokens=6)"\nrunner = "v1"': [WORKER, "custom_class", 6, False],
-    '[drafter]\nname = "suffix"\nnum_tokens = 5': [WORKER, "custom_class", 5, False],
-    "drafter = ": ["OptionError", "is no TOML"],
-    'draftr = "suffix"': ["OptionError", "did you mean 'drafter'?"],
-}
+@pytest.mark.parametrize("text", FILES)
+def test_settings_in_a_file(text: str, on_v1: dict[Any, dict[str, Any]]) -> None:
+    found, expected = on_v1[text]["outcome"], FILES[text]
+    if len(expected) == 4:
+        assert found == expected
+    else:
+        assert found[0] == expected[0]
+        assert expected[1] in found[1]
+        assert "\n" not in found[1]
 
 
-def test_settings_in_a_file(model_dir: Path, tmp_path: Path) -> None:
-    given = []
-    for i, text in enumerate(FILES):
-        file = tmp_path / f"{i}.toml"
-        file.write_text(text)
-        given.append({"environment": {"ACCELPLUG_CONFIG": str(file)}})
-    for found, expected in zip(configure("v1", model_dir, given)[0], FILES.values(), strict=True):
-        if len(expected) == 4:
-            assert found == expected
-        else:
-            assert found[0] == expected[0]
-            assert expected[1] in found[1]
-            assert "\n" not in found[1]
-
-
-def test_untested_release_is_refused_only_when_configured(model_dir: Path, tmp_path: Path) -> None:
-    info = tmp_path / "vllm-0.33.1+cpu.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.1+cpu\n")
-    (plain, refused), _, _ = configure("v1", model_dir, [{}, accelplug(drafter="prompt_lookup")], tmp_path)
+def test_untested_release_is_refused_only_when_configured(on_v1: dict[Any, dict[str, Any]]) -> None:
+    plain, refused = (on_v1["vllm-0.33.1+cpu", i]["outcome"] for i in range(2))
     assert plain[0] == PLAIN_WORKER
     assert refused == ["HostError", "vllm 0.33.1+cpu is outside the tested range >=0.31,<0.33; pip install 'vllm>=0.31,<0.33'"]
 
 
-def test_v1_refuses_logits_processors_that_it_would_drop(model_dir: Path, tmp_path: Path) -> None:
-    info = tmp_path / "ban_words-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ban-words\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[vllm.logits_processors]\nban_words = ban_words:Ban\n")
-    (refused,), _, _ = configure("v1", model_dir, [accelplug(drafter="prompt_lookup")], tmp_path)
-    assert refused[0] == "HostError"
-    assert "would drop the installed logits processors ban_words" in refused[1]
+def test_v1_refuses_logits_processors_that_it_would_drop(on_v1: dict[Any, dict[str, Any]]) -> None:
+    error, message = on_v1["ban_words-1.0", 0]["outcome"]
+    assert error == "HostError"
+    assert "would drop the installed logits processors ban_words" in message
 
 
 def test_every_seam_is_alive() -> None:

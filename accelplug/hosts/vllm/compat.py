@@ -17,6 +17,7 @@ FRONT_END: Final = (
     Seam("vllm.v1.engine.input_processor:InputProcessor._validate_params", ("params",), "refusing what a request sets for a technique"),
     Seam("vllm.exceptions:VLLMValidationError", (), "refusing a request with HTTP 400"),
     Seam("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", (), "respecting the runner that the user forced"),
+    Seam("vllm.envs:VLLM_USE_RUST_FRONTEND", (), "refusing a front end that would check no request"),
     Seam("vllm.triton_utils:HAS_TRITON", (), "knowing whether V2 can run"),
 )
 """Looked at in the front end, before anything is loaded."""

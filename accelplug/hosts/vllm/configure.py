@@ -49,6 +49,7 @@ def configure(args: Any, create: Callable[[], Any]) -> Any:
 def _configured(args: Any, create: Callable[[], Any]) -> Any:
     require_front_end()
     settings = read_settings(args.additional_config[KEY])
+    _refuse_rust()
     _refuse_conflicts(args, settings)
     if settings.drafts:
         runner, config = _create(args, create, settings)
@@ -93,6 +94,17 @@ def _govern(config: Any, settings: Settings) -> None:
         )
     compile_ahead()
     config.scheduler_config.scheduler_cls = governed(config.scheduler_config.get_scheduler_cls())
+
+
+def _refuse_rust() -> None:
+    """The front end in Rust runs none of the methods that are wrapped here: what a request sets would go to the techniques unchecked."""
+    from vllm import envs
+
+    if envs.VLLM_USE_RUST_FRONTEND:
+        raise HostError(
+            "vLLM's Rust front end (VLLM_USE_RUST_FRONTEND=1 in the environment) checks no options of requests and no grammars, audits nothing "
+            "and shows none of accelplug's counters; remove the variable, so that vLLM's Python front end serves"
+        )
 
 
 def _refuse_conflicts(args: Any, settings: Settings) -> None:
