@@ -12,7 +12,7 @@ from typing import Any, Final
 from accelplug._errors import OptionError
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.bench import plot, results, serve, tasks, ways
-from accelplug.cli.bench.measure import interleaved
+from accelplug.cli.bench.measure import interleaved, joined
 from accelplug.cli.bench.table import show
 from accelplug.cli.command import Command, Document
 from accelplug.cli.workload import check_technique, engine_of_arguments
@@ -108,17 +108,20 @@ class Bench:
         tie = results.near_tie(self.model)
         rows: list[Document] = []
         described: list[Document] = []
+        alone: list[results.Alone] = []
         tasks_here = list(dict.fromkeys(prompt.task for prompt in self.prompts))
         total = (self.arguments.rounds + 1) * len(tasks_here) * sum(len(self._ways(size)) for size in self.sizes)
         with progress("measuring", total) as tick:
             for task in tasks_here:
                 for size in self.sizes:
-                    found, about = self._task(task, size, tie, tick)
+                    found, about, each = self._task(task, size, tie, tick)
                     rows += found
                     described += about if size == self.sizes[0] else []
+                    alone += each
         asked = {key: getattr(self.arguments, key) for key in ("verifier", "allow_lossy", "max_new_tokens", "rounds", "limit")}
         return {
             "rows": rows,
+            "by_copy_ratio": results.bin_rows(self._ways(1), alone, tie),
             "pairs": results.pair_rows(rows, self._pairs()),
             "prompts": described,
             "left_out": self.left_out,
@@ -139,15 +142,19 @@ class Bench:
         own = ways.own() if size == 1 and not self.arguments.skip_own else []
         return [ways.plain(), *self.ways, *own]
 
-    def _task(self, task: str, size: int, tie: float, tick: Callable[[], None]) -> tuple[list[Document], list[Document]]:
+    def _task(
+        self, task: str, size: int, tie: float, tick: Callable[[], None]
+    ) -> tuple[list[Document], list[Document], list[results.Alone]]:
         here = [prompt for prompt in self.prompts if prompt.task == task]
         batches = ways.batches_of(here, size, self.model, self.arguments.max_new_tokens, ways.pad_id(self.tokenizer, self.model))
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         compared = self._ways(size)
-        taken = interleaved(self.model, compared, batches, self.arguments.rounds, tick)
+        each = interleaved(self.model, compared, batches, self.arguments.rounds, tick)
+        taken = [joined(parts) for parts in each]
         margins = results.margins_of(self.model, prompts, taken[0])
         rows = results.task_rows(compared, taken, prompts, margins, tie)
-        return [{"batch_size": size, **row} for row in rows], results.prompt_rows(prompts, taken[0], margins, tie)
+        alone: list[results.Alone] = list(zip(prompts, zip(*each, strict=True), margins, strict=True)) if size == 1 else []
+        return [{"batch_size": size, **row} for row in rows], results.prompt_rows(prompts, taken[0], margins, tie), alone
 
     def _techniques(self) -> list[Document]:
         sessions = [way.session for way in self.ways if way.session is not None]

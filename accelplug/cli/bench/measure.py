@@ -12,7 +12,7 @@ from accelplug.cli.bench.ways import Batch, Way, eos_ids
 
 @dataclass(slots=True)
 class Taken:
-    """What one way did with one task's batches.
+    """What one way did with one batch, or with several.
 
     :param seconds: of each timed round, over all batches.
     :param cpu: the process's CPU seconds of each timed round, batch by batch.
@@ -35,36 +35,47 @@ class Taken:
         return sum(len(outputs[0]) for outputs in self.outputs)
 
 
-def interleaved(model: Any, ways: Sequence[Way], batches: Sequence[Batch], rounds: int, tick: Callable[[], None]) -> list[Taken]:
+def joined(parts: Sequence[Taken]) -> Taken:
+    """Return what one way did with several batches together; their rounds are added up, first with first."""
+    counts = {name: sum(getattr(part, name) for part in parts) for name in ("forwards", "row_forwards", "drafted", "accepted")}
+    return Taken(
+        seconds=[sum(round_) for round_ in zip(*(part.seconds for part in parts), strict=True)],
+        outputs=[outputs for part in parts for outputs in part.outputs],
+        cpu=[[seconds for batches in round_ for seconds in batches] for round_ in zip(*(part.cpu for part in parts), strict=True)],
+        **counts,
+    )
+
+
+def interleaved(model: Any, ways: Sequence[Way], batches: Sequence[Batch], rounds: int, tick: Callable[[], None]) -> list[list[Taken]]:
     """Warm every way up once, which counts its forward passes, then take the timed rounds; the order turns by one each round.
 
     :param tick: called after every run, for a progress bar.
+    :returns: for every way what it did with each batch.
     """
     taken = [_warm_up(model, way, batches, tick) for way in ways]
     for number in range(rounds):
         turn = number % len(ways)
         for i in (*range(turn, len(ways)), *range(turn)):
-            rows, seconds, cpu = ways[i].run(model, batches)
-            taken[i].seconds.append(seconds)
-            taken[i].cpu.append(cpu)
-            for known, output in zip(taken[i].outputs, _outputs(model, batches, rows), strict=True):
-                if output not in known:
-                    known.append(output)
+            runs = ways[i].run(model, batches)
+            for part, batch, (rows, seconds, cpu) in zip(taken[i], batches, runs, strict=True):
+                part.seconds.append(seconds)
+                part.cpu.append([cpu])
+                for known, output in zip(part.outputs, _outputs(model, batch, rows), strict=True):
+                    if output not in known:
+                        known.append(output)
             tick()
     return taken
 
 
-def _warm_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], None]) -> Taken:
-    taken = Taken()
-    drafted, accepted = way.counted()
+def _warm_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], None]) -> list[Taken]:
+    taken = []
     for batch in batches:
+        before = way.counted()
         with _counting(model) as passes:
-            rows, _, _ = way.run(model, [batch])
-        taken.outputs += [[output] for output in _outputs(model, [batch], rows)]
-        taken.forwards += len(passes)
-        taken.row_forwards += sum(passes)
-    later = way.counted()
-    taken.drafted, taken.accepted = later[0] - drafted, later[1] - accepted
+            ((rows, _, _),) = way.run(model, [batch])
+        drafted, accepted = (now - then for now, then in zip(way.counted(), before, strict=True))
+        outputs = [[output] for output in _outputs(model, batch, rows)]
+        taken.append(Taken([], outputs, len(passes), sum(passes), drafted, accepted))
     tick()
     return taken
 
@@ -80,10 +91,10 @@ def _counting(model: Any) -> Iterator[list[int]]:
         hook.remove()
 
 
-def _outputs(model: Any, batches: Sequence[Batch], generated: Sequence[list[list[int]]]) -> list[list[int]]:
+def _outputs(model: Any, batch: Batch, rows: Sequence[list[int]]) -> list[list[int]]:
     """Return what each row generated: behind its prompt, up to the token that ended it."""
     eos = set(eos_ids(model))
-    return [until(eos, row[batch.length :]) for batch, rows in zip(batches, generated, strict=True) for row in rows]
+    return [until(eos, row[batch.length :]) for row in rows]
 
 
 def until(eos: set[int], tokens: list[int]) -> list[int]:
