@@ -35,8 +35,8 @@ class Adaptive:
     not verified but compared with what comes. Others are tried, ever more rarely. Trees are drafted whole and pruned.
     """
 
-    source: object = option("prompt_lookup", help="the drafter, spelled as always")
-    num_tokens: int = option(8, ge=1, le=128, help="most tokens to draft")
+    source: object = option("suffix", help="the drafter, spelled as always")
+    num_tokens: int = option(128, ge=1, le=512, help="most tokens to draft")
     context: BuildContext = field(kw_only=True, repr=False)
     _inner: BoundDrafter = field(init=False, repr=False)
     _guesses: bool = field(init=False, repr=False)
@@ -56,7 +56,7 @@ class Adaptive:
         return self._inner.traits
 
     def start(self, slots: IntArray) -> None:
-        """Begin with nothing known of each slot."""
+        """Begin hopefully with each slot."""
         self._requests |= {slot: Branches() if self.traits.shape == "tree" else Worth() for slot in slots.tolist()}
         self._inner.technique.call(self._inner.start, slots)
 
@@ -134,7 +134,7 @@ class Adaptive:
         table = self.context.step_seconds()
         if 1 not in table:  # no plain step was measured, and that is the measure of all others
             return rates, [NEVER] * len(requests)
-        seconds = seconds_by_width(table, 1 + self.num_tokens)
+        seconds = seconds_by_width(table, 1 + self.num_tokens).tolist()
         return rates, [bar_of(rate, seconds, room) for rate, room in zip(rates, rooms, strict=True)]
 
 

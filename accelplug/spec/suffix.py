@@ -1,4 +1,4 @@
-"""Suffix decoding: draft what most often followed the text at the end, as far as the match was long.
+"""Suffix decoding: draft what most often followed the text at the end, as far as the match was long and such drafts lasted.
 
 Paper      Oliaro et al. 2024, "SuffixDecoding", arXiv 2411.04975; here over the request's own prompt and output, and finished answers on demand
 Output     unchanged (the verifier decides)
@@ -12,10 +12,11 @@ Poor for   open-ended chat, where little repeats
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
-from accelplug.hooks.drafting import ROOT, CommitView, DrafterTraits, Drafts, DraftView, IntArray
+from accelplug.hooks.context import BuildContext
+from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray
 from accelplug.hooks.options import option
 from accelplug.spec.record import Record
 from accelplug.spec.texts import LONG, Finished, Found, Guess, Text, grow
@@ -23,23 +24,29 @@ from accelplug.spec.texts import LONG, Finished, Found, Guess, Text, grow
 
 @dataclass(slots=True)
 class Suffix:
-    """Draft the likeliest continuation by counts; of all match lengths, the one from which most tokens are expected."""
+    """Draft the likeliest continuation by counts; of all match lengths, the one from which most tokens are expected.
 
-    num_tokens: int = option(48, ge=1, le=256, per_request=True, help="most tokens to draft")
+    A token's chance is the share of its parent's places that go on with it, times how likely the request's copies have gone on lately.
+    """
+
+    num_tokens: int = option(128, ge=1, le=512, per_request=True, help="most tokens to draft")
     min_match: int = option(2, ge=1, le=16, help="tokens at the end that must have stood before")
     max_match: int = option(64, ge=1, le=256, help="longest match told apart from longer ones")
-    factor: float = option(2.0, ge=0, le=16, help="tokens drafted for each token matched")
-    min_chance: float = option(0.1, ge=0, le=1, help="drafts less likely than this, by counts or by how such drafts went lately, are left out")
+    factor: float = option(4.0, ge=0, le=16, help="tokens drafted for each token matched")
+    min_chance: float = option(0.3, ge=0, le=1, help="drafts less likely than this, by counts and by how drafts went lately, are left out")
     max_places: int = option(32, ge=1, le=1024, help="newest earlier occurrences to count")
     shape: Literal["chain", "tree"] = option("chain", help="'chain', or 'tree' of every likely continuation")
     scope: Literal["request", "process"] = option("request", help="'process' drafts from the answers of finished requests, too")
     memory: int = option(64, ge=1, le=65536, help="of scope='process': about how many MB of answers to keep")
+    context: InitVar[BuildContext | None] = None
     traits: DrafterTraits = field(init=False, repr=False)
     finished: Finished = field(init=False, repr=False)
+    _ends: tuple[int, ...] = field(init=False, repr=False)
     _texts: dict[int, Text] = field(init=False, repr=False, default_factory=dict)
     _records: dict[int, Record] = field(init=False, repr=False, default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, context: BuildContext | None) -> None:
+        self._ends = () if context is None else context.eos_token_ids
         self.traits = DrafterTraits(shape=self.shape, scope=self.scope, continues=True)
         self.finished = Finished(self.memory << 20, self.max_places)
 
@@ -66,7 +73,7 @@ class Suffix:
         for i, slot in enumerate(view.slots.tolist()):
             text, history = self._texts[slot], view.history(i)
             if len(history) > len(text.tokens):
-                self._records[slot].learn(int(history[len(text.tokens)]))
+                self._records[slot].learn(history[len(text.tokens) :].tolist() if text.tokens else ())
             text.extend(history)
 
     def propose(self, view: DraftView) -> Drafts:
@@ -81,27 +88,27 @@ class Suffix:
 
     def _guess(self, slot: int, most: int, ahead: list[int]) -> Guess:
         """Return the best guess, unless such guesses have kept going wrong in this request."""
-        text = self._texts[slot]
-        best = self._best(text.places(self.max_places, self.max_match, ahead), text.tokens, most)
+        text, record = self._texts[slot], self._records[slot]
+        best = self._best(text.places(self.max_places, self.max_match, ahead), text.tokens, most, record.goes_on)
         if self.scope != "request":
             tail = [*text.tokens[-max(self.max_match, LONG) :], *ahead]
-            others = self._best(*self.finished.find(tail[-max(self.max_match, LONG) :], most), most)
+            others = self._best(*self.finished.find(tail[-max(self.max_match, LONG) :], most), most, record.goes_on)
             best = max(best, others, key=lambda found: found[0])
-        _, length, (tokens, parents) = best
-        if not tokens:
+        _, length, guess = best
+        if not guess[0]:
             return [], []
-        first = {token for token, parent in zip(tokens, parents, strict=True) if parent == ROOT}
-        record, by = self._records[slot], length.bit_length()
-        came_true = record.rates.get(by, 1.0) if ahead else record.guess(by, first)  # the next committed token says nothing of this guess
-        return (tokens, parents) if came_true >= self.min_chance else ([], [])
+        by = length.bit_length()
+        came_true = record.rates.get(by, 1.0) if ahead else record.guess(by, guess)  # the next committed token says nothing of this guess
+        return guess if came_true >= self.min_chance else ([], [])
 
-    def _best(self, found: Found, text: list[int], most: int) -> tuple[float, int, Guess]:
+    def _best(self, found: Found, text: list[int], most: int, goes_on: float) -> tuple[float, int, Guess]:
         """Return how many tokens are expected to be right, the match length they follow, and the guess, after the best one."""
         best: tuple[float, int, Guess] = (0.0, 0, ([], []))
         for length in sorted({length for length, _ in found}, reverse=True):
             if (limit := min(most, int(length * self.factor))) <= best[0]:
                 break  # shorter matches can only draft less
             places = [place for matched, place in found if matched >= length]
-            guess, score = grow(text, places, limit, self.min_chance, None if self.shape == "tree" else 1)
+            branches = None if self.shape == "tree" else 1
+            guess, score = grow(text, places, limit, self.min_chance, branches, goes_on, self._ends)
             best = max(best, (score, length, guess), key=lambda found: found[0])
         return best

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import math
+import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate, repeat
+from operator import mul
 from typing import Final
 
 from accelplug.hooks.drafting import ROOT, IntArray
@@ -65,12 +69,16 @@ class Text:
         return length
 
 
-def grow(text: Sequence[int], places: list[int], most: int, min_chance: float, branches: int | None) -> tuple[Guess, float]:
+def grow(
+    text: Sequence[int], places: list[int], most: int, min_chance: float, branches: int | None, goes_on: float, ends: Sequence[int] = ()
+) -> tuple[Guess, float]:
     """Follow the places best first; return the nodes, and how many of them are expected to be right.
 
     :param places: in `text`, which may be several, with `GAP` between them.
-    :param min_chance: of a node: the share of its parent's places that go on with it, times the parent's chance.
+    :param min_chance: of a node: the share of its parent's places that go on with it, times `goes_on`, times the parent's chance.
     :param branches: children taken of a node, the most frequent first, among equals the newest; None for all.
+    :param goes_on: how likely text that was copied rightly so far is copied on.
+    :param ends: tokens behind which nothing comes.
     """
     tokens: list[int] = []
     parents: list[int] = []
@@ -79,19 +87,19 @@ def grow(text: Sequence[int], places: list[int], most: int, min_chance: float, b
     parent, chance = ROOT, 1.0
     while True:
         if len(places) == 1 and not heap:  # nothing left to choose: copy
-            copied = list(text[places[0] : places[0] + most - len(tokens)])
-            if GAP in copied:
-                del copied[copied.index(GAP) :]
-            return (tokens + copied, [*parents, *range(parent, parent + len(copied))]), score + chance * len(copied)
+            copied = list(text[places[0] : places[0] + min(most - len(tokens), reach(chance, goes_on, min_chance))])
+            copied = until(copied, ends)
+            score += chance * sum(accumulate(repeat(goes_on, len(copied)), mul))
+            return (tokens + copied, [*parents, *range(parent, parent + len(copied))]), score
         following: dict[int, list[int]] = {}
         for place in places:
             if place < end and text[place] != GAP:
                 following.setdefault(text[place], []).append(place + 1)
         total = sum(map(len, following.values()))
         for token, ahead in sorted(following.items(), key=lambda child: -len(child[1]))[:branches]:
-            if (likely := chance * len(ahead) / total) >= min_chance:
+            if (likely := chance * goes_on * len(ahead) / total) >= min_chance:
                 order += 1
-                heapq.heappush(heap, (-likely, order, parent, token, ahead))
+                heapq.heappush(heap, (-likely, order, parent, token, [] if token in ends else ahead))
         if not heap or len(tokens) == most:
             return (tokens, parents), score
         negative, _, above, token, places = heapq.heappop(heap)
@@ -99,6 +107,23 @@ def grow(text: Sequence[int], places: list[int], most: int, min_chance: float, b
         tokens.append(token)
         parents.append(above)
         score += chance
+
+
+def reach(chance: float, goes_on: float, least: float) -> int:
+    """Return how many tokens behind one of this chance have at least the least one."""
+    if least <= 0 or goes_on >= 1:
+        return sys.maxsize
+    return max(0, math.floor(math.log(least / chance) / math.log(goes_on) + 1e-9))
+
+
+def until(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Return the tokens up to the first that ends a text, itself included, or up to a gap, which is none."""
+    for at, token in enumerate(tokens):
+        if token == GAP:
+            return tokens[:at]
+        if token in ends:
+            return tokens[: at + 1]
+    return tokens
 
 
 _BYTES_A_TOKEN: Final = 270  # of the table, and of the text itself

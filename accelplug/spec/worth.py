@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 MEMORY = 0.9  # how much of what was counted stays from one judged draft to the next
-DOUBT = 0.5  # rejected tokens presumed at first
+HOPE = 2.0  # accepted tokens presumed at first, so that a request begins with drafts and not with waiting
+DOUBT = 0.25  # rejected tokens presumed at first
 TRY = 2  # tokens drafted to find out whether more are worth it
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 4, 4096
 
 
-def seconds_by_width(table: Mapping[int, float], most: int) -> list[float]:
+Seconds = npt.NDArray[np.floating]
+"""[most] what steps over 1, 2, ... positions take."""
+
+
+def seconds_by_width(table: Mapping[int, float], most: int) -> Seconds:
     """Return a step's seconds over 1, 2, ... `most` positions, between and beyond those measured along straight lines.
 
     :param table: positions -> seconds, 1 among them. A plain step takes no longer than any other: one measured in another
         context would make useless drafts look cheap.
     """
-    known = sorted(table)
-    plain = min(table.values())
-    if len(known) == 1:
-        return [plain] * most
-    seconds, right = [plain], 1
-    for width in range(2, most + 1):
-        while width > known[right] and right + 1 < len(known):
-            right += 1
-        low, high = known[right - 1], known[right]
-        slope = (table[high] - table[low]) / (high - low)
-        seconds.append(table[high] if width == high else table[low] + max(slope, 0.0) * (width - low))
+    widths = np.array(sorted(table))
+    known = np.array([table[width] for width in widths.tolist()])
+    if len(widths) == 1:
+        return np.full(most, known[0])
+    wanted = np.arange(1, most + 1)
+    right = widths.searchsorted(wanted).clip(1, len(widths) - 1)
+    slopes = (np.diff(known) / np.diff(widths)).clip(0.0)[right - 1]
+    seconds: Seconds = np.where(wanted == widths[right], known[right], known[right - 1] + slopes * (wanted - widths[right - 1]))
+    seconds[0] = known.min()
     return seconds
 
 
@@ -60,8 +66,8 @@ class Pause:
 class Worth:
     """How one request's drafts fared, recent ones counting more, and when to try again after giving up."""
 
-    accepted: float = 0.0
-    judged: float = 0.0
+    accepted: float = HOPE
+    judged: float = HOPE
     drafted: int = 0  # in the last step
     guess: int | None = None  # what was thought to come next in the last step, and not drafted
     pause: Pause = field(default_factory=Pause)
@@ -76,19 +82,15 @@ class Worth:
         if self.pause.is_trying and 0 < accepted == self.drafted:
             self.pause.over()  # one right try does not make up for all that went wrong: go on trying
 
-    def length(self, seconds: Sequence[float], most: int) -> int:
+    def length(self, seconds: Seconds, most: int) -> int:
         """Return how many tokens to draft: those of most tokens per second.
 
-        :param seconds: of steps over 1, 2, ... positions.
+        :param seconds: of steps over 1, 2, ... positions, [1 + most] or more.
         """
         self.pause.is_trying = False
         rate = self.accepted / (self.judged + DOUBT)
-        gain, likely, best, highest = 1.0, 1.0, 0, 1.0 / seconds[0]
-        for count in range(1, most + 1):
-            likely *= rate
-            gain += likely
-            if gain / seconds[count] > highest:
-                best, highest = count, gain / seconds[count]
+        gains = (rate ** np.arange(most + 1)).cumsum()  # of no draft, one token, ...
+        best = int((gains / seconds[: most + 1]).argmax())
         if best:
             self.pause.over()
         return best

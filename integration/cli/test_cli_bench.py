@@ -58,6 +58,10 @@ def test_every_task_is_measured_every_way(bench, tmp_path):
         assert sum(row["best_of_own"] for row in rows_of(found, task=task)) == 1
     assert all(len(row["seconds"]) == 2 and row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in found["rows"])
     assert all(row["output"]["different"] == 0 for row in found["rows"])
+    bins = [row for row in found["by_copy_ratio"] if row["family"] == "plain"]
+    assert sum(row["prompts"] for row in bins) == 3, "the prompts of the file, and no scripted ones"
+    assert all(low <= row["copy_ratio"] <= high for row in found["by_copy_ratio"] for low, high in [row["copied"]])
+    assert {tuple(sorted(row)) for row in found["by_copy_ratio"]} == {tuple(sorted({*ROW, "copied"}))}
     assert all(row["tokens_per_forward"] == 1 for row in rows_of(found, family="plain")), "one forward per token is what plain means"
     assert any(row["tokens_per_forward"] > 2 for row in rows_of(found, technique="prompt_lookup")), "a random model repeats itself"
     assert [row["name"] for row in found["techniques"]] == ["prompt_lookup", "token_wise"]

@@ -11,7 +11,8 @@ from rich.console import Console
 import accelplug
 from accelplug import OptionError
 from accelplug.cli.bench import plot, results, table
-from accelplug.cli.bench.measure import Taken, until
+from accelplug.cli.bench.figures import COPY_BINS, copy_bin
+from accelplug.cli.bench.measure import Taken, joined, until
 from accelplug.cli.bench.tasks import Prompt
 from accelplug.cli.bench.ways import Way
 
@@ -19,6 +20,8 @@ TIE = 1e-4
 PLAIN = [[[5, 6, 7, 8]], [[1, 2, 3, 4]]]
 MARGINS = [[1.0, 5e-5, 1.0, 1.0], None]
 PROMPTS = [Prompt("a", [5, 6, 7, 8, 9]), Prompt("a", [1, 2], script=[1, 2, 3, 4])]
+
+BINNED = [Prompt("a", [5, 6, 7, 8, 9]), Prompt("b", [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4])]
 
 
 def taken(outputs=PLAIN, seconds=(2.0, 4.0, 6.0), forwards=8, drafted=0, accepted=0):
@@ -57,8 +60,11 @@ def document():
         ]
         rows = [{"batch_size": 1, **row} for row in results.task_rows(ways, measured, PROMPTS, MARGINS, TIE)]
         pairs = results.pair_rows(rows, [("lookup[x]", "plain"), ("lookup[x]", "absent")])
+        parts = [[taken([output], seconds=(own.seconds[0],), drafted=4, accepted=number) for own, output in zip(measured, (PLAIN[number],) * 4, strict=True)]
+                 for number in range(2)]  # fmt: skip
+        alone = [(prompt, part, margin) for prompt, part, margin in zip(BINNED, parts, MARGINS, strict=True)]
         return {
-            "rows": rows, "pairs": pairs, "prompts": results.prompt_rows(PROMPTS, taken(), MARGINS, TIE),
+            "rows": rows, "pairs": pairs, "by_copy_ratio": results.bin_rows(ways, alone, TIE), "prompts": results.prompt_rows(PROMPTS, taken(), MARGINS, TIE),
             "left_out": {"drafter other": "needs sources"}, "near_tie_below": TIE,
             "allow_lossy": False, "versions": {"accelplug": "1"}, "model": "m", "dtype": "float32", "machine": "here", "method": "medians", **more,
         }  # fmt: skip
@@ -92,13 +98,39 @@ def test_two_drafters_are_compared_task_by_task(document):
 def test_only_the_best_of_a_grid_is_shown(document):
     found = document()
     assert [row["technique"] for row in found["rows"] if row["best_of_own"]] == ["transformers 8/2"]
-    assert [row["technique"] for row in table.shown(found)] == ["plain", "lookup[x]", "transformers 8/2"]
+    assert [row["technique"] for row in table.shown(found["rows"])] == ["plain", "lookup[x]", "transformers 8/2"]
 
 
 def test_prompts_are_described_with_copy_ratio_and_near_ties(document):
     first, second = document()["prompts"]
     assert (first["prompt_tokens"], first["new_tokens"], first["copy_ratio"], first["near_ties"]) == (5, 4, 0.25, 1)
     assert (second["scripted"], second["near_ties"]) == (True, None)
+
+
+def test_prompts_are_put_into_bins_by_copy_ratio_whatever_their_task(document):
+    found = document()["by_copy_ratio"]
+    assert {row["copied"]: row["copy_ratio"] for row in found} == {(0.0, 0.5): 0.25, (0.99, 1.0): 1.0}
+    assert [row["technique"] for row in table.shown(found)] == ["plain", "lookup[x]", "transformers 4/2"] * 2
+    assert all((row["task"], row["batch_size"], row["prompts"]) == (None, 1, 1) for row in found)
+    assert [row["accepted"] for row in found if row["technique"] == "lookup[x]"] == [0, 1]
+
+
+def test_scripted_prompts_are_in_no_bin():
+    part = taken(PLAIN[1:])
+    assert results.bin_rows([Way("plain", "plain")], [(PROMPTS[1], [part], None)], TIE) == []
+
+
+@pytest.mark.parametrize(("ratio", "bounds"), [(0.0, (0.0, 0.5)), (0.5, (0.5, 0.8)), (0.94, (0.8, 0.95)), (0.99, (0.99, 1.0)), (1.0, (0.99, 1.0))])
+def test_every_copy_ratio_is_in_one_bin(ratio, bounds):
+    assert copy_bin(ratio) == bounds
+    assert bounds[0] in COPY_BINS
+
+
+def test_parts_are_joined_round_by_round():
+    one, other = taken(PLAIN[:1], forwards=3, drafted=5, accepted=1), taken(PLAIN[1:], seconds=(1.0, 1.0, 1.0), forwards=4, drafted=6, accepted=2)
+    whole = joined([one, other])
+    assert (whole.seconds, whole.outputs, whole.forwards, whole.drafted, whole.accepted) == ([3.0, 5.0, 7.0], PLAIN, 7, 11, 3)
+    assert [sum(batches) for batches in whole.cpu] == pytest.approx([3.0, 5.0, 7.0])
 
 
 def test_the_status_is_bad_where_a_lossless_technique_differs(document):
@@ -120,7 +152,10 @@ def test_people_see_every_figure_that_counts(document):
     figures = ("2.00 (2.00-2.00)", "2.00, 2.00", "50% of 12", "identical")
     for part in ("lookup[x]", *figures, "left out: drafter other: needs sources", "1 near-ties (margin under 0.0001)"):
         assert part in text
-    assert "transformers 4/2" not in text
+    first, bins = text.split("prompts ┃", 1)
+    assert "transformers 4/2" not in first
+    for part in ("0% to 50%", "99% to 100%", "transformers 4/2"):
+        assert part in bins
     assert "1 of 2 DIFFERENT" in shown(document([[[5, 6, 9, 8]], [[1, 2, 3, 4]]]))
     assert "identical, 1 up to a near-tie" in shown(document([[[5, 9, 7, 8]], [[1, 2, 3, 4]]]))
 

@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelplug import OptionError
-from accelplug.hooks import CommitView, DraftView, load_registry
+from accelplug.hooks import BuildContext, CommitView, DraftView, load_registry
+from accelplug.spec.record import followed
 from accelplug.spec.suffix import Suffix
 from accelplug.spec.texts import GAP, Finished, Text
 from tests.spec.feeding import blocks_left_behind, commit, finish, paths, propose, start
 
-LONG = 8
+LONG, END = 8, 0
 SEEN: set[str] = set()
+CONTEXT = BuildContext("transformers", 10, (END,), None, "cpu", 8, 64, None, list, list, list)  # type: ignore[arg-type]
 
 
 def places(tokens: list[int], min_match: int, longest: int, most: int) -> list[tuple[int, int]]:
@@ -28,14 +30,18 @@ def places(tokens: list[int], min_match: int, longest: int, most: int) -> list[t
     return []
 
 
+GOES_ON = 60 / 61  # a copied text that nothing is known of
+
+
 def chances(tokens: list[int], starts: list[int], most: int, min_chance: float, chance: float = 1.0) -> dict[tuple[int, ...], float]:
-    """Return the chance of every continuation of at most `most` tokens, by counting."""
+    """Return the chance of every continuation of at most `most` tokens, by counting; behind the token 0 nothing comes."""
     following = [tokens[place] for place in starts if place < len(tokens)]
     found: dict[tuple[int, ...], float] = {}
     for token in set(following) if most else ():
-        own = chance * following.count(token) / len(following)
+        own = chance * GOES_ON * following.count(token) / len(following)
         if own >= min_chance:
-            ahead = [place + 1 for place in starts if place < len(tokens) and tokens[place] == token]
+            ahead = [place + 1 for place in starts if place < len(tokens) and tokens[place] == token and token != END]
+            SEEN.update(["ended"] * (token == END))
             found[(token,)] = own
             found |= {(token, *rest): other for rest, other in chances(tokens, ahead, most - 1, min_chance, own).items()}
     return found
@@ -68,7 +74,8 @@ def test_places_are_those_of_a_search_by_hand(tokens, period, min_match, longest
     min_match=st.integers(1, 3),
 )
 def test_drafts_are_the_likeliest_continuations(tokens, shape, budget, factor, min_chance, min_match):
-    drafter = Suffix(num_tokens=9, shape=shape, factor=factor, min_chance=min_chance, min_match=min_match, max_match=12, max_places=99)
+    options = {"num_tokens": 9, "shape": shape, "factor": factor, "min_chance": min_chance, "min_match": min_match, "max_match": 12}
+    drafter = Suffix(max_places=99, context=CONTEXT, **options)
     start(drafter)
     commit(drafter, tokens)
     drafted = paths(propose(drafter, tokens, budget))
@@ -102,7 +109,7 @@ def test_drafts_are_the_likeliest_continuations(tokens, shape, budget, factor, m
 
 
 def test_the_hard_cases_above_happened():
-    assert {"chain", "tree", "tied", "shorter match wins"} <= SEEN
+    assert {"chain", "tree", "tied", "shorter match wins", "ended"} <= SEEN
 
 
 def test_a_longer_match_drafts_further_and_equal_counts_take_the_newest():
@@ -177,22 +184,22 @@ def misled(drafter, rounds):
 
 @pytest.mark.parametrize("shape", ["chain", "tree"])
 def test_drafts_that_keep_going_wrong_are_held_back_until_they_would_have_been_right(shape):
-    drafter = Suffix(shape=shape, max_places=4)
+    drafter = Suffix(shape=shape, max_places=2)
     drafted = misled(drafter, 14)
-    assert all(drafted[:11])  # 0.8 ** 11 is below the least chance
-    assert not any(drafted[11:])
+    assert all(drafted[:6])  # 0.8 ** 6 is below the least chance
+    assert not any(drafted[6:])
     text = [*drafter._texts[0].tokens, 500, 1, 2]
     drafts = []
-    for _ in range(3):  # what came last time comes again, though nobody drafted it
+    for _ in range(4):  # what came last time comes again, though nobody drafted it
         commit(drafter, text)
         drafts.append(propose(drafter, text, 30).tokens.tolist())
         text += [99 - 13, 501, 1, 2]
     assert not drafts[0]
-    assert drafts[1][0] == drafts[2][0] == 99 - 13
+    assert drafts[2][0] == drafts[3][0] == 99 - 13
 
 
 def test_what_one_request_was_misled_by_holds_nothing_back_in_another():
-    drafter = Suffix(max_places=4)
+    drafter = Suffix(max_places=2)
     misled(drafter, 14)
     text = [1, 2, 3, 9, 1, 2]
     start(drafter, 1)
@@ -207,11 +214,52 @@ def test_what_one_request_was_misled_by_holds_nothing_back_in_another():
 
 
 def test_short_matches_that_mislead_hold_no_long_ones_back():
-    drafter = Suffix(max_places=4)
+    drafter = Suffix(max_places=2)
     misled(drafter, 14)
     text = [*drafter._texts[0].tokens, *range(1000, 1020), 7, *range(1000, 1010)]
     commit(drafter, text)
     assert propose(drafter, text, 30).tokens.tolist()[:10] == list(range(1010, 1020))
+
+
+def lengths_where_copies_break(drafter, run, rounds):
+    """Serve an answer that copies `run` tokens of a long prompt and then says something new, and so on; return how much each copy drafted."""
+    prompt = list(range(1000, 5000))
+    text, begin, drafted = list(prompt), 0, []
+    start(drafter)
+    for number in range(rounds):
+        text += prompt[begin : begin + 40]
+        begin += 40
+        commit(drafter, text)
+        drafted.append(len(propose(drafter, text, 500).tokens))
+        text += [*prompt[begin : begin + run], number]
+        commit(drafter, text)
+        begin += run + 1
+    return drafted
+
+
+def test_drafts_become_as_long_as_copies_last():
+    short, long = (lengths_where_copies_break(Suffix(), run, 12) for run in (5, 150))
+    assert short[0] == long[0] == 72  # of which the last one is as likely as min_chance where nothing is known
+    assert short == sorted(short, reverse=True)
+    assert long[-1] > 100
+    assert short[-1] < 20
+
+
+def test_a_copy_ends_with_the_text():
+    tokens = [*range(1, 9), END, 11, 12, *range(1, 7)]
+    drafter = Suffix(context=CONTEXT)
+    start(drafter)
+    commit(drafter, tokens)
+    assert propose(drafter, tokens, 30).tokens.tolist() == [7, 8, END]
+
+
+@pytest.mark.parametrize(
+    ("came", "right", "is_broken"),
+    [([], 0, False), ([1], 1, False), ([1, 3, 4], 3, False), ([1, 3, 9], 2, True), ([1, 2, 9], 2, False), ([9], 0, True)],
+)
+def test_a_guess_is_followed_as_far_as_it_was_right(came, right, is_broken):
+    tree = ([1, 2, 3, 4], [-1, 0, 0, 2])
+    assert followed(tree, came) == (right, is_broken)
 
 
 def served(drafter, prompt, answer):
@@ -232,7 +280,7 @@ ANSWER = list(range(100, 140))
 
 
 def test_finished_answers_are_drafted_where_the_user_wants_that():
-    shared, own = Suffix(scope="process"), Suffix()
+    shared, own = Suffix(scope="process", factor=2.0), Suffix(factor=2.0)
     for drafter in (shared, own):
         assert not any(served(drafter, [1, 2, 3], ANSWER))
     drafted = served(shared, [7], ANSWER)
@@ -246,7 +294,7 @@ def test_finished_answers_are_drafted_where_the_user_wants_that():
 
 
 def test_an_answer_continues_behind_the_end_of_its_prompt_and_prompts_are_not_kept():
-    shared = Suffix(scope="process")
+    shared = Suffix(scope="process", factor=2.0)
     served(shared, list(range(50)), ANSWER)
     assert served(shared, list(range(30, 50)), [100])[0] == ANSWER[1:19]
     assert served(shared, list(range(25)), [25]) == [[]]
@@ -254,7 +302,7 @@ def test_an_answer_continues_behind_the_end_of_its_prompt_and_prompts_are_not_ke
 
 def test_a_short_longest_match_still_finds_finished_answers():
     """Matches are never told apart below the long n-gram: in the request's own text neither."""
-    shared = Suffix(scope="process", max_match=4)
+    shared = Suffix(scope="process", max_match=4, factor=2.0)
     served(shared, [1, 2, 3], ANSWER)
     assert served(shared, [7], ANSWER)[7] == ANSWER[8:24]
 

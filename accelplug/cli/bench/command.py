@@ -13,7 +13,7 @@ from typing import Any, Final
 from accelplug._errors import OptionError
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.bench import plot, results, serve, tasks, ways
-from accelplug.cli.bench.measure import Taken, interleaved
+from accelplug.cli.bench.measure import Taken, interleaved, joined
 from accelplug.cli.bench.table import show
 from accelplug.cli.command import Command, Document
 from accelplug.cli.on_transformers import prompt_room
@@ -127,17 +127,20 @@ class Bench:
         tie = results.near_tie(self.model)
         rows: list[Document] = []
         described: list[Document] = []
+        alone: list[results.Alone] = []
         tasks_here = list(dict.fromkeys(prompt.task for prompt in self.prompts))
         total = (self.arguments.rounds + 1) * len(tasks_here) * sum(len(self._ways(size)) for size in self.sizes)
         with progress("measuring", total) as tick:
             for task in tasks_here:
                 for size in self.sizes:
-                    found, about = self._task(task, size, tie, tick)
+                    found, about, each = self._task(task, size, tie, tick)
                     rows += found
                     described += about if size == self.sizes[0] else []
+                    alone += each
         asked = {key: getattr(self.arguments, key) for key in ("verifier", "allow_lossy", "max_new_tokens", "rounds", "limit")}
         return {
             "rows": rows,
+            "by_copy_ratio": results.bin_rows(self._ways(1), alone, tie),
             "pairs": results.pair_rows(rows, self._pairs()),
             "prompts": described,
             "left_out": self.left_out,
@@ -158,26 +161,30 @@ class Bench:
         own = ways.own() if size == 1 and not self.arguments.skip_own else []
         return [ways.plain(), *self.ways, *own]
 
-    def _task(self, task: str, size: int, tie: float, tick: Callable[[], None]) -> tuple[list[Document], list[Document]]:
+    def _task(
+        self, task: str, size: int, tie: float, tick: Callable[[], None]
+    ) -> tuple[list[Document], list[Document], list[results.Alone]]:
         here = [prompt for prompt in self.prompts if prompt.task == task]
         batches = ways.batches_of(here, size, self.model, self.arguments.max_new_tokens, ways.pad_id(self.tokenizer, self.model))
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         compared = self._ways(size)
-        taken = interleaved(self.model, compared, batches, self.arguments.rounds, tick)
-        compared, taken = self._without_failed(task, compared, taken)
+        each = interleaved(self.model, compared, batches, self.arguments.rounds, tick)
+        compared, each = self._without_failed(task, compared, each)
+        taken = [joined(parts) for parts in each]
         margins = results.margins_of(self.model, prompts, taken[0])
         rows = results.task_rows(compared, taken, prompts, margins, tie)
-        return [{"batch_size": size, **row} for row in rows], results.prompt_rows(prompts, taken[0], margins, tie)
+        alone: list[results.Alone] = list(zip(prompts, zip(*each, strict=True), margins, strict=True)) if size == 1 else []
+        return [{"batch_size": size, **row} for row in rows], results.prompt_rows(prompts, taken[0], margins, tie), alone
 
-    def _without_failed(self, task: str, compared: list[ways.Way], taken: list[Taken]) -> tuple[list[ways.Way], list[Taken]]:
+    def _without_failed(self, task: str, compared: list[ways.Way], each: list[list[Taken]]) -> tuple[list[ways.Way], list[list[Taken]]]:
         """Return the ways that ran with what they did, and put the others down as left out, by their reasons."""
         reasons: dict[str, list[str]] = {}
-        for way, own in zip(compared, taken, strict=True):
-            if own.failed:
-                reasons.setdefault(own.failed, []).append(way.name)
+        for way, parts in zip(compared, each, strict=True):
+            if parts[0].failed:
+                reasons.setdefault(parts[0].failed, []).append(way.name)
         self.left_out |= {f"{', '.join(names)} on {task}": why for why, names in reasons.items()}
-        ran = [(way, own) for way, own in zip(compared, taken, strict=True) if not own.failed]
-        return [way for way, _ in ran], [own for _, own in ran]
+        ran = [(way, parts) for way, parts in zip(compared, each, strict=True) if not parts[0].failed]
+        return [way for way, _ in ran], [parts for _, parts in ran]
 
     def _techniques(self) -> list[Document]:
         sessions = [way.session for way in self.ways if way.session is not None]

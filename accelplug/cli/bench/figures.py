@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -10,6 +11,8 @@ from typing import Final
 import numpy as np
 
 COPY_NGRAM: Final = 4
+COPY_BINS: Final = (0.0, 0.5, 0.8, 0.95, 0.99)
+"""Where bins of copy ratios begin; the last one holds what is copied whole."""
 RESAMPLES: Final = 2000
 CONFIDENCE: Final = 0.95
 
@@ -40,6 +43,12 @@ def copy_ratio(prompt: Sequence[int], output: Sequence[int], ngram: int = COPY_N
         copied += end > len(prompt) and found in seen
         seen.add(found)
     return copied / len(output) if output else 0.0
+
+
+def copy_bin(ratio: float) -> tuple[float, float]:
+    """Return the bounds of the bin that holds a copy ratio; the upper one is outside it unless it is 1."""
+    number = bisect_right(COPY_BINS, ratio)
+    return COPY_BINS[number - 1], [*COPY_BINS, 1.0][number]
 
 
 def paired_ratio(base: Sequence[float], own: Sequence[float]) -> Interval:

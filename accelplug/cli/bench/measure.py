@@ -14,7 +14,7 @@ from accelplug.cli.bench.ways import Batch, Way, eos_ids
 
 @dataclass(slots=True)
 class Taken:
-    """What one way did with one task's batches.
+    """What one way did with one batch, or with several.
 
     :param seconds: of each timed round, over all batches.
     :param cpu: the process's CPU seconds of each timed round, batch by batch.
@@ -43,54 +43,69 @@ class Taken:
         return sum(len(outputs[0]) for outputs in self.outputs)
 
 
-def interleaved(model: Any, ways: Sequence[Way], batches: Sequence[Batch], rounds: int, tick: Callable[[], None]) -> list[Taken]:
+def joined(parts: Sequence[Taken]) -> Taken:
+    """Return what one way did with several batches together; their rounds are added up, first with first."""
+    counts = {name: sum(getattr(part, name) for part in parts) for name in ("forwards", "row_forwards", "drafted", "accepted")}
+    return Taken(
+        seconds=[sum(round_) for round_ in zip(*(part.seconds for part in parts), strict=True)],
+        outputs=[outputs for part in parts for outputs in part.outputs],
+        cpu=[[seconds for batches in round_ for seconds in batches] for round_ in zip(*(part.cpu for part in parts), strict=True)],
+        failed=parts[0].failed,
+        warming_up=sum(part.warming_up for part in parts),
+        graphs=(sum(part.graphs[0] for part in parts), sum(part.graphs[1] for part in parts)),
+        **counts,
+    )
+
+
+def interleaved(model: Any, ways: Sequence[Way], batches: Sequence[Batch], rounds: int, tick: Callable[[], None]) -> list[list[Taken]]:
     """Warm every way up once, which counts its forward passes, then take the timed rounds; the order turns by one each round.
 
     What is Transformers' own and fails in its warm-up takes no part in the rounds: it says why, and the others go on.
 
     :param tick: called after every run, for a progress bar.
+    :returns: for every way what it did with each batch.
     """
     taken = [_warmed_up(model, way, batches, tick) for way in ways]
     for number in range(rounds):
         turn = number % len(ways)
         for i in (*range(turn, len(ways)), *range(turn)):
-            if taken[i].failed:
+            if taken[i][0].failed:
                 tick()
                 continue
             compiled = graphs()
-            rows, seconds, cpu = ways[i].run(model, batches)
-            taken[i].graphs = (taken[i].graphs[0], taken[i].graphs[1] + graphs() - compiled)
-            taken[i].seconds.append(seconds)
-            taken[i].cpu.append(cpu)
-            for known, output in zip(taken[i].outputs, _outputs(model, batches, rows), strict=True):
-                if output not in known:
-                    known.append(output)
+            runs = ways[i].run(model, batches)
+            first = taken[i][0]
+            first.graphs = (first.graphs[0], first.graphs[1] + graphs() - compiled)
+            for part, batch, (rows, seconds, cpu) in zip(taken[i], batches, runs, strict=True):
+                part.seconds.append(seconds)
+                part.cpu.append([cpu])
+                for known, output in zip(part.outputs, _outputs(model, batch, rows), strict=True):
+                    if output not in known:
+                        known.append(output)
             tick()
     return taken
 
 
-def _warmed_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], None]) -> Taken:
+def _warmed_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], None]) -> list[Taken]:
     try:
         return _warm_up(model, way, batches, tick)
     except Exception as exc:
         if way.family != "transformers":
             raise
         tick()
-        return Taken(failed=f"failed in Transformers with {type(exc).__name__}: {' '.join(str(exc).split())}")
+        return [Taken(failed=f"failed in Transformers with {type(exc).__name__}: {' '.join(str(exc).split())}") for _ in batches]
 
 
-def _warm_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], None]) -> Taken:
-    taken, compiled, began = Taken(), graphs(), time.perf_counter()
-    drafted, accepted = way.counted()
+def _warm_up(model: Any, way: Way, batches: Sequence[Batch], tick: Callable[[], None]) -> list[Taken]:
+    taken = []
     for batch in batches:
+        before, compiled, began = way.counted(), graphs(), time.perf_counter()
         with _counting(model) as passes:
-            rows, _, _ = way.run(model, [batch])
-        taken.outputs += [[output] for output in _outputs(model, [batch], rows)]
-        taken.forwards += len(passes)
-        taken.row_forwards += sum(passes)
-    later = way.counted()
-    taken.drafted, taken.accepted = later[0] - drafted, later[1] - accepted
-    taken.graphs, taken.warming_up = (graphs() - compiled, 0), time.perf_counter() - began
+            ((rows, _, _),) = way.run(model, [batch])
+        drafted, accepted = (now - then for now, then in zip(way.counted(), before, strict=True))
+        outputs = [[output] for output in _outputs(model, batch, rows)]
+        new_graphs, seconds = (graphs() - compiled, 0), time.perf_counter() - began
+        taken.append(Taken([], outputs, len(passes), sum(passes), drafted, accepted, graphs=new_graphs, warming_up=seconds))
     tick()
     return taken
 
@@ -113,10 +128,10 @@ def _counting(model: Any) -> Iterator[list[int]]:
         hook.remove()
 
 
-def _outputs(model: Any, batches: Sequence[Batch], generated: Sequence[list[list[int]]]) -> list[list[int]]:
+def _outputs(model: Any, batch: Batch, rows: Sequence[list[int]]) -> list[list[int]]:
     """Return what each row generated: behind what stands before it, up to the token that ended it."""
     eos = set(eos_ids(model))
-    return [until(eos, row[batch.before :]) for batch, rows in zip(batches, generated, strict=True) for row in rows]
+    return [until(eos, row[batch.before :]) for row in rows]
 
 
 def until(eos: set[int], tokens: list[int]) -> list[int]:

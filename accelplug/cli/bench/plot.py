@@ -44,7 +44,7 @@ def draw(document: Document, path: Path) -> None:
     """Write grouped bars, a group per task and batch size, a bar per technique, with the intervals as whiskers."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in shown(document) if row["family"] != "plain"]
+    rows = [row for row in shown(document["rows"]) if row["family"] != "plain"]
     groups = list(dict.fromkeys((row["task"], row["batch_size"]) for row in rows))
     names = list(dict.fromkeys(_label(row) for row in rows))
     figure = Figure(figsize=(2 + 0.35 * len(groups) * (len(names) + 1), 4), layout="constrained")

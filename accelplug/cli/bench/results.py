@@ -13,14 +13,16 @@ from statistics import median
 from typing import Any, Final
 
 import accelplug
-from accelplug.cli.bench.figures import copy_ratio, paired_ratio
-from accelplug.cli.bench.measure import Taken
+from accelplug.cli.bench.figures import copy_bin, copy_ratio, paired_ratio
+from accelplug.cli.bench.measure import Taken, joined
 from accelplug.cli.bench.tasks import Prompt
 from accelplug.cli.bench.ways import Way
 from accelplug.cli.command import Document
 from accelplug.cli.on_transformers import row_margins
 from accelplug.cli.report import first_difference, near_tie_below
 
+Alone = tuple[Prompt, Sequence[Taken], list[float] | None]
+"""A prompt that was generated alone: what every way did with it, and the margins of plain's rows."""
 PACKAGES: Final = ("accelplug", "transformers", "torch", "numpy")
 
 
@@ -60,6 +62,24 @@ def task_rows(
     mark_best(rows)
     ratio = sum(copy_ratio(p.tokens, o[0]) for p, o in zip(prompts, plain.outputs, strict=True)) / len(prompts)
     return [{"task": prompts[0].task, "prompts": len(prompts), "copy_ratio": ratio, **row} for row in rows]
+
+
+def bin_rows(ways: Sequence[Way], alone: Sequence[Alone], tie: float) -> list[Document]:
+    """Describe what every way did with the prompts of each bin of copy ratios, whatever their task; scripted ones are left out.
+
+    :param alone: all prompts; the first way is plain generation, whose output tells the copy ratio.
+    """
+    bins: dict[tuple[float, float], list[Alone]] = {}
+    for one in alone:
+        prompt, taken, _ = one
+        if prompt.script is None:
+            bins.setdefault(copy_bin(copy_ratio(prompt.tokens, taken[0].outputs[0][0])), []).append(one)
+    rows = []
+    for bounds in sorted(bins):
+        prompts, by_prompt, margins = zip(*bins[bounds], strict=True)
+        taken = [joined(parts) for parts in zip(*by_prompt, strict=True)]
+        rows += [{**row, "task": None, "copied": bounds, "batch_size": 1} for row in task_rows(ways, taken, prompts, margins, tie)]
+    return rows
 
 
 def cpu_ratios(plain: Taken, own: Taken) -> dict[str, Any]:

@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from accelplug.cli.command import Document
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def show(document: Document, console: Console) -> None:
-    """Print a row for plain generation, every drafter, and the best of Transformers' own settings."""
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    names = ("task", "copied", "batch", "technique", "x plain (95 %)", "CPU, worst", "tokens/forward", "ms/forward", "accepted", "output")
-    table = Table(*(Column(name, no_wrap=True) for name in names), header_style="bold")
-    before = None
-    for row in shown(document):
-        task = (row["task"], row["batch_size"])
-        if before is not None and task != before:
-            table.add_section()
-        first = (row["task"], f"{row['copy_ratio']:.0%}", str(row["batch_size"])) if task != before else ("", "", "")
-        table.add_row(*map(escape, (*first, row["technique"], *figures(row))))
-        before = task
-    console.print(table)
+    """Print a row for plain generation, every drafter, and the best of Transformers' own settings: by task, then by copy ratio."""
+    tasks, bins = shown(document["rows"]), shown(document["by_copy_ratio"])
+    console.print(
+        table_of(("task", "copied", "batch"), tasks, lambda row: (row["task"], f"{row['copy_ratio']:.0%}", str(row["batch_size"])))
+    )
+    if bins and (len({row["task"] for row in tasks}) > 1 or len({row["copied"] for row in bins}) > 1):
+        console.print(
+            table_of(("copied", "mean", "prompts"), bins, lambda row: (bounds(row), f"{row['copy_ratio']:.0%}", str(row["prompts"])))
+        )
     for line in lines(document):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def shown(document: Document) -> list[Document]:
+def table_of(names: tuple[str, ...], rows: list[Document], group_of: Callable[[Document], tuple[str, ...]]) -> Table:
+    """Return a table of rows, a section for each group, whose own columns are `names`."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    every = (*names, "technique", "x plain (95 %)", "CPU, worst", "tokens/forward", "ms/forward", "accepted", "output")
+    table = Table(*(Column(name, no_wrap=True) for name in every), header_style="bold")
+    before = None
+    for row in rows:
+        group = group_of(row)
+        if before is not None and group != before:
+            table.add_section()
+        first = group if group != before else ("",) * len(names)
+        table.add_row(*map(escape, (*first, row["technique"], *figures(row))))
+        before = group
+    return table
+
+
+def shown(rows: list[Document]) -> list[Document]:
     """Return the rows that people see."""
-    return [row for row in document["rows"] if row["family"] != "transformers" or row["best_of_own"]]
+    return [row for row in rows if row["family"] != "transformers" or row["best_of_own"]]
+
+
+def bounds(row: Document) -> str:
+    """Write a bin of copy ratios."""
+    low, high = row["copied"]
+    return f"{low:.0%} to {high:.0%}"
 
 
 def figures(row: Document) -> tuple[str, ...]:

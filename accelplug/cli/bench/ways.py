@@ -49,19 +49,16 @@ class Way:
     session: Session | None = None
     cache: Callable[[], Any] | None = None
 
-    def run(self, model: Any, batches: Iterable[Batch]) -> tuple[list[list[list[int]]], float, list[float]]:
-        """Generate every batch; return each batch's rows, prompts and padding included, the seconds that all took, and the process's CPU
-        seconds of each.
-        """
-        generated, cpu = [], []
+    def run(self, model: Any, batches: Iterable[Batch]) -> list[tuple[list[list[int]], float, float]]:
+        """Generate every batch; return each one's rows, prompts and padding included, the seconds that it took, and the process's CPU seconds."""
+        generated = []
         with self.session or nullcontext():
-            began = time.perf_counter()
             for batch in batches:
-                cpu_began = time.process_time()
+                began, cpu_began = time.perf_counter(), time.process_time()
                 cache = {} if self.cache is None else {"past_key_values": self.cache()}
-                generated.append(model.generate(**batch.arguments, **self.arguments, **cache).tolist())
-                cpu.append(time.process_time() - cpu_began)
-            return generated, time.perf_counter() - began, cpu
+                rows = model.generate(**batch.arguments, **self.arguments, **cache).tolist()
+                generated.append((rows, time.perf_counter() - began, time.process_time() - cpu_began))
+        return generated
 
     def counted(self) -> tuple[int, int]:
         """Return how many tokens were drafted and accepted so far."""

@@ -14,7 +14,7 @@ from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.bench import results, tasks, ways
 from accelplug.cli.bench.command import loaded, progress
 from accelplug.cli.bench.figures import paired_ratio
-from accelplug.cli.bench.measure import Taken, interleaved
+from accelplug.cli.bench.measure import Taken, interleaved, joined
 from accelplug.cli.bench.plot import check_writable
 from accelplug.cli.command import Command, Document
 from accelplug.cli.on_transformers import prompt_room
@@ -121,7 +121,7 @@ class Tuning:
 
     def _take(self, compared: list[ways.Way], prompts: list[tasks.Prompt], rounds: int, tick: Callable[[], None]) -> list[Taken]:
         batches = ways.batches_of(prompts, 1, self.model, self.arguments.max_new_tokens, self.pad)
-        return interleaved(self.model, compared, batches, rounds, tick)
+        return [joined(parts) for parts in interleaved(self.model, compared, batches, rounds, tick)]
 
 
 def toml(document: Document) -> str:

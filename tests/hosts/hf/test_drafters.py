@@ -205,10 +205,12 @@ def test_input_copy_takes_the_span_of_the_request(random_models):
     assert len(set(drafted)) > 1, "the span makes no difference"
 
 
-def test_a_host_without_trees_is_given_chains():
+def test_a_host_without_trees_is_given_chains(random_models):
     from accelplug.hooks.capabilities import Host, Selection, admit
     from accelplug.hooks.registry import registry
+    from accelplug.hosts.hf.context import build_context
 
+    context = build_context(random_models["llama"], None)
     host = Host("an engine of chains", frozenset({"sampling", "logits.topk"}))
     rule = registry().build("verifier", "token_wise", None)
     for spec, runs in [
@@ -217,7 +219,7 @@ def test_a_host_without_trees_is_given_chains():
         ("suffix", True),
         ("suffix(shape='tree')", False),
     ]:
-        selection = Selection(registry().build("drafter", spec, None), rule)
+        selection = Selection(registry().build("drafter", spec, context), rule)
         if runs:
             admit(selection, host, sampling=True)
         else:
