@@ -26,11 +26,13 @@ class SecondModel(Protocol):
     def finish(self, slots: IntArray) -> None:
         """Free the cache of each slot."""
 
-    def extend(self, slots: IntArray, histories: Sequence[IntArray]) -> Tensor:
+    def extend(self, slots: IntArray, histories: Sequence[IntArray], ahead: Sequence[int] | None = None) -> Tensor:
         """Read what each request's text has gained since it was last read here, and forget all drafts.
 
         :param slots: [num_reqs], any of those started.
         :param histories: one array of token ids per request, its whole text, longer than when it was last read.
+        :param ahead: [num_reqs], how many tokens at the end of each are not committed yet (`DraftView.ahead`), 0 if not given: if others
+            come in their place, they are read instead of them.
         :return: logits of each request's next token, [num_reqs, vocab_size], on the target's device.
         """
 

@@ -86,7 +86,7 @@ class DraftModel:
     def traits(self) -> DrafterTraits:
         """The tree policy decides the shape and the kinds."""
         drawn = () if self.tokens == "text" else self._tree.kinds
-        return DrafterTraits(shape=self._tree.shape, kinds=frozenset({NodeKind.DELTA, *drawn}), needs=_NEEDS)
+        return DrafterTraits(shape=self._tree.shape, kinds=frozenset({NodeKind.DELTA, *drawn}), needs=_NEEDS, continues=True)
 
     def start(self, slots: IntArray) -> None:
         """Begin with nothing read in each slot."""
@@ -102,7 +102,8 @@ class DraftModel:
         asked = np.flatnonzero(budgets > 0).tolist()
         if not asked:
             return Drafts.chains([()] * len(budgets))
-        logits = self._second.extend(view.slots[asked], [view.history(i) for i in asked])
+        ahead = None if view.ahead is None else view.ahead[asked].tolist()
+        logits = self._second.extend(view.slots[asked], [view.history(i) for i in asked], ahead)
         greedy = [0.0] * len(budgets)
         temperatures = greedy if view.temperatures is None or self.tokens == "text" else view.temperatures.tolist()
         drafts = {i: _Growing(self, int(budgets[i]), temperatures[i]) for i in asked}

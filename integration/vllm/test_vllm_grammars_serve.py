@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 from jsonschema import Draft202012Validator
-from test_vllm_grammars import RECORD, REGEX
+from test_vllm_grammars import RECORD, REGEX, UNIQUE
 from test_vllm_serve import Server, sample_of
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -63,6 +63,7 @@ def test_openai_api(server: Server) -> None:
     metrics = server.get("/metrics")
     forced = 'kind="grammar"', 'technique="auto"', 'distribution="accelplug"'
     assert sample_of(metrics, "accelplug_accepted_tokens_total", *forced) > 0
+    check_counted(client, server)
     assert sample_of(metrics, "accelplug_refused_requests_total") == len(REFUSED)
     again = complete(client, formatted(RECORD), whitespace="compact")
     assert again.text == answer.text
@@ -70,6 +71,25 @@ def test_openai_api(server: Server) -> None:
     assert "grammar 'auto' (accelplug 0.1.0) compiled a json_schema with llguidance" in log
     server.stop()
     assert server.process.returncode == 0
+
+
+def check_counted(client: openai.OpenAI, server: Server) -> None:
+    """Check that an answer that ends, drafts that its grammar forbids, one that is wrong in the end, and a failing engine are counted, each once."""
+    of = {name: ('kind="grammar"', f'technique="{name}"') for name in ("auto", "faulty")}
+    names = ("answers", "violations", "cut_drafts", "failed_requests")
+
+    def counted(engine: str) -> list[float]:
+        metrics = server.get("/metrics")
+        return [sample_of(metrics, f"accelplug_{name}_total", *of[engine]) for name in names]
+
+    assert counted("faulty")[0] == 0
+    assert counted("faulty")[3] == 1  # of the clients' above
+    before = counted("auto")
+    wrong = complete(client, formatted(UNIQUE), whitespace="compact")
+    assert str(wrong.stop_reason).startswith("accelplug: "), wrong
+    answers, violations, _, failed = [after - count for after, count in zip(counted("auto"), before, strict=True)]
+    assert (answers, violations, failed) == (1, 1, 0)
+    assert counted("auto")[2] > 0, "prompt_lookup drafted nothing that a grammar forbids"
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
 
 from accelplug import ConstraintError
-from accelplug.hooks import CompileLimits, GrammarSpec
+from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
@@ -80,3 +82,79 @@ def test_drafts_that_a_grammar_rejects_leave_it_unable_to_go_on(name):
     matcher.rollback(2)
     assert matcher.accept([*b'a": 12}', 256]) == 8
     assert matcher.is_terminated
+
+
+DROPPED = [
+    ({"type": "string", "pattern": "^a+$", "maxLength": 2}, "aa", "aaa", "#/maxLength"),
+    ({"type": "string", "pattern": "^[a-z]+$", "minLength": 3}, "abc", "ab", "#/minLength"),
+    ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 3, "maxItems": 3}, [1, 2, 3], [7, 7, 7], "#/uniqueItems"),
+    ({"type": "integer", "multipleOf": 7}, 14, 100, "#/multipleOf"),
+    ({"type": "object", "required": ["a"]}, {"a": 1}, {}, "#/required"),
+    ({"type": "object", "properties": {"a": {"type": "integer"}}, "maxProperties": 1}, {"a": 1}, {"a": 1, "b": 2}, "#/maxProperties"),
+]
+
+
+@pytest.mark.parametrize("engine", [Auto(), Alone("xgrammar"), Alone("llguidance"), Alone("outlines")], ids=["auto", "xgrammar", "llguidance", "outlines"])
+@pytest.mark.parametrize(("schema", "right", "wrong", "place"), DROPPED, ids=[place for *_, place in DROPPED])
+def test_a_keyword_is_dropped_without_a_word(engine, schema, right, wrong, place):
+    """mlc-ai/xgrammar#104, #749, sgl-project/sglang#37707, #40083: what no mask enforces here is checked, and said to be; strict refuses it."""
+    if isinstance(engine, Alone):
+        pytest.importorskip({"outlines": "outlines_core"}.get(engine.name, engine.name))
+    spec = GrammarSpec("json_schema", json.dumps(schema))
+    try:
+        grammar = engine.compile(spec, VOCABULARY, LIMITS)
+    except ConstraintError as exc:
+        assert isinstance(engine, Alone)
+        assert "\n" not in str(exc)  # noqa: PT017 - either is right
+        return
+    assert legal_by_mask(grammar.matcher(), json.dumps(right), VOCABULARY), "a right answer is impossible"
+    assert grammar.check(json.dumps(right)) is None
+    assert grammar.check(json.dumps(wrong)) is not None
+    assert (place in grammar.statement.checked) or not legal_by_mask(grammar.matcher(), json.dumps(wrong), VOCABULARY)
+    if place in grammar.statement.checked:
+        with pytest.raises(ConstraintError, match=place):
+            engine.compile(GrammarSpec("json_schema", json.dumps(schema), strict=True), VOCABULARY, LIMITS)
+
+
+COMPILE = """
+import json, sys
+from accelplug import ConstraintError
+from accelplug.constrained.auto import Alone, Auto
+from accelplug.constrained.probes import bytes_only
+from accelplug.hooks import CompileLimits, GrammarSpec
+for engine in (Auto(), Alone("xgrammar"), Alone("llguidance")):
+    for most in (128, 129, 200):
+        text = {"type": "string", "pattern": "^[^\\\\n\\\\r]{1,%d}$" % most}
+        schema = {"type": "object", "additionalProperties": False, "properties": {"message": text}, "required": ["message"]}
+        try:
+            grammar = engine.compile(GrammarSpec("json_schema", json.dumps(schema)), bytes_only(), CompileLimits(seconds=10.0))
+            print(grammar.matcher().validate(b'{"message": "abc"}'))
+        except ConstraintError:
+            print("refused")
+"""
+
+
+def test_a_pattern_that_repeats_often_ends_the_process():
+    """mlc-ai/xgrammar#863: a bound above 128 in a string's pattern, and the compiler read what was not there."""
+    pytest.importorskip("xgrammar")
+    done = subprocess.run([sys.executable, "-c", COMPILE], check=True, capture_output=True, text=True)
+    answers = done.stdout.split()
+    assert len(answers) == 9
+    assert set(answers) <= {"18", "refused"}
+    assert answers[:3] == answers[6:] == ["18"] * 3
+
+
+@pytest.mark.parametrize("text", ['start: "a" <|tool|> "b" <|end|> "c"', 'start: "a" <[257]> "b" <[259]> "c"'])
+def test_special_tokens_are_taken_back_by_the_length_of_their_names(text):
+    """guidance-ai/llguidance#364, by which drafts under such a grammar would leave it somewhere else."""
+    special = {"<|tool|>": 257, "<|end|>": 259}
+    vocabulary = Vocabulary((*(bytes([byte]) for byte in range(256)), *[b""] * 4), (256,), special=special)
+    matcher = Auto().compile(GrammarSpec("lark", text), vocabulary, LIMITS).matcher()
+    tokens = [ord("a"), 257, ord("b"), 259, ord("c"), 256]
+    for back in range(1, len(tokens) + 1):
+        assert matcher.accept(tokens) == len(tokens)
+        matcher.rollback(back)
+        assert matcher.validate(tokens[-back:]) == back
+        assert matcher.validate([ord("x")]) == 0
+        if back < len(tokens):
+            matcher.rollback(len(tokens) - back)

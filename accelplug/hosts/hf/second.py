@@ -36,6 +36,7 @@ class Second:
         self.columns = Columns(self.model.device)
         self.rows: dict[int, int] = {}  # slot -> row of the cache
         self.read: list[int] = []  # tokens read, per row
+        self.ahead: dict[int, IntArray] = {}  # slot -> those among them, at the end, that were not committed then
         self._forget()
 
     def _forget(self) -> None:
@@ -54,6 +55,8 @@ class Second:
         """Take each slot's row out of the cache."""
         leaving = set(slots.tolist())
         staying = {slot: row for slot, row in self.rows.items() if slot not in leaving}
+        for slot in leaving:
+            self.ahead.pop(slot, None)
         if not staying:
             self._empty()
         elif len(staying) < len(self.rows):
@@ -63,9 +66,11 @@ class Second:
             self.columns.keep_rows(list(staying.values()))
             self._forget()
 
-    def extend(self, slots: IntArray, histories: Sequence[IntArray]) -> Tensor:
-        """Read what was committed since; return logits [num_reqs, vocab_size]."""
+    def extend(self, slots: IntArray, histories: Sequence[IntArray], ahead: Sequence[int] | None = None) -> Tensor:
+        """Read what was committed since, and what is ahead of it; return logits [num_reqs, vocab_size]."""
         self.columns.crop(self.committed)
+        for slot, history in zip(slots.tolist(), histories, strict=True):
+            self._settle(slot, history)
         self.columns.close_holes(max(self.read))
         rows = [self.rows[slot] for slot in slots.tolist()]
         fresh = [history[self.read[row] :] for row, history in zip(rows, histories, strict=True)]
@@ -74,9 +79,19 @@ class Second:
         logits = self._read(rows, fresh)
         for row, new in zip(rows, fresh, strict=True):
             self.read[row] += len(new)
+        self.ahead |= {slot: history[-count:].copy() for slot, history, count in zip(slots.tolist(), histories, ahead or (), strict=False) if count}
         self._forget()
         self.asked = rows
         return self._fitted(logits[torch.tensor(rows, device=logits.device), -1])
+
+    def _settle(self, slot: int, history: IntArray) -> None:
+        """Forget what was read ahead of a request's text and did not come; its last token is read anew in any case, for its logits."""
+        if (ahead := self.ahead.pop(slot, None)) is None:
+            return
+        begin = self.read[self.rows[slot]] - len(ahead)
+        came = history[begin : begin + len(ahead)]
+        same = int((ahead[: len(came)] == came).cumprod().sum())
+        self.forget(slot, min(begin + same, len(history) - 1))
 
     def forget(self, slot: int, keep: int) -> None:
         """Take all but the first `keep` tokens out of what was read of a request, for `extend` to read others."""

@@ -98,26 +98,30 @@ class Translated:
         for slot in slots.tolist():
             self.texts.pop(slot, None)
 
-    def extend(self, slots: IntArray, histories: Sequence[IntArray]) -> Tensor:
-        """Read what was committed since, and anew what is split in another way now; return logits as `speaks` says."""
-        own = [self._own(slot, history) for slot, history in zip(slots.tolist(), histories, strict=True)]
+    def extend(self, slots: IntArray, histories: Sequence[IntArray], ahead: Sequence[int] | None = None) -> Tensor:
+        """Read what was committed since, what is ahead of it, and anew what is split in another way now; return logits as `speaks` says."""
+        counts = ahead or [0] * len(histories)
+        own = [self._own(slot, history, count) for slot, history, count in zip(slots.tolist(), histories, counts, strict=True)]
         return self._shown(self.second.extend(slots, own))
 
-    def _own(self, slot: int, history: IntArray) -> IntArray:
+    def _own(self, slot: int, history: IntArray, ahead: int) -> IntArray:
         """Return the request's whole text in own tokens, of which the cache holds as many as are still right."""
-        text = self.texts[slot]
-        text.tail += b"".join(self.tokens.bytes[0][token] for token in history[text.num_tokens :].tolist())
-        text.num_tokens = len(history)
+        text, committed = self.texts[slot], len(history) - ahead
+        text.tail += self._bytes(history[text.num_tokens : committed])
+        text.num_tokens = committed
         same = len(text.settled)
         if len(text.tail) > 2 * _SETTLED and (end := text.tail.rfind(b"\n", 0, -_SETTLED)) > 0:
             text.settled += self.tokens.split(text.tail[:end])
             text.tail = text.tail[end:]
-        ids = text.settled + self.tokens.split(text.tail) or [0]
+        ids = text.settled + self.tokens.split(text.tail + self._bytes(history[committed:])) or [0]
         while same < min(len(ids) - 1, len(text.read)) and ids[same] == text.read[same]:
             same += 1
         self.second.forget(slot, min(same, len(ids) - 1))
         text.read = ids
         return np.array(ids)
+
+    def _bytes(self, tokens: IntArray) -> bytes:
+        return b"".join(self.tokens.bytes[0][token] for token in tokens.tolist())
 
     def expand(self, requests: Sequence[int], tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
         """Read draft nodes; return logits as `speaks` says."""

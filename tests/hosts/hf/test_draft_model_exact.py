@@ -30,7 +30,7 @@ RULE = load_registry(entry_points=False).build("verifier", "token_wise", None)
 class TableModel:
     """A second model given by a table: the whole contract, without a network."""
 
-    def extend(self, slots, histories):
+    def extend(self, slots, histories, ahead=None):
         self.texts = [tuple(history[1:].tolist()) for history in histories]
         self.drafted = []
         return torch.stack([SMALL(text).log() for text in self.texts])
@@ -137,8 +137,8 @@ def test_a_model_that_lacks_tokens_of_the_targets_drafts_the_others(tree):
     """Tokens that only the target has are impossible drafts: their logits are -inf, as for a model with another tokenizer."""
 
     class Lacking(TableModel):
-        def extend(self, slots, histories):
-            return self.lacking(super().extend(slots, histories))
+        def extend(self, slots, histories, ahead=None):
+            return self.lacking(super().extend(slots, histories, ahead))
 
         def expand(self, requests, tokens, parents):
             return self.lacking(super().expand(requests, tokens, parents))

@@ -165,6 +165,24 @@ def test_every_hard_event_happened(label):
     assert EVENTS[label]["near-tie"] <= 3
 
 
+@pytest.mark.parametrize("tree", ["chain", "top_k(width=2, depth=3)"])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_second_model_goes_on_behind_forced_tokens(ended_models, tokenizer, name, tree):
+    """It reads them before they are verified. The target as its own draft is right there wherever the grammar lets it be."""
+    model, events, inputs = ended_models[name], Counter(), padded([[5, 6, 7], [40], [9, 9, 8, 9, 30, 2]])
+    grammar = accelplug.grammar(model, {"regex": "abc[!-~]{7}def[!-~]{5}ghi[!-~]{9}"}, tokenizer=tokenizer, engine=ENGINE)
+    arguments = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    for batch in (inputs, *({key: value[row : row + 1] for key, value in inputs.items()} for row in range(3))):
+        plain = model.generate(**batch, **arguments, logits_processor=[grammar.after(batch)])
+        drafter = {"name": "draft_model", "model": model, "num_tokens": 4, "tree": tree}
+        with accelplug.attach(model, drafter=drafter, grammar=grammar) as session:
+            session.stats = Watched(techniques=session.stats.techniques, events=events)
+            assert model.generate(**batch, **arguments).tolist() == plain.tolist()
+            own = next(technique for technique in session.stats.techniques if technique.kind == "drafter")
+            assert own.accepted > 0
+    assert events["own behind forced"] > 5, events
+
+
 def test_some_answers_were_cut_off_and_most_were_not():
     assert sum(EVENTS[label]["cut off"] for label in DRAFTERS) > 3
 
@@ -214,7 +232,7 @@ def chances(model: Any, tokenizer: Any, prompt: list[int], choices: list[str], t
 
 @pytest.mark.parametrize(("verifier", "tree"), [("block", "chain"), ("token_wise", "gumbel_top_k")])
 def test_drawn_drafts_leave_the_distribution_under_a_mask_as_it_is(ended_models, tokenizer, verifier, tree):
-    """A second model draws drafts that know nothing of the grammar: illegal, partly legal, and none where tokens are forced.
+    """A second model draws drafts that know nothing of the grammar: illegal, partly legal, and behind forced tokens.
 
     What pruning does to the distribution is enumerated in test_grammar_exact.py; this is the way there and back.
     """

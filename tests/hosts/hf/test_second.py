@@ -77,6 +77,33 @@ def test_rows_of_different_lengths_chains_and_trees(random_models, name, impleme
         model.set_attn_implementation(before)
 
 
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_what_was_read_ahead_of_the_text_is_kept_as_far_as_it_comes(random_models, name):
+    model, rng = random_models[name], np.random.default_rng(8)
+    second = load_second(model, model, None)
+    texts = {slot: rng.integers(1, VOCAB, 4 + 7 * slot).tolist() for slot in range(3)}
+    second.start(np.arange(3))
+    for _ in range(14):
+        asked = [slot for slot in texts if rng.random() < 0.8] or [0]
+        ahead = {slot: rng.integers(1, VOCAB, rng.integers(0, 5)).tolist() for slot in asked}
+        guessed = [np.array(texts[slot] + ahead[slot]) for slot in asked]
+        read = {slot: second.read[second.rows[slot]] for slot in asked}
+        logits = second.extend(np.array(asked), guessed, [len(ahead[slot]) for slot in asked])
+        for row, history in zip(logits, guessed, strict=True):
+            torch.testing.assert_close(row, plain_logits(model, history), atol=2e-4, rtol=2e-4)
+        node = second.expand([0], [7], [-1])[0]
+        torch.testing.assert_close(node, plain_logits(model, [*guessed[0], 7]), atol=2e-4, rtol=2e-4)
+        for slot, tokens in ahead.items():
+            come = int(rng.integers(0, len(tokens) + 1))
+            texts[slot] += [*tokens[:come], (tokens[come] % 90 + 2) if come < len(tokens) else 5]
+            EVENTS["none of it came"] += 0 == come < len(tokens)
+            EVENTS["a part of it came"] += 0 < come < len(tokens)
+            EVENTS["all of it came"] += 0 < come == len(tokens)
+            EVENTS["it was read once"] += read[slot] > 0 and bool(tokens)
+    second.finish(np.array([0]))
+    assert 0 not in second.ahead
+
+
 def test_holes_are_closed_and_long_prompts_are_read_in_chunks(random_models, monkeypatch):
     monkeypatch.setattr("accelplug.hosts.hf.second._CHUNK", 16)
     model, rng = random_models["llama"], np.random.default_rng(4)
@@ -98,7 +125,9 @@ def test_holes_are_closed_and_long_prompts_are_read_in_chunks(random_models, mon
 
 def test_every_hard_event_happened():
     print(dict(EVENTS))
-    wanted = ("a node with an ancestor", "siblings", "holes", "window passed")
+    wanted = (
+        "a node with an ancestor", "siblings", "holes", "window passed", "none of it came", "a part of it came", "all of it came", "it was read once",
+    )  # fmt: skip
     assert not [event for event in wanted if not EVENTS[event]]
 
 

@@ -169,6 +169,23 @@ def test_its_logits_are_those_of_its_own_split(random_models, tokenizer, other):
     assert shorter > 0
 
 
+@pytest.mark.parametrize("speaks", ["intersection", "text"])
+def test_what_is_ahead_of_the_text_is_read_and_not_kept(random_models, tokenizer, other, speaks):
+    """Asked about tokens that never come, or half of which come, it answers afterwards like one that was not asked."""
+    target, rng = random_models["llama"], np.random.default_rng(5)
+    second, plain = (load_second(other, target, tokenizer, speaks) for _ in range(2))
+    text, slots = rng.integers(2, VOCAB - 4, 6).tolist(), np.arange(1)
+    second.start(slots)
+    for _ in range(12):
+        ahead = rng.integers(2, VOCAB - 4, rng.integers(1, 5)).tolist()
+        for given, count in (([*text, *ahead], len(ahead)), (text, 0)):
+            plain.start(slots)
+            expected = plain.extend(slots, [np.array(given)])
+            torch.testing.assert_close(second.extend(slots, [np.array(given)], [count]), expected, atol=2e-4, rtol=2e-4)
+            assert second.texts[0].read == plain.texts[0].read
+            text += ahead[: len(ahead) // 2] + rng.integers(2, VOCAB - 4, 1).tolist()
+
+
 @pytest.fixture(scope="module")
 def trained() -> PreTrainedTokenizerFast:
     """A tokenizer of the other kind, with blanks as letters and bytes to fall back on, trained on real text."""
