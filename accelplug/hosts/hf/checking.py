@@ -7,9 +7,10 @@ from typing import Any
 from transformers import GenerationMixin
 
 from accelplug._errors import HostError
-from accelplug.hosts.hf.compat import cache_name
-from accelplug.hosts.hf.forward import PREFILL, check_cache
+from accelplug.hosts.hf.compat import cache_argument
+from accelplug.hosts.hf.forward import PREFILL, check_cache, growing, recurrent_layers
 from accelplug.hosts.hf.masks import check_trees
+from accelplug.hosts.hf.recurrent import mixers_to_slow
 
 # Their decoders build no causal mask for, or refuse, several tokens at once behind a cache.
 _ONE_AT_A_TIME = ("fsmt", "prophetnet")
@@ -58,13 +59,14 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
             PREFILL & {name for name, value in model_kwargs.items() if value is not None}
         )
         and type(model)._update_model_kwargs_for_generation is not GenerationMixin._update_model_kwargs_for_generation,
-        "output_attentions or output_hidden_states; leave them out": bool(config.output_attentions or config.output_hidden_states),
     }
     for reason, refused in refusals.items():
         if refused:
             raise HostError(f"accelplug does not run with {reason}")
-    cache = model_kwargs.get(cache_name())
+    cache = model_kwargs.get(cache_argument(model))
     check_cache(model, cache)
+    if recurrent_layers(growing(cache)):
+        mixers_to_slow(model)
     if with_trees:
         check_trees(model, cache)
         if not model.config.is_encoder_decoder and model_kwargs.get("position_ids") is None:

@@ -50,6 +50,7 @@ ENGINE = Engine(
         Seam("transformers.generation.stopping_criteria:EosTokenCriteria", ("eos_token_id",), "stopping at EOS inside a draft"),
         Seam("transformers.generation.stopping_criteria:MaxLengthCriteria", ("max_length",), "stopping at the length limit inside a draft"),
         Seam("transformers.cache_utils:DynamicLayer.crop", (), "taking rejected drafts out of the cache"),
+        Seam("transformers.cache_utils:LinearAttentionCacheLayerMixin", (), "recurrent layers"),
         Seam("transformers.cache_utils:DynamicSlidingWindowLayer.activate_past_recording", (), "sliding-window layers"),
         Seam("transformers.cache_utils:Cache.get_mask_sizes", ("query_length", "layer_idx"), "tree masks"),
         Seam("transformers.masking_utils:create_causal_mask", ("attention_mask",), "four-dimensional masks"),
@@ -79,6 +80,11 @@ ENGINE = Engine(
 )
 
 
+def cache_argument(model: Any) -> str:
+    """Return what this model's ``forward()`` calls the cache: before 5.24 those called Mamba have a name of their own."""
+    return "cache_params" if cache_name() != "cache" and "mamba" in type(model).__name__.lower() else cache_name()
+
+
 @functools.cache
 def cache_name() -> str:
     """Return what ``generate()`` and the models call the cache: ``"cache"`` from 5.24 on, ``"past_key_values"`` before."""
@@ -88,5 +94,5 @@ def cache_name() -> str:
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Any:
-    """Return the cache that a caller of ``generate()`` passes, by the new name or the old one, or None."""
-    return next((arguments[name] for name in ("cache", "past_key_values") if arguments.get(name) is not None), None)
+    """Return the cache that a caller of ``generate()`` passes, by whichever name, or None."""
+    return next((arguments[name] for name in ("cache", "past_key_values", "cache_params") if arguments.get(name) is not None), None)

@@ -10,23 +10,34 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import (
     Cache,
+    CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     EncoderDecoderCache,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
     LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+    QuantizedLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from accelplug._errors import HostError
-from accelplug.hosts.hf.compat import cache_name
+from accelplug.hosts.hf.compat import cache_argument
+from accelplug.hosts.hf.layers import Overwritten, crop, filled, most_drafts, with_limits
 from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
 from accelplug.hosts.hf.tree import Tree
 
+_ROLLED_BACK = (
+    DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer,
+    LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, LinearAttentionAndStaticFullAttentionLayer,
+)  # fmt: skip
+
 # What plain generate() hands to the prefill alone or to no forward pass, or what is given anew at every step.
 PER_STEP = {
-    "cache", "past_key_values", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
+    "cache", "past_key_values", "cache_params", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
     "decoder_position_ids", "decoder_attention_mask", "token_type_ids", "mm_token_type_ids",
 }  # fmt: skip
 PREFILL = frozenset(MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL)  # images, audio, video: plain generate() leaves them out behind the prompt
@@ -41,16 +52,19 @@ class Forward:
 
     def __init__(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
         self.model = model
-        self.past: Cache = model_kwargs[cache_name()]
+        self.past: Cache = model_kwargs[cache_argument(model)]
         self.cache = growing(self.past)
         self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
+        self.is_watched = bool(generation_config.output_attentions or generation_config.output_hidden_states)
+        self.outputs = outputs if self.is_watched else None  # of the last forward pass
         self.device = input_ids.device
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
-        self.cached = int(self.cache.get_seq_length())
+        # Recurrent layers alone count no tokens, and nothing asks for a position there.
+        self.cached = int(self.cache.get_seq_length()) if has_attention(self.cache) else input_ids.shape[1]
         if not self.cached:
             raise HostError(f"{type(model).__name__} fills no cache, against which drafts are verified; use another model")
-        if any(int(layer.get_seq_length()) != self.cached for layer in self.cache.layers if layer.is_initialized):
+        if any(int(layer.get_seq_length()) != self.cached for layer in filled(self.cache)):
             raise HostError(f"{type(model).__name__} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
         positions = prompt_positions(model, input_ids, model_kwargs)
         self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
@@ -60,12 +74,18 @@ class Forward:
             self.extra["logits_to_keep"] = 0
         if self.side:
             self.extra["attention_mask"] = model_kwargs.get("attention_mask")
-        check_layers(model, self.cache)
+        check_layers(self.cache)
         self.is_compiled = is_compiled(model, generation_config, model_kwargs)
         self.call = model.get_compiled_call(generation_config.compile_config) if self.is_compiled else model
-        self.masks = Masks(model, self.cache, model_kwargs.get(f"{self.side}attention_mask"), self.device)
+        padding = model_kwargs.get(f"{self.side}attention_mask") if has_attention(self.cache) else None  # no padding is behind the prompt
+        self.masks = Masks(model, self.cache, padding, self.device)
         # After the prefill, so that a long prompt is not kept whole in layers that only need its window.
-        self.cache.activate_past_recording()
+        for layer in self.masks.sliding:
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.activate_past_recording()
+        self.overwritten = Overwritten(self.cache)
+        self.layers_with_limits = with_limits(self.cache)
+        self.layers = [layer for layer in filled(self.cache) if layer not in self.overwritten.layers]
 
     def step(self, last_tokens: Sequence[int], trees: Sequence[Tree]) -> Tensor:
         """Run the last committed tokens and the draft nodes; return logits [count, 1 + most nodes, vocab_size]."""
@@ -77,8 +97,12 @@ class Forward:
         own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
         if self.token_type is not None:
             own["token_type_ids"] = self.token_type.expand(-1, width)
-        own = {**{f"{self.side}{name}": value for name, value in own.items()}, cache_name(): self.past}
+        own = {**{f"{self.side}{name}": value for name, value in own.items()}, cache_argument(self.model): self.past}
+        if self.overwritten.layers and width > 1:
+            self.overwritten.save()
         outputs = self.call(**own, use_cache=True, **self.extra)
+        if self.is_watched:
+            self.outputs = outputs
         logits: Tensor = outputs.logits.to(self.device)  # a sharded model may end on another device
         return logits
 
@@ -104,35 +128,48 @@ class Forward:
         """Keep the last committed token and the first `kept` nodes of every row's accepted path; drop the rest."""
         width = self._width(trees)
         if any(list(path[:kept]) != list(range(kept)) for path in paths):
-            self._gather([[0, *(node + 1 for node in path[:kept])] for path in paths], width)
+            self._gather(self.slots(paths, kept), width)
+        if self.overwritten.layers and width > 1:
+            self.overwritten.put_back(torch.tensor(self.slots(paths, kept)), width)
         self._crop(width - 1 - kept)
         self.cached += 1 + kept
 
+    @property
+    def most_drafts(self) -> int | None:
+        """How many drafts the next step may have, None for any number."""
+        return most_drafts(self.layers_with_limits)
+
+    def slots(self, paths: Sequence[Sequence[int]], kept: int) -> list[list[int]]:
+        """Return the last forward pass's slots of every row's committed tokens, the first `kept` drafts among them."""
+        return [[0, *(node + 1 for node in path[:kept])] for path in paths]
+
+    def finish(self) -> None:
+        """Leave the cache as plain ``generate()`` would: it is already."""
+
     def _crop(self, count: int) -> None:
-        if self.masks.sliding:
-            self.cache.crop(-count)
-        elif self.masks.capacity:
-            for layer in filled(self.cache):
-                layer.cumulative_length.sub_(count)  # in place, as compiled graphs know it by its address
-        elif count:
-            for layer in filled(self.cache):
-                layer.keys = layer.keys[..., :-count, :]
-                layer.values = layer.values[..., :-count, :]
+        if count or self.masks.sliding:
+            for layer in self.layers:
+                crop(layer, count)
 
     def _gather(self, slots: list[list[int]], width: int) -> None:
         """Move the accepted slots' keys and values to the front of the step's own, in place."""
         chosen = torch.tensor(slots, device=self.device)
-        for layer in filled(self.cache):
+        for layer in self.layers:
             first = self.cached if isinstance(layer, StaticLayer) else layer.keys.shape[-2] - width
             for states in (layer.keys, layer.values):
                 _, heads, _, size = states.shape
-                index = (first + chosen)[:, None, :, None].expand(-1, heads, -1, size)
+                index = (first + chosen.to(states.device))[:, None, :, None].expand(-1, heads, -1, size)
                 states[:, :, first : first + chosen.shape[1]] = states.gather(2, index)
 
 
-def filled(cache: Cache) -> list[Any]:
-    """Return the cache's layers that hold something: Transformers makes a T5's by the encoder's depth, which may be the greater."""
-    return [layer for layer in cache.layers if layer.is_initialized]
+def has_attention(cache: Cache) -> bool:
+    """Whether some layer keeps keys and values of its tokens; a cache that has no layers yet will have such."""
+    return not cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+
+
+def recurrent_layers(cache: Cache) -> list[LinearAttentionCacheLayerMixin]:
+    """Return the cache's layers that keep a running state, beside keys and values or in place of them."""
+    return [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
 
 
 def growing(cache: Cache) -> Cache:
@@ -161,7 +198,9 @@ def answers_type(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) ->
 
 def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
     """Whether plain ``generate()`` would compile the forward pass of this call, as it does for static caches on accelerators."""
-    is_static = any(isinstance(layer, StaticLayer) for layer in growing(model_kwargs[cache_name()]).layers)
+    cache = growing(model_kwargs[cache_argument(model)])
+    # Recurrent states would read the padding of a step; windows that roll keep their place in a number, of which a graph is made each.
+    is_static = {type(layer) for layer in cache.layers} == {StaticLayer}
     # A graph is given masks of its own, which attention by cache slot cannot take.
     return is_static and not unfit_for_own_masks(model) and bool(model._valid_auto_compile_criteria(model_kwargs, generation_config))
 
@@ -182,30 +221,29 @@ def check_cache(model: Any, cache: Any) -> None:
 
     :raises HostError: naming the layer type and what to use.
     """
-    if cache is None or getattr(model, "_is_stateful", False):  # some keep their state in the model itself
-        raise HostError(f"{_recurrent(model)}; use a model with attention layers only")
+    if cache is None or (getattr(model, "_is_stateful", False) and not recurrent_layers(cache)):  # some keep their state in the model itself
+        raise state_elsewhere(model)
     if not isinstance(cache, Cache):
         raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave it out")
     cache = growing(cache)
-    if any(type(layer) is StaticSlidingWindowLayer for layer in cache.layers):
-        raise HostError(
-            "a static cache of a layer with a window overwrites what rejected drafts push out of it; use cache_implementation='dynamic'"
-        )
     if not cache.layers and getattr(cache, "layer_class_to_replicate", None) is not DynamicLayer:
         raise HostError(f"drafts need a dynamic cache and generate() was given an empty {type(cache).__name__}; leave it out")
-    check_layers(model, cache)
+    check_layers(cache)
 
 
-def check_layers(model: Any, cache: Cache) -> None:
+def check_layers(cache: Cache) -> None:
     """Refuse layers that cannot be cropped; a cache may make them as late as in the prefill."""
     for layer in cache.layers:
-        if isinstance(layer, LinearAttentionCacheLayerMixin):
-            raise HostError(f"{_recurrent(model)}; use a model with attention layers only")
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
+        # Releases differ in what stands for layers that keep nothing.
+        known = type(layer) in _ROLLED_BACK or isinstance(layer, QuantizedLayer)
+        if isinstance(layer, CacheLayerMixin | LinearAttentionCacheLayerMixin) and not known:
             raise HostError(
                 f"rejected drafts cannot be taken out of a {type(layer).__name__}; use the dynamic cache (cache_implementation='dynamic')"
             )
 
 
-def _recurrent(model: Any) -> str:
-    return f"{type(model).__name__} keeps recurrent state, from which rejected drafts cannot be taken"
+def state_elsewhere(model: Any) -> HostError:
+    """Return the error for a model that keeps its state where the host does not reach."""
+    return HostError(
+        f"{type(model).__name__} keeps its state outside of Transformers' caches, so rejected drafts cannot be taken from it; use another model"
+    )

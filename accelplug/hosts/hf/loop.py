@@ -19,12 +19,14 @@ from accelplug.hooks.binding import BoundDrafter
 from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.checking import check_call
-from accelplug.hosts.hf.compat import HOST, cache_name
-from accelplug.hosts.hf.forward import Forward, growing, recording_past
+from accelplug.hosts.hf.compat import HOST, cache_argument, cache_name
+from accelplug.hosts.hf.forward import Forward, growing, recording_past, recurrent_layers
 from accelplug.hosts.hf.guided import Guide, forced_share
+from accelplug.hosts.hf.inside import Inside
 from accelplug.hosts.hf.masks import capacity
 from accelplug.hosts.hf.processors import warping
 from accelplug.hosts.hf.ragged import Ragged, Rows, choose_batches, has_windows_to_keep, obstacle_to_ragged
+from accelplug.hosts.hf.recurrent import Recurrent
 from accelplug.hosts.hf.request import Requests, encoder_tokens, own_tokens
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verified import verified
@@ -68,12 +70,14 @@ class Loop:
         )
         requests = requests_of(model, input_ids, stopping_criteria, generation_config, inputs_tensor, model_kwargs, on_device=not walk.plain)
         obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
-        drawback = None if obstacle else self._drawback(generation_config, model_kwargs[cache_name()])
+        drawback = None if obstacle else self._drawback(generation_config, model_kwargs[cache_argument(model)])
         batch = choose_batches(session, requests, obstacle, drawback)
         if self.masking is not None:
             self.masking.begin(requests, generation_config.num_return_sequences or 1)
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
-            forward = self._decode(model, input_ids, generation_config, model_kwargs, batch, walk)
+            forward, inside = self._decode(model, input_ids, generation_config, model_kwargs, batch, walk)
+        if wants or self.keeps_cache:
+            forward.finish()
         if self.streamer is not None:
             self.streamer.end()
         if self.masking is not None:
@@ -83,7 +87,7 @@ class Loop:
         scores = None if walk.scores is None else tuple(walk.scores)
         logits = None if walk.logits is None else tuple(walk.logits)
         output = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
-        return output(sequences=batch.sequences(), scores=scores, logits=logits, **{cache_name(): forward.past})
+        return output(sequences=batch.sequences(), scores=scores, logits=logits, **inside.returned(model_kwargs), **{cache_name(): forward.past})
 
     def _kept(self, wants: bool) -> str | None:
         """Return what the caller gets beside the tokens, in which finished rows go on."""
@@ -98,16 +102,17 @@ class Loop:
             return "attention windows, behind which layers would keep everything"
         return None if self.session.drafter or self.masking else "no drafter"
 
-    def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests | Rows, walk: Walk) -> Forward:
+    def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests | Rows, walk: Walk) -> tuple[Forward, Inside]:
         stats = self.session.stats
         stats.requests += requests.count
         guide = None if self.masking is None else Guide(self.masking, requests.tokens, self.session.selection, stats)
         warp = warping(walk.processors) if config.do_sample else None
-        with Drafting(self.session, requests, temperature_of(config), guide, warp) as drafting, recording_past(model_kwargs[cache_name()]):
+        with Drafting(self.session, requests, temperature_of(config), guide, warp) as drafting, recording_past(model_kwargs[cache_argument(model)]):
             prompt = (model, input_ids, config, model_kwargs)
-            forward = Ragged(*prompt, requests) if isinstance(requests, Rows) else Forward(*prompt)
+            forward = forward_of(*prompt, requests)
             if isinstance(requests, Requests):
                 requests.has_doubling_widths = forward.is_compiled
+            inside = Inside(config, is_encoder_decoder=model.config.is_encoder_decoder)
             logits, trees = forward.logits, [EMPTY] * requests.count
             has_stepped, began = False, 0.0
             while True:
@@ -119,13 +124,16 @@ class Loop:
                 stats.lossy_accepts += verdict.lossy
                 forced = (0, 0) if guide is None else forced_share(trees, verdict.paths, active)
                 stats.count(sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active), forced)
+                inside.add(forward, verdict.paths, verdict.emitted, is_prompt=not has_stepped)
                 if has_stepped:
                     forward.commit(trees, verdict.paths, verdict.emitted - 1)
                     self.session.costs.add(1 + max(map(len, trees)), time.perf_counter() - began, len(active))
                 if self.streamer is not None and isinstance(requests, Requests):
                     self._stream(requests, verdict.emitted)
+                if isinstance(requests, Requests):
+                    requests.most_drafts = forward.most_drafts
                 if verdict.done:
-                    return forward
+                    return forward, inside
                 began = time.perf_counter()
                 trees = drafting.propose(verdict.paths, logits, trees)
                 logits = forward.step(requests.last(), trees)
@@ -250,6 +258,14 @@ class Drafting:
         self._watch(self.rows[~over], self.lengths[~over])
 
 
+def forward_of(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any], requests: Requests | Rows) -> Forward:
+    """Return the target model with its cache, the prompts read, as its layers and the rows need it."""
+    if isinstance(requests, Rows):
+        return Ragged(model, input_ids, config, model_kwargs, requests)
+    kind = Recurrent if recurrent_layers(growing(model_kwargs[cache_argument(model)])) else Forward
+    return kind(model, input_ids, config, model_kwargs)
+
+
 def requests_of(
     model: Any, input_ids: Tensor, criteria: Any, config: Any, inputs: Tensor | None, model_kwargs: dict[str, Any], *, on_device: bool
 ) -> Requests:
@@ -262,7 +278,7 @@ def requests_of(
         pad_token_id=0 if pad is None else int(pad),
         on_device=on_device,
     )
-    if slots := capacity(growing(model_kwargs[cache_name()])):
+    if slots := capacity(growing(model_kwargs[cache_argument(model)])):
         requests.room = min(requests.room, slots + 1)
     side = "decoder_" if model.config.is_encoder_decoder else ""
     if side:

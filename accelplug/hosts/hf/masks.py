@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin, StaticLayer, StaticSlidingWindowLayer
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.columns import Columns
@@ -67,7 +67,8 @@ class Masks:
         text = model.config.get_text_config(decoder=True)
         self.cache, self.padding, self.device = cache, padding, device
         self.attention = Attention(model)
-        self.sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        self.sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer | StaticSlidingWindowLayer)]
+        self.window: int = next((getattr(layer, "sliding_window", self.attention.window) or 0 for layer in self.sliding), 0)
         self.capacity = capacity(cache)
         # A cache that the user made without the model's config has no window even where the model has one.
         self.is_plain_causal = (
@@ -90,15 +91,14 @@ class Masks:
         seen[:, :, cached:] = torch.stack([tree.ancestors(width) for tree in trees]).to(self.device)
         if self.padding is not None:
             seen[:, :, : self.padding.shape[1]] &= self.padding.bool().unsqueeze(1)
-        if self.capacity:
-            seen = torch.nn.functional.pad(seen, (0, self.capacity - cached - width))
+        whole = torch.nn.functional.pad(seen, (0, self.capacity - cached - width)) if self.capacity else seen
         if not self.sliding:
-            return self.attention.mask(seen)
+            return self.attention.mask(whole)
         ahead = depths + cached
         positions = torch.cat([torch.arange(cached, device=self.device).expand(len(trees), -1), ahead], 1)
         length, offset = self.cache.get_mask_sizes(width, self.cache.is_sliding.index(True))
-        within = near(seen, positions, ahead, self.sliding[0].sliding_window)
-        return self.attention.by_type(within[:, :, offset : offset + length], seen)
+        within = near(seen, positions, ahead, self.window)[:, :, offset : offset + length]
+        return self.attention.by_type(torch.nn.functional.pad(within, (0, length - within.shape[2])), whole)
 
     def holed(self, trees: Sequence[Tree], columns: Columns, ahead: Tensor) -> Any:
         """Return the mask, or one per layer type, of trees at the positions `ahead` [count, width], behind a cache of which
@@ -114,8 +114,8 @@ class Masks:
 
 
 def capacity(cache: Any) -> int:
-    """Return how many slots a static cache has, filled or not; 0 for one that grows."""
-    return min((layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)), default=0)
+    """Return how many slots a static cache has, filled or not; 0 for one that grows, or rolls."""
+    return min((layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer) and not layer.is_sliding), default=0)
 
 
 def _windows(text: Any) -> bool:
@@ -154,6 +154,8 @@ def check_trees(model: Any, cache: Any) -> None:
     implementation = text._attn_implementation or "eager"
     if implementation not in _MASKABLE:
         raise HostError(f"attn_implementation {implementation!r} cannot verify a tree of drafts; load the model with 'sdpa' or 'eager'")
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in getattr(cache, "self_attention_cache", cache).layers):
+        raise HostError("a tree of drafts cannot be verified in recurrent layers, which read one token after the other; use a drafter of chains")
     if _by_slot(model) or not types <= _WINDOWS:
         what = ", ".join(sorted(types - _WINDOWS)) or f"{text.model_type}'s"
         raise HostError(f"a tree of drafts cannot be verified in {what} attention; use a drafter of chains, such as prompt_lookup")

@@ -31,6 +31,7 @@ class Requests:
         self.length = self.prompt_length
         self.max_length, self.pad_token_id = max_length, pad_token_id
         self.room = max_length  # how many tokens a row and its drafts may come to, one more from the target included
+        self.most_drafts: int | None = None  # how many drafts the cache can take back, None for any number
         self.has_doubling_widths = False  # whether steps are padded to powers of two
         fast = (EosTokenCriteria, MaxLengthCriteria)
         self.others = StoppingCriteriaList([criterion for criterion in criteria if type(criterion) not in fast])
@@ -83,6 +84,8 @@ class Requests:
         adds a token itself: no cache row that plain decoding lacks.
         """
         budget = self.room - self.length - 1
+        if self.most_drafts is not None:
+            budget = min(budget, self.most_drafts)
         # Padded to a power of two, the step must still fit.
         return (1 << (budget + 1).bit_length() - 1) - 1 if self.has_doubling_widths and budget > 0 else budget
 

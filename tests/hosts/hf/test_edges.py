@@ -20,14 +20,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
-    Lfm2Config,
-    Lfm2ForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
-    RecurrentGemmaConfig,
-    RecurrentGemmaForCausalLM,
     TrOCRConfig,
     TrOCRForCausalLM,
 )
@@ -134,31 +128,6 @@ def test_a_model_without_a_cache_is_refused():
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_positions=64, n_embd=32, n_layer=1, n_head=2, **SMALL)).eval()
     with pytest.raises(HostError, match="OpenAIGPTLMHeadModel fills no cache"):
         accelplug.generate(model, PROMPT, drafter="prompt_lookup", **GREEDY)
-
-
-def mamba() -> Any:
-    return MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, **SMALL))
-
-
-def lfm2() -> Any:
-    """Convolutions with state beside attention."""
-    config = Lfm2Config(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=2, **SMALL)
-    config.layer_types = ["conv", "full_attention"]
-    return Lfm2ForCausalLM(config)
-
-
-def recurrent_gemma() -> Any:
-    """Its state is in the model, not in the cache."""
-    return RecurrentGemmaForCausalLM(RecurrentGemmaConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, **SMALL))
-
-
-@pytest.mark.parametrize("width", [1, 2])
-@pytest.mark.parametrize("make", [mamba, lfm2, recurrent_gemma])
-def test_recurrent_models_are_refused(make, width):
-    with pytest.raises(
-        HostError, match="keeps recurrent state, from which rejected drafts cannot be taken; use a model with attention layers"
-    ):
-        accelplug.generate(make().eval(), PROMPT, drafter=Oracle([[1] * 50], [(3, 1)], VOCAB, width), **GREEDY)
 
 
 def test_flash_attention_refuses_trees_before_anything_runs(model, monkeypatch):

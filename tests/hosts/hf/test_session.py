@@ -35,7 +35,6 @@ def model(random_models):
         ({"prompt_lookup_num_tokens": 3}, "generate() got prompt_lookup_num_tokens, which brings its own decoding loop"),
         ({"custom_generate": lambda **_: None}, "generate() got custom_generate, which brings its own decoding loop"),
         ({"synced_gpus": True}, "generate() got synced_gpus"),
-        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions or output_hidden_states; leave them out"),
         ({"stop_strings": ["a"]}, "stop_strings need the model's tokenizer"),
     ],
 )
