@@ -54,8 +54,8 @@ def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
 
 
 def record(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {}) -> None:
-    """Print the rows as a table and keep them."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    """Print the rows as a table, what is one value of them, and keep them."""
+    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list | dict)))
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(*(f"{row.get(c):.3f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))

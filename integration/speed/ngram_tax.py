@@ -3,9 +3,12 @@
     python integration/speed/ngram_tax.py [--model DIR] [--rounds N] [--concurrency 1 8 32]
 
 Both draft with vLLM's own compiled function on the same tokens, so that outputs are equal, and drafts but for those that vLLM makes past
-the end of a request and throws away, which is checked; what differs between them is views, checks and counters. Beside them, drafters
-that gain nothing against plain vLLM: one that drops what its search finds, and one whose drafts are always wrong, under `adaptive`. Every
-engine takes its turn in every round; ratios are medians over rounds. Runs on the V1 runner, one thread. About five minutes.
+the end of a request and throws away, which is checked; what differs between them is views, checks and counters. These two take turns
+in `PAIRS` rounds for each of the others': they are two percent apart at most, and single runs more than that. Beside them, drafters
+that gain nothing against plain vLLM: one that drops what its search finds, one whose drafts are always wrong, under `adaptive`, and
+vLLM's own where its search finds nothing, which is what speculation costs without a plugin. Ratios are medians over rounds, each round's
+taken by itself, with 95 % intervals; "CPU" is the engine process's own time, which other load disturbs less. Six engines, V1 runner, one
+thread each; the requests that run at once are as many as are given to an engine. About six minutes.
 """
 
 from __future__ import annotations
@@ -16,20 +19,24 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import interleaved, ratios, record
+from measure import interleaved, record
 from vllm_speed import NEW_TOKENS, Engine, asked, prompts
 
 import accelplug
+from accelplug.cli.bench.figures import Interval, paired_ratio
 from accelplug.hooks import BuildContext, Drafts, DraftView
 
 NUM_TOKENS, MIN_N, MAX_N = 4, 2, 4
 NGRAM = {"method": "ngram", "num_speculative_tokens": NUM_TOKENS, "prompt_lookup_max": MAX_N, "prompt_lookup_min": MIN_N}
 PLAIN, OWN, PLUGIN, NOTHING, WRONG = "plain", "vllm ngram", "the same as a plugin", "plugin, drafts nothing", "plugin, always wrong, adaptive"
+OWN_NOTHING = "vllm ngram, finds nothing"
+PAIRS = 5
 
 
 def drafting(drafter: str, **more: Any) -> dict[str, Any]:
@@ -39,6 +46,7 @@ def drafting(drafter: str, **more: Any) -> dict[str, Any]:
 
 CONTENDERS: Mapping[str, dict[str, Any]] = {
     PLAIN: {},
+    OWN_NOTHING: {"speculative_config": {**NGRAM, "prompt_lookup_min": 64, "prompt_lookup_max": 64}},
     OWN: {"speculative_config": NGRAM},
     PLUGIN: drafting("vllms_ngram", num_tokens=NUM_TOKENS),
     NOTHING: drafting("drafts_nothing", num_tokens=NUM_TOKENS),
@@ -87,6 +95,14 @@ class DraftsNothing(VllmsNgram):
         return Drafts(np.zeros_like(found.offsets), found.tokens[:0])
 
 
+class DoesNothing:
+    """No search either."""
+
+    def propose(self, view: DraftView) -> Drafts:
+        """Draft nothing."""
+        return Drafts(np.zeros(len(view.slots) + 1, dtype=np.int64), view.lengths[:0])
+
+
 class AlwaysWrong(VllmsNgram):
     """The same drafts, each token another than was found."""
 
@@ -99,7 +115,7 @@ class AlwaysWrong(VllmsNgram):
 @accelplug.hookimpl
 def register_drafters(register: Any) -> None:
     """Offer the drafters."""
-    for name, factory in (("vllms_ngram", VllmsNgram), ("drafts_nothing", DraftsNothing), ("always_wrong", AlwaysWrong)):
+    for name, factory in (("vllms_ngram", VllmsNgram), ("drafts_nothing", DraftsNothing), ("does_nothing", DoesNothing), ("always_wrong", AlwaysWrong)):
         register(name, factory)
 
 
@@ -113,23 +129,29 @@ def install(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(Path(__file__).parent), *inherited])
 
 
-def serve(model: str, config: str, concurrency: int) -> None:
-    """Answer every line on standard input with one run over all prompts: outputs, then [p99 of the microseconds per token, drafted, accepted]."""
+def serve(model: str, config: str, most: int) -> None:
+    """Answer every line on standard input, a number of requests to run at once, with one run over as many prompts, four at least.
+
+    The answer is the outputs, then [p99 of the microseconds per token, microseconds of CPU time, drafted, accepted].
+    """
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     # Statistics go on in every engine, so that they cost all of them alike.
     llm = LLM(
-        model, dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=concurrency, enable_prefix_caching=False,
+        model, dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=most, enable_prefix_caching=False,
         disable_log_stats=False, **json.loads(config),
     )  # fmt: skip
     sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, output_kind=RequestOutputKind.DELTA)
-    texts = prompts(max(4, concurrency))
     print("ready", flush=True)
-    for number, _ in enumerate(sys.stdin):
-        outputs, seconds = run(llm.llm_engine, {f"{number}-{i}": text for i, text in enumerate(texts)}, sampling)
-        p99 = int(1e6 * float(np.percentile(seconds, 99)))
-        print(json.dumps([*outputs, [p99, *drafted(llm)]]), flush=True)
+    for number, line in enumerate(sys.stdin):
+        concurrency = int(line)
+        named = [(f"{number}-{i}", text) for i, text in enumerate(prompts(max(4, concurrency)))]
+        before, began = drafted(llm), time.process_time_ns()
+        runs = [run(llm.llm_engine, dict(named[i : i + concurrency]), sampling) for i in range(0, len(named), concurrency)]
+        cpu, counted = (time.process_time_ns() - began) // 1000, [now - then for now, then in zip(drafted(llm), before, strict=True)]
+        p99 = int(1e6 * float(np.percentile([second for _, seconds in runs for second in seconds], 99)))
+        print(json.dumps([*(tokens for outputs, _ in runs for tokens in outputs), [p99, cpu, *counted]]), flush=True)
 
 
 def run(engine: Any, texts: Mapping[str, str], sampling: Any) -> tuple[list[list[int]], list[float]]:
@@ -157,45 +179,75 @@ def drafted(llm: Any) -> list[int]:
     return [int(counted.get(f"vllm:spec_decode_num_{what}_tokens", 0)) for what in ("draft", "accepted")]
 
 
-def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
+class Race:
+    """Runs of some engines at one concurrency, in turns.
+
+    :ivar seconds: name -> of each round; so are `cpu`, the process's own, and `p99`, the slowest tokens' in microseconds.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], concurrency: int, rounds: int) -> None:
+        self.engines, self.line = engines, str(concurrency)
+        self.cpu: dict[str, list[float]] = {name: [] for name in engines}
+        self.p99: dict[str, list[float]] = {name: [] for name in engines}
+        self.seconds = interleaved({name: partial(self._ask, name) for name in engines}, rounds, f"concurrency {concurrency}")
+        for kept in (*self.cpu.values(), *self.p99.values()):
+            del kept[0]  # the warm-up round is thrown away
+
+    def _ask(self, name: str) -> None:
+        p99, cpu, *_ = self.engines[name](self.line)[-1]
+        self.cpu[name].append(cpu)
+        self.p99[name].append(p99)
+
+    def beside(self, base: str, name: str) -> dict[str, Any]:
+        """Return how a contender fared beside another: above 1 is faster, but for the p99, where it is slower."""
+        speed, cpu = (paired_ratio(kept[base], kept[name]) for kept in (self.seconds, self.cpu))
+        p99 = paired_ratio(self.p99[name], self.p99[base])
+        shown = {f"x {what}": said(ratio) for what, ratio in (("tokens/s", speed), ("CPU", cpu), ("p99", p99))}
+        return {"beside": base, **shown, "ratios": {"tokens/s": speed.as_dict(), "cpu": cpu.as_dict(), "p99": p99.as_dict()}}
+
+    def raw(self, name: str) -> dict[str, list[float]]:
+        """Return what was measured of a contender."""
+        return {"seconds": self.seconds[name], "cpu us": self.cpu[name], "p99 us": self.p99[name]}
+
+
+def said(ratio: Interval) -> str:
+    """Return a ratio as it stands in the table."""
+    return f"{ratio.median:.3f} ({ratio.low:.3f} .. {ratio.high:.3f})"
+
+
+def compare(engines: Mapping[str, Engine], concurrency: int, rounds: int) -> list[dict[str, Any]]:
     """Return a row for each contender: the plugin's tax beside vLLM's own, and what is left of plain vLLM's speed."""
-    engines = {name: Engine(model, config, concurrency, script=__file__) for name, config in CONTENDERS.items()}
-    first = {name: engine() for name, engine in engines.items()}
-    assert all(answer[:-1] == first[PLAIN][:-1] for answer in first.values()), "five engines, one output"
-    requests = len(first[PLAIN]) - 1
+    first = {name: engine(str(concurrency)) for name, engine in engines.items()}
+    assert all(answer[:-1] == first[PLAIN][:-1] for answer in first.values()), "six engines, one output"
+    counted = {name: answer[-1][2:] for name, answer in first.items()}
     # vLLM's own drafts past the end of a request too, and counts what it then throws away.
-    assert all(0 <= a - b <= NUM_TOKENS * requests for a, b in zip(first[OWN][-1][1:], first[PLUGIN][-1][1:], strict=True)), "the same drafts"
-    assert first[PLUGIN][-1][2] > 0, "some are accepted"
-    assert first[NOTHING][-1][1] == 0, "nothing is drafted"
-    p99s: dict[str, list[float]] = {name: [] for name in engines}
-
-    def asking(name: str) -> Callable[[], None]:
-        return lambda: p99s[name].append(engines[name]()[-1][0])
-
-    seconds = interleaved({name: asking(name) for name in engines}, rounds, f"concurrency {concurrency}")
-    for engine in engines.values():
-        engine.stop()
-    p99s = {name: times[1:] for name, times in p99s.items()}  # the warm-up round is thrown away
+    assert all(0 <= a - b <= NUM_TOKENS * len(first[OWN]) for a, b in zip(counted[OWN], counted[PLUGIN], strict=True)), "the same drafts"
+    assert counted[PLUGIN][1] > 0, "some are accepted"
+    assert counted[NOTHING][0] == counted[OWN_NOTHING][0] == 0, "nothing is drafted"
     tokens = sum(map(len, first[PLAIN][:-1]))
-    faster, against, slowest = ratios(seconds, PLAIN), ratios(seconds, OWN), ratios(p99s, OWN)
-    return [
-        {"concurrency": concurrency, "contender": name, "tokens/s": tokens / statistics.median(seconds[name]), "x plain": faster[name],
-         "p99 ms/token": statistics.median(p99s[name]) / 1000,
-         "x vllm ngram": against[name] if name == PLUGIN else None, "p99 x vllm ngram": 1 / slowest[name] if name == PLUGIN else None,
-         "drafted": first[name][-1][1], "accepted": first[name][-1][2], "seconds": seconds[name], "p99 us": p99s[name]}
-        for name in CONTENDERS
-    ]  # fmt: skip
+    pair = Race({name: engines[name] for name in (OWN, PLUGIN)}, concurrency, PAIRS * rounds)
+    others = Race({name: engine for name, engine in engines.items() if name not in (OWN, PLUGIN)}, concurrency, rounds)
+    rows = []
+    for name in CONTENDERS:
+        race, base = (pair, OWN) if name in (OWN, PLUGIN) else (others, PLAIN)
+        speed = {"tokens/s": tokens / statistics.median(race.seconds[name]), "p99 ms/token": statistics.median(race.p99[name]) / 1000}
+        counts = dict(zip(("drafted", "accepted"), counted[name], strict=True))
+        rows.append({"concurrency": concurrency, "contender": name, **speed, **race.beside(base, name), **counts, **race.raw(name)})
+    return rows
 
 
 def main() -> None:
     """Measure and record."""
-    arguments = asked(__doc__, 5, [1, 8, 32])
+    arguments = asked(__doc__, 4, [1, 8, 32])
     if arguments.serve:
-        serve(arguments.model, arguments.serve, arguments.concurrency[0])
+        serve(arguments.model, arguments.serve, max(arguments.concurrency))
         return
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder))
-        rows = [row for concurrency in arguments.concurrency for row in compare(arguments.model, concurrency, arguments.rounds)]
+        engines = {name: Engine(arguments.model, config, max(arguments.concurrency), script=__file__) for name, config in CONTENDERS.items()}
+        rows = [row for concurrency in arguments.concurrency for row in compare(engines, concurrency, arguments.rounds)]
+        for engine in engines.values():
+            engine.stop()
     record("vllm_ngram_tax", rows, {"new_tokens": NEW_TOKENS, "rounds": arguments.rounds, "runner": "V1", "ngram": [NUM_TOKENS, MIN_N, MAX_N]})
 
 

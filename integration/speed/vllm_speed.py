@@ -58,15 +58,17 @@ def serve(model: str, config: str, concurrency: int, count: int = 6, also: Calla
 
 
 class Engine:
-    """An engine in its own process; call it for one run.
+    """An engine in its own process; call it for one run, with what its script reads on standard input for that.
 
     :param script: what the process runs; it answers ``--serve`` as this one does.
     """
 
     def __init__(self, model: str, config: Mapping[str, Any], concurrency: int, script: str = __file__) -> None:
         command = [sys.executable, script, "--model", model, "--serve", json.dumps(config), "--concurrency", str(concurrency)]
-        # In one process, so that an engine waiting for its turn costs nothing.
-        environment = {**vllm_environment("v1"), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+        # In one process, so that an engine waiting for its turn costs nothing, and on one thread, for numba too: where a drafter uses that, its
+        # OpenMP threads and torch's would take each other's place in every step, in engines that speculate and in no other.
+        threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        environment = {**vllm_environment("v1"), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", **threads}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the process writes
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
         self.config, self.is_ready = config, False  # several engines may start at once
@@ -84,15 +86,15 @@ class Engine:
                 raise SystemExit(f"the engine for {self.config} did not start: {self.log.read()[-2000:]}")
         self.is_ready = True
 
-    def __call__(self) -> list[list[int]]:
+    def __call__(self, line: str = "") -> list[list[int]]:
         self.wait()
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
-        while not (line := self._line()).startswith("[["):
-            if not line:
+        while not (answer := self._line()).startswith("[["):
+            if not answer:
                 raise SystemExit("an engine died")
-        outputs: list[list[int]] = json.loads(line)
+        outputs: list[list[int]] = json.loads(answer)
         return outputs
 
     def stop(self) -> None:

@@ -23,7 +23,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from accelplug.hosts.vllm import audit, worker
 
-SWAPPED = ("drafter", "speculator", "rejection_sampler", "_sample")
+SWAPPED = ("drafter", "speculator", "rejection_sampler", "_sample", "_calc_spec_decode_metadata")
 vllms_own: dict[str, Any] = {}
 
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 import tiny_model
 from batches import GREEDY, LAST, MAX_LENGTH, PROMPTS, RULES, SERVED, TOKENS
-from jobs import Run, engine
+from jobs import Run, engine, other
 from test_vllm_serve import Server, sample_of
 
 pytestmark = pytest.mark.by_hand
@@ -91,3 +91,21 @@ def test_an_adapter_and_the_model_itself(run: Run, model_dir: Path, tmp_path: Pa
         assert [output["token_ids"] for output in outputs] == [tokens[: GREEDY["max_tokens"]] for tokens in expected]
     (of_adapter, _), stats = done["stats of batches"], done["status"][0]["stats"]
     assert 0 < of_adapter["accepted"] < of_adapter["drafted"] < stats["drafted"]
+
+
+def test_behind_layers_of_the_models_own(run: Run, tmp_path: Path) -> None:
+    """Multi-token prediction: the checkpoint brings the layer that drafts, and accelplug's rules judge it."""
+    path = tiny_model.make(tmp_path / "model", architecture="qwen2")
+    known = tiny_model.continue_greedily(path, PROMPTS, MAX_LENGTH)
+    speculative, batch, seeded = tiny_model.mtp(path), {"prompts": PROMPTS, "params": GREEDY}, RULES["seeded"]
+    others = [other("block", {"verifier": "block"}, batch, seeded, seeded), other("vllm's", {"verifier": "token_wise"}, batch)]
+    done = run("v1", engine(path, "halved", batch, seeded, seeded, accelplug={"verifier": "halved"}, others=others, speculative_config=speculative))
+    for name in ("halved", "block", "vllm's"):
+        assert "error" not in done[name], done[name]
+        assert [output["token_ids"] for output in done[name]["outputs"][0]] == [tokens[: GREEDY["max_tokens"]] for tokens in known]
+        assert done[name]["status"][0]["drafter"]["name"] == "mtp"
+    for name in ("halved", "block"):
+        assert done[name]["outputs"][1] == done[name]["outputs"][2], "the same seeds, the same tokens"
+        stats = done[name]["status"][0]["stats"]
+        assert 0 < stats["accepted"] < stats["drafted"]
+    assert done["vllm's"]["status"][0]["stats"] is None

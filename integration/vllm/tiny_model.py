@@ -20,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -31,7 +33,7 @@ WORDS = [f"{subject} {verb} {thing}" for subject in ("one", "two", "red") for ve
 def make(path: Path, vocab_size: int = 512, architecture: str = "llama") -> Path:
     """Write model and tokenizer; the same every time. A narrow range of weights makes greedy text repeat itself.
 
-    :param architecture: ``"llama"``, ``"qwen3"``, or ``"gemma3"`` with a window in three layers of four.
+    :param architecture: ``"llama"``, ``"qwen2"``, ``"qwen3"``, or ``"gemma3"`` with a window in three layers of four.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -95,6 +97,24 @@ def eagle3(path: Path, folder: Path) -> dict[str, Any]:
     return {"method": "eagle3", "model": str(folder), "num_speculative_tokens": 3}
 
 
+def mtp(path: Path) -> dict[str, Any]:
+    """Add a random layer that predicts a further token to a qwen2, which makes a MiMo of it; return a speculative configuration with it.
+
+    It begins with the model's last hidden state alone, and is right where a token comes twice.
+    """
+    config, weights = json.loads((path / "config.json").read_text()), load_file(path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps({**config, "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}))
+    torch.manual_seed(6)
+    size = config["hidden_size"]
+    first = "model.layers.0."
+    layer = {name.removeprefix(first): 0.05 * torch.randn_like(weight) for name, weight in weights.items() if name.startswith(first)}
+    layer |= {name: torch.ones(size) for name in layer if name.endswith("layernorm.weight")}
+    layer |= {"token_layernorm.weight": torch.ones(size), "hidden_layernorm.weight": torch.ones(size), "final_layernorm.weight": weights["model.norm.weight"]}
+    layer["input_proj.weight"] = torch.cat([torch.eye(size), torch.zeros(size, size)], 1)
+    save_file({**weights, **{f"model.mtp_layers.0.{name}": weight for name, weight in layer.items()}}, path / "model.safetensors", {"format": "pt"})
+    return {"method": "mtp", "num_speculative_tokens": 2}
+
+
 def adapter(path: Path, folder: Path, prompts: Sequence[list[int]], length: int) -> list[list[int]]:
     """Write a random LoRA adapter; return what Transformers generates with it, as `continue_greedily` does."""
     from peft import LoraConfig, get_peft_model
@@ -117,6 +137,8 @@ def build(architecture: str, vocab_size: int) -> PreTrainedModel:
     }  # fmt: skip
     if architecture == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(num_hidden_layers=2, **common))
+    if architecture == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=2, **common))
     if architecture == "gemma3":
         types = ["sliding_attention"] * 3 + ["full_attention"]
         config = Gemma3TextConfig(num_hidden_layers=4, layer_types=types, sliding_window=WINDOW, **{**common, "tie_word_embeddings": True})

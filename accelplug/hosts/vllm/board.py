@@ -70,6 +70,7 @@ class Board:
         hidden = {kind: file.with_suffix(".new") for kind, file in files.items()}
         opened = {kind: MmapedDict(str(file)) for kind, file in hidden.items()}  # type: ignore[no-untyped-call]
         self._places = [(opened[kind], _key(kind, metric, said, [*t.who, engine])) for t in techniques for kind, metric, said, _ in t.named()]
+        self._written: list[float | None] = [None] * len(self._places)
         self._interval = _INTERVAL if waits else 0.0
         self._due = 0.0
         self._write(techniques)
@@ -85,9 +86,12 @@ class Board:
         self._write(attachment.counters())
 
     def _write(self, techniques: Sequence[Counters]) -> None:
-        values = (value for technique in techniques for *_, value in technique.named())
-        for (file, key), value in zip(self._places, values, strict=True):
-            file.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+        values = [value for technique in techniques for *_, value in technique.named()]
+        for i, value in enumerate(values):
+            if value != self._written[i]:  # a write costs as much as all of this, and most values rarely change
+                file, key = self._places[i]
+                file.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+        self._written[:] = values
 
 
 def _key(kind: str, metric: str, said: str, labels: list[str]) -> str:

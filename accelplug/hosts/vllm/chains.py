@@ -16,7 +16,7 @@ from accelplug.hosts.vllm.slots import SlotTable
 LENGTH, DRAFTED = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """The requests of a step that have a new token, in host memory."""
 
@@ -46,6 +46,8 @@ class Chains:
         self._of_slots = np.zeros((4, num_slots), dtype=np.int64)
         self._last: list[str] = []  # the requests of the step before
         self._slots: IntArray = np.zeros(0, dtype=np.int64)  # and their slots
+        self._none = np.zeros(num_slots, dtype=np.int64)
+        self._known: list[IntArray] = list(self._of_slots[:, :0])  # and what is kept of them, which `_of_slots` learns when others come
         self._limits: dict[str, tuple[int, int]] = {}
 
     def begin(self, req_id: str, limit: int, params: Any = None) -> None:
@@ -60,6 +62,7 @@ class Chains:
         """Finish requests that ended, were preempted, or begin anew under the same id."""
         if not req_ids:
             return
+        self._settle()
         self.session.finish(self.table.end(req_ids))
         self.session.requests.end(req_ids)
         self._remember([])
@@ -71,11 +74,13 @@ class Chains:
 
         :param scheduled: request id -> how many draft tokens the engine verified in this step.
         """
-        slots, view = self._commit(batch, scheduled)
+        view = self._commit(batch, scheduled)
         drafts = self.session.propose(view) if batch.req_ids else None
         if drafts is None:
             return [[] for _ in batch.req_ids]
-        self._of_slots[DRAFTED, slots] = drafts.offsets[1:] - drafts.offsets[:-1]
+        self._known[DRAFTED] = drafts.offsets[1:] - drafts.offsets[:-1]
+        if not len(drafts.tokens):
+            return [[] for _ in batch.req_ids]
         tokens, offsets = drafts.tokens.tolist(), drafts.offsets.tolist()
         return [tokens[begin:end] for begin, end in itertools.pairwise(offsets)]
 
@@ -85,46 +90,61 @@ class Chains:
 
     def drafted(self, req_ids: Sequence[str]) -> list[int]:
         """Return how many tokens were drafted last for each request; 0 for unknown ones."""
+        self._settle()
         slots = [self.table.get(req_id) for req_id in req_ids]
         return [0 if slot is None else int(self._of_slots[DRAFTED, slot]) for slot in slots]
 
-    def _commit(self, batch: Batch, scheduled: Mapping[str, int]) -> tuple[IntArray, DraftView]:
-        """Return the batch's slots, and the view to draft from."""
-        slots, (length, drafted, limit, most) = self._claim(batch)
-        counted = np.array((batch.sampled, [scheduled.get(req_id, 0) for req_id in batch.req_ids]), dtype=np.int64)
-        verified = np.minimum(counted[1], drafted)  # the rest was padding
-        accepted = np.minimum(counted[0] - 1, verified)
+    def _commit(self, batch: Batch, scheduled: Mapping[str, int]) -> DraftView:
+        """Return the view to draft from."""
+        fresh = self._claim(batch)
+        slots, lengths, (_, drafted, limit, most) = self._slots, batch.lengths, self._known
+        accepted = self._accepted(batch, scheduled, drafted) if scheduled else np.zeros(len(slots), dtype=np.int64)
         # The target model adds one token of its own after the drafts, and that has to fit too.
-        budgets = np.maximum(np.minimum(limit - 1 - batch.lengths, most), 0)
-        self._of_slots[LENGTH, slots], self._of_slots[DRAFTED, slots] = batch.lengths, 0
-        self.session.stats.count(sum(verified.tolist()), sum(accepted.tolist()))
+        budgets = np.maximum(np.minimum(limit - 1 - lengths, most), 0)
+        lengths.flags.writeable = False  # drafters are shown this very array
+        self._known[:2] = lengths, self._none[: len(slots)]
         self.session.stats.tokens += sum(batch.sampled)
         if batch.req_ids and self.session.observes:
-            self.session.observe(CommitView(slots, batch.rows, batch.tokens, batch.lengths, batch.lengths - length, accepted))
-        return slots, DraftView(slots, batch.rows, batch.tokens, batch.lengths, budgets, self._parameters(batch.req_ids))
+            self.session.observe(CommitView(slots, batch.rows, batch.tokens, lengths, fresh, accepted))
+        return DraftView(slots, batch.rows, batch.tokens, lengths, budgets, self._parameters(batch.req_ids))
+
+    def _accepted(self, batch: Batch, scheduled: Mapping[str, int], drafted: IntArray) -> IntArray:
+        """Return how many of each request's new tokens were drafts, and count them."""
+        counted = np.array((batch.sampled, [scheduled.get(req_id, 0) for req_id in batch.req_ids]), dtype=np.int64)
+        verified = np.minimum(counted[1], drafted)  # the rest was padding
+        accepted: IntArray = np.minimum(counted[0] - 1, verified)
+        self.session.stats.count(sum(verified.tolist()), sum(accepted.tolist()))
+        return accepted
 
     def _parameters(self, req_ids: list[str]) -> dict[str, IntArray]:
         """Return the drafter's per-request options, where a request of the batch sets one."""
         found = self.session.requests.values(self.session.defaults, req_ids)
         return {name: np.array(values, dtype=object if None in values else None) for name, values in found.items()}
 
-    def _claim(self, batch: Batch) -> tuple[IntArray, IntArray]:
-        """Return the batch's slots, [num_reqs], and what is kept of them, [4, num_reqs], after starting the requests that are new."""
+    def _claim(self, batch: Batch) -> IntArray:
+        """Make the batch's requests those of `_last`, after starting those that are new; return how many tokens each gained, [num_reqs]."""
         if batch.req_ids != self._last:  # most steps run the same requests as the step before
+            self._settle()
             if any(self.table.get(req_id) is None for req_id in batch.req_ids):
                 self._start(batch)
             self._remember(batch.req_ids)
-        known = self._of_slots.take(self._slots, 1)
-        if min((batch.lengths - known[LENGTH]).tolist(), default=1) < 1:
+        fresh: IntArray = batch.lengths - self._known[LENGTH]
+        if min(fresh.tolist(), default=1) < 1:
+            self._settle()
             self._start(batch)
             self._remember(batch.req_ids)
-            known = self._of_slots.take(self._slots, 1)
-        return self._slots, known
+            fresh = batch.lengths - self._known[LENGTH]
+        return fresh
+
+    def _settle(self) -> None:
+        """Keep what the last steps changed."""
+        self._of_slots[:2, self._slots] = self._known[:2]
 
     def _remember(self, req_ids: Sequence[str]) -> None:
         self._last = list(req_ids)
         self._slots = np.array([self.table[req_id] for req_id in req_ids], dtype=np.int64)
         self._slots.flags.writeable = False  # drafters are shown this very array
+        self._known = list(self._of_slots.take(self._slots, 1))
 
     def _start(self, batch: Batch) -> None:
         """Give slots to the requests that are new, and tell the drafter who begins and who lost a slot."""

@@ -60,6 +60,11 @@ V1: Final = (
     ),
     Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample", ("logits", "spec_decode_metadata"), "steps in which nothing is drafted"),
     Seam(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._calc_spec_decode_metadata",
+        ("num_draft_tokens", "cu_num_scheduled_tokens"),
+        "steps in which nothing is drafted, at the price of plain ones",
+    ),
+    Seam(
         "vllm.v1.sample.rejection_sampler:RejectionSampler.forward",
         ("metadata", "draft_probs", "logits", "sampling_metadata"),
         "verification rules of plugins",
@@ -78,7 +83,10 @@ V1: Final = (
     ),
     Seam(
         "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
-        ("draft_token_ids", "num_draft_tokens", "cu_num_sampled_tokens", "target_logits_indices", "bonus_logits_indices"),
+        (
+            "draft_token_ids", "num_draft_tokens", "cu_num_draft_tokens", "cu_num_sampled_tokens",
+            "target_logits_indices", "bonus_logits_indices", "logits_indices",
+        ),
         "knowing whose logits are whose",
     ),
     Seam("vllm.v1.outputs:SamplerOutput", ("sampled_token_ids", "logprobs_tensors"), "what such rules answer"),

@@ -16,9 +16,12 @@ from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.chains import Batch, Chains
 from accelplug.hosts.vllm.forced import forced_in
+from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.seat import Seat
 from accelplug.hosts.vllm.session import Session
+from accelplug.hosts.vllm.settings import read_settings
 from accelplug.hosts.vllm.slots import token_limit
+from accelplug.hosts.vllm.undrafted import Undrafted
 
 
 class Asked(Protocol):
@@ -87,6 +90,9 @@ class V1Attachment:
         self.proposer.attachment = self
         self.chains = Chains(session, self.proposer.num_tokens, config.model_config.max_model_len, config.scheduler_config.max_num_seqs)
         self.repaired = repair(runner)
+        runner._calc_spec_decode_metadata = Undrafted(runner)
+        # accelplug's scheduler puts what a grammar forces behind a request's drafts, whether it has any or not
+        self._reads_empty = read_settings(config.additional_config[KEY]).grammar is not None
         self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=False)
         self._scheduled: dict[str, int] = {}
         self._rows = np.arange(config.scheduler_config.max_num_seqs)
@@ -126,10 +132,15 @@ class V1Attachment:
         self.chains.commit(self._batch(sampled, rows.num_tokens_no_spec, rows.token_ids_cpu), self._scheduled)
 
     def trim(self, drafts: Any) -> Any:
-        """Return no drafts where the drafter was not asked; vLLM would schedule rows of token 0 instead."""
-        if drafts is None or self._asked:
-            return drafts
-        return type(drafts)(drafts.req_ids, [[] for _ in drafts.req_ids])
+        """Return no drafts where the drafter was not asked; vLLM would schedule rows of token 0 instead.
+
+        None spares vLLM the way through its scheduler where nobody has a draft: it takes drafts off a request as it lays them out.
+        """
+        if drafts is None:
+            return None
+        if not self._asked:
+            drafts = type(drafts)(drafts.req_ids, [[] for _ in drafts.req_ids])
+        return drafts if self._reads_empty or any(drafts.draft_token_ids) else None
 
     def verify(self) -> None:
         """Refuse to serve if somebody replaced the proposer or the rejection sampler."""
@@ -143,7 +154,7 @@ class V1Attachment:
 
     def status(self) -> dict[str, Any]:
         """Return what runs and what came of it."""
-        seams = ["custom_class proposer", *([] if self.seat is None else ["rejection_sampler"]), *self.repaired]
+        seams = ["custom_class proposer", "_calc_spec_decode_metadata", *([] if self.seat is None else ["rejection_sampler"]), *self.repaired]
         return {"runner": "V1", "async": False, **self.session.status(), "seams": seams}
 
     def _batch(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> Batch:
