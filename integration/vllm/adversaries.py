@@ -40,13 +40,16 @@ class Oracle:
     :param pattern: ``(right, wrong)`` tokens to draft, one pair per step of a request, repeated.
     :param log: where to append a line for every observed commit.
     :param raise_at: the call of `propose` that raises; 0 for never.
+    :param raise_upon: a file; once it exists, `propose` raises.
     """
 
     def __init__(
-        self, context: BuildContext, sequences: str, num_tokens: int = 4, pattern: Sequence[Sequence[int]] = MIXED, log: str = "", raise_at: int = 0
-    ) -> None:
+        self, context: BuildContext, sequences: str, num_tokens: int = 4, pattern: Sequence[Sequence[int]] = MIXED, log: str = "", raise_at: int = 0,
+        raise_upon: str = "",
+    ) -> None:  # fmt: skip
         self.known = [(prompt, prompt + continuation) for prompt, continuation in json.loads(Path(sequences).read_text())]
-        self.num_tokens, self.pattern, self.log, self.raise_at = num_tokens, pattern, log, raise_at
+        self.num_tokens, self.pattern, self.log = num_tokens, pattern, log
+        self.raise_at, self.raise_upon = raise_at, raise_upon
         self.vocab_size, self.num_slots = context.vocab_size, context.num_slots
         self.histories: dict[int, list[int]] = {}
         self.steps: dict[int, int] = {}
@@ -79,7 +82,7 @@ class Oracle:
 
     def propose(self, view: DraftView) -> Drafts:
         self.calls += 1
-        if self.calls == self.raise_at:
+        if self.calls == self.raise_at or (self.raise_upon and Path(self.raise_upon).exists()):
             raise RuntimeError("the oracle has fallen silent")
         return Drafts.chains([self._draft(slot, view.history(i).tolist(), int(view.budgets[i])) for i, slot in enumerate(view.slots.tolist())])
 

@@ -33,6 +33,9 @@ SERVED = {
 }
 """Asked of servers, the last prompt after all others."""
 
+TEXTS = ("one sees fish", "two eats a tree", "red red red boat")
+"""Asked of servers as text."""
+
 ALL = {**RULES, "failing": FAILING, "served": SERVED}
 
 

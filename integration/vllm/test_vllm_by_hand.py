@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import tiny_model
 from batches import GREEDY, LAST, MAX_LENGTH, PROMPTS, RULES, SERVED, TOKENS
 from jobs import Run, engine, other
-from test_vllm_serve import Server, sample_of
+from servers import Server, sample_of
 
 pytestmark = pytest.mark.by_hand
 
@@ -109,3 +111,31 @@ def test_behind_layers_of_the_models_own(run: Run, tmp_path: Path) -> None:
         stats = done[name]["status"][0]["stats"]
         assert 0 < stats["accepted"] < stats["drafted"]
     assert done["vllm's"]["status"][0]["stats"] is None
+
+
+def test_bench_serve_compares_two_servers(site: Path, tmp_path: Path) -> None:
+    """The trained model, plainly and with a drafter, on the built-in prompts."""
+    testbed = pytest.importorskip("accelplug_testbed", reason="pip install ./integration/testbed")
+    drafter = "--additional-config.accelplug.drafter=prompt_lookup(num_tokens=8)"
+    flags = {"plain": (), "drafter": (drafter,)}
+    servers = [Server(testbed.path(), site, tmp_path / f"{name}.log", "--max-model-len", "2048", *more) for name, more in flags.items()]
+    try:
+        for server in servers:
+            server.wait()
+        urls = [f"http://127.0.0.1:{server.port}" for server in servers]
+        command = [sys.executable, "-m", "accelplug", "bench", "serve", *urls, "--limit", "1", "--rounds", "2", "--concurrency", "1", "--concurrency", "8"]
+        told, written = (subprocess.run([*command, *more], capture_output=True, text=True, check=True, timeout=900).stdout for more in ((), ("--json",)))
+    finally:
+        for server in servers:
+            server.kill()
+    print(told)
+    assert all(url in told for url in urls)
+    found = json.loads(written)
+    assert [(row["url"], row["concurrency"]) for row in found["rows"]] == [(url, level) for level in (1, 8) for url in urls]
+    for plain, drafting in (found["rows"][:2], found["rows"][2:]):
+        assert plain["drafts"] is None
+        assert 0 < drafting["drafts"]["accepted"] < drafting["drafts"]["drafted"]
+        assert plain["x first"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+        assert drafting["same text"] >= plain["same text"] - 1, "near-ties aside"
+        for row in (plain, drafting):
+            assert all(0 < row[times]["p50"] <= row[times]["p99"] for times in ("ttft_ms", "itl_ms"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 import pytest
 import tiny_model
 import torch
-from jobs import RUNNERS, Run, engine, other
+from jobs import RUNNERS, Run, engine, shared
 from jsonschema import Draft202012Validator
 from test_vllm_sampling import NEVER, biased, p_value
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [20, 21, 22], [9, 9, 9, 9, 10, 11, 9, 9]]
-EOS = 1
 PATTERN = [[4, 0], [3, 1], [0, 4], [2, 2], [4, 0], [0, 0], [4, 0]]
 RECORD = {
     "type": "object",
@@ -52,9 +50,9 @@ SIDE_BY_SIDE = {
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The random model as it is made: its one end is the tokenizer's, which random text never comes to by itself."""
-    return tiny_model.make(tmp_path_factory.mktemp("model"))
+def ends(model_dir: Path) -> set[int]:
+    """The tokens that end a text: the tokenizer's own, and the one that the generation configuration names."""
+    return {1, json.loads((model_dir / "generation_config.json").read_text())["eos_token_id"]}
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +70,13 @@ def sequences(reference: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     return file
 
 
-def test_masks_without_speculation(reference: dict[str, Any]) -> None:
+def test_masks_without_speculation(reference: dict[str, Any], ends: set[int]) -> None:
     assert "error" not in reference, reference
     assert reference["status"] is None or reference["worker_cls"].startswith("vllm."), "a grammar alone needs no worker of accelplug's"
     records, mixed = reference["outputs"]
     for answer in records:
         assert answer["finish_reason"] == "stop"
-        assert answer["token_ids"][-1] == EOS
+        assert answer["token_ids"][-1] in ends
         assert Draft202012Validator(RECORD).is_valid(json.loads(answer["text"]))
         assert " " not in answer["text"].replace(json.loads(answer["text"])["thing"], "")
     assert len({answer["text"] for answer in mixed[: len(ENGINES)]}) == 1, "engines mask one expression alike"
@@ -100,54 +98,68 @@ def check_violation(answer: dict[str, Any]) -> bool:
     return not valid
 
 
-def events(log: Path) -> Counter[str]:
+def events(log: Path, ends: set[int]) -> Counter[str]:
     """Count what became of the oracle's drafts, from what it observed."""
     seen: Counter[str] = Counter()
     for record in (json.loads(line) for line in log.read_text().splitlines()):
         accepted, drafted = record["accepted"], record["drafted"]
         seen["nothing drafted" if not drafted else "none" if not accepted else "all" if accepted == drafted else "some"] += 1
-        seen["EOS inside a draft"] += EOS in record["fresh"][:accepted]
+        seen["an end inside a draft"] += not ends.isdisjoint(record["fresh"][:accepted])
     return seen
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_speculation_changes_nothing(runner: str, run: Run, model_dir: Path, reference: dict[str, Any], sequences: Path, tmp_path: Path) -> None:
+def test_speculation_changes_nothing(
+    runner: str, run_shared: Run, model_dir: Path, reference: dict[str, Any], ends: set[int], sequences: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "log.jsonl"
     oracle = {"name": "oracle", "sequences": str(sequences), "log": str(log), "pattern": PATTERN}
     both = RECORDS, SIDE_BY_SIDE
     alone = both if runner == "v1" else (RECORDS,)  # V2 runs in Triton's interpreter
-    others = [
-        other("lookup", {"grammar": "auto", "drafter": "prompt_lookup(num_tokens=4, min_ngram=1)"}, *alone),
-        other("rule", {"grammar": "auto", "drafter": {**oracle, "log": ""}, "verifier": "block"}, RECORDS),
-        *([] if runner == "v2-async" else [other("forced alone", {"grammar": "auto", "num_tokens": 4}, *alone)]),
-        *([] if runner == "v1" else [other("device", {"grammar": "auto", "drafter": {"name": "device_oracle", "sequences": str(sequences)}}, RECORDS)]),
-    ]
-    engines = [engine(model_dir, "oracle", *both, accelplug={"grammar": "auto", "drafter": oracle}, others=others)]
-    if runner != "v1":  # there the reference is one
-        engines.append(engine(model_dir, "alone", *alone, accelplug={"grammar": "auto"}))
-    done = run(runner, *engines)
-    for name, one in done.items():
-        if name != "log":
-            assert "error" not in one, one
-            assert (one["v2"], one["async"]) == (runner != "v1", runner == "v2-async")
-            assert one["outputs"] == reference["outputs"][: len(one["outputs"])], name
-            check_tokens(name, one, runner)
-    seen = events(log)
-    missing = {event for event in ("nothing drafted", "none", "some", "all", "EOS inside a draft") if not seen[event]}
+    asked: dict[str, tuple[Any, ...]] = {
+        "oracle": ({"drafter": oracle}, *both),
+        "lookup": ({"drafter": "prompt_lookup(num_tokens=4, min_ngram=1)"}, *alone),
+        "rule": ({"drafter": {**oracle, "log": ""}, "verifier": "block"}, RECORDS),
+    }
+    if runner != "v2-async":
+        asked["forced alone"] = {"num_tokens": 4}, *alone
+    if runner != "v1":
+        asked["device"] = {"drafter": {"name": "device_oracle", "sequences": str(sequences)}}, RECORDS
+        asked["vLLM's drafter"] = {}, RECORDS
+    done = run_shared(runner, *(shared(model_dir, name, *batches, accelplug={"grammar": "auto", **given}) for name, (given, *batches) in asked.items()))
+    for name in asked:
+        one = done[name]
+        assert "error" not in one, one
+        assert (one["v2"], one["async"]) == (runner != "v1", runner == "v2-async")
+        assert one["outputs"] == reference["outputs"][: len(one["outputs"])], name
+        check_tokens(name, one, runner)
+    seen = events(log, ends)
+    missing = {event for event in ("nothing drafted", "none", "some", "all", "an end inside a draft") if not seen[event]}
     assert not missing, f"events that never happened: {missing}; seen: {dict(seen)}"
+
+
+@pytest.mark.by_hand
+@pytest.mark.parametrize("runner", ["v2", "v2-async"])
+def test_a_grammar_alone_on_v2(runner: str, run: Run, model_dir: Path, reference: dict[str, Any]) -> None:
+    """Nothing drafts and no worker of accelplug's is there, as on V1 in `reference`."""
+    done = run(runner, engine(model_dir, "alone", RECORDS, SIDE_BY_SIDE, accelplug={"grammar": "auto"}))["alone"]
+    assert "error" not in done, done
+    assert (done["v2"], done["async"], done["status"]) == (True, runner == "v2-async", None)
+    assert done["outputs"] == reference["outputs"]
+    assert sum(tally["drafted"] + tally["failures"] for tally in done["grammars"].values()) == 0
 
 
 def check_tokens(name: str, done: dict[str, Any], runner: str) -> None:
     """Check that no token is unaccounted for, and that grammars did their part."""
     tallies = done["grammars"].values()
     forced, cut = sum(tally["accepted"] for tally in tallies), sum(tally["cut"] for tally in tallies)
-    drafting = name != "alone" and runner != "v2-async"
+    drafting = name != "vLLM's drafter" and runner != "v2-async"  # the scheduler adds nothing to those
     assert (forced > 0) is drafting
     assert sum(tally["drafted"] for tally in tallies) >= forced
     assert sum(tally["failures"] for tally in tallies) == 0
     if name in {"oracle", "lookup"}:
         assert cut > 0, "no draft was illegal"
-    if done["status"]:
+    if name != "vLLM's drafter":
         stats = done["status"][0]["stats"]
         left = stats["tokens"] - stats["forwards"] - stats["accepted"] - forced
         assert left == 0 or (left > 0 and runner == "v2-async"), "a token that nobody is said to have drafted, and that cannot be padding"
@@ -179,24 +191,19 @@ def masked(model_dir: Path) -> dict[tuple[int, ...], float]:
 
 
 @pytest.fixture(scope="module")
-def thinking(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[list[int]]]:
-    """A copy of the model that reasons: where it is, the token with which it ends that, and prompts upon which it soon does."""
-    folder = tmp_path_factory.mktemp("thinking") / "model"
-    shutil.copytree(model_dir, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
-    tokenizer.save_pretrained(folder)
-    end = tokenizer.convert_tokens_to_ids("</think>")
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def thinking(model_dir: Path, ends: set[int]) -> tuple[int, list[list[int]]]:
+    """The token with which the model ends its reasoning, and prompts upon which it soon does."""
+    end = AutoTokenizer.from_pretrained(model_dir).convert_tokens_to_ids(tiny_model.THOUGHT)
+    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     prompts = torch.randint(2, 300, (1500, 5), generator=torch.Generator().manual_seed(1))
     texts = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=14, do_sample=False, pad_token_id=0)[:, 5:].tolist()
-    found = [prompt for prompt, text in zip(prompts.tolist(), texts, strict=True) if end in text[3:] and EOS not in text[: text.index(end)]]
+    found = [prompt for prompt, text in zip(prompts.tolist(), texts, strict=True) if end in text[3:] and ends.isdisjoint(text[: text.index(end)])]
     assert len(found) > 1, "the random model never ends its reasoning; take another seed"
-    return folder, end, found[:3]
+    return end, found[:3]
 
 
 def test_grammar_alone_drafts_failures_end_one_request_and_samples_are_the_models(
-    run: Run, model_dir: Path, reference: dict[str, Any], tmp_path: Path
+    run_shared: Run, model_dir: Path, reference: dict[str, Any], tmp_path: Path
 ) -> None:
     expected = masked(model_dir)
     likely = max(expected, key=expected.__getitem__)
@@ -205,9 +212,12 @@ def test_grammar_alone_drafts_failures_end_one_request_and_samples_are_the_model
     drawn = {"temperature": TEMPERATURE, "max_tokens": 6, "structured_outputs": {"regex": "".join(f"[{part}]" for part in PARTS)}}
     batch = {"prompts": list(itertools.repeat(DRAWN, SAMPLES)), "params": drawn}
     branches = {"prompts": PROMPTS[:2], "params": asking({"json": BRANCHES}, whitespace="compact")}
-    drafted = other("drafted", {"grammar": "auto", "drafter": {"name": "oracle", "sequences": str(file), "pattern": [[1, 0], [2, 0]]}}, batch)
-    alone = engine(model_dir, "alone", RECORDS, FAILING, branches, batch, accelplug={"grammar": "auto", "num_tokens": 4}, others=[drafted])
-    done = run("v1", alone)
+    oracle = {"name": "oracle", "sequences": str(file), "pattern": [[1, 0], [2, 0]]}
+    done = run_shared(
+        "v1",
+        shared(model_dir, "alone", RECORDS, FAILING, branches, batch, accelplug={"grammar": "auto", "num_tokens": 4}),
+        shared(model_dir, "drafted", batch, accelplug={"grammar": "auto", "drafter": oracle}),
+    )
     assert "error" not in done["alone"], done["alone"]
     records, failing, branched, samples = done["alone"]["outputs"]
     assert records == reference["outputs"][0]
@@ -226,21 +236,29 @@ def test_grammar_alone_drafts_failures_end_one_request_and_samples_are_the_model
     assert 0.1 < stats["acceptance"] < 0.9, "some drafts must be accepted and some rejected"
 
 
-def test_a_grammar_begins_where_reasoning_ends(run: Run, thinking: tuple[Path, int, list[list[int]]], tmp_path: Path) -> None:
-    folder, end, prompts = thinking
-    batch = {"prompts": prompts, "params": asking({"json": RECORD}, whitespace="compact", max_tokens=70)}
-    more = {"reasoning_parser": "deepseek_r1"}
-    plain = run("v1", engine(folder, "plain", batch, accelplug={"grammar": "auto"}, **more))["plain"]
-    assert "error" not in plain, plain
+def test_a_grammar_begins_where_reasoning_ends(
+    run_shared: Run, model_dir: Path, ends: set[int], thinking: tuple[int, list[list[int]]], tmp_path: Path
+) -> None:
+    end, prompts = thinking
+    undrafted = {"prompts": prompts, "params": asking({"json": RECORD}, whitespace="compact", max_tokens=70, num_tokens=0)}
+    drafted = {"prompts": prompts, "params": asking({"json": RECORD}, whitespace="compact", max_tokens=70)}
+
+    def generate(name: str, batch: dict[str, Any], drafter: Any) -> dict[str, Any]:
+        done = run_shared("v1", shared(model_dir, name, batch, accelplug={"grammar": "auto", "drafter": drafter}, reasoning="deepseek_r1"))[name]
+        assert "error" not in done, done
+        return done
+
+    plain = generate("plain", undrafted, "prompt_lookup(num_tokens=4, min_ngram=1)")
+    assert (plain["status"][0]["stats"]["drafted"], plain["grammars"]["auto"]["drafted"]) == (0, 0)
     sequences, log = tmp_path / "sequences.json", tmp_path / "log.jsonl"
     sequences.write_text(json.dumps([[prompt, answer["token_ids"]] for prompt, answer in zip(prompts, plain["outputs"][0], strict=True)]))
-    oracle = {"name": "oracle", "sequences": str(sequences), "log": str(log), "pattern": [[4, 0], [2, 2], [3, 1]]}
-    done = run("v1", engine(folder, "oracle", batch, accelplug={"grammar": "auto", "drafter": oracle}, **more))["oracle"]
+    done = generate("oracle", drafted, {"name": "oracle", "sequences": str(sequences), "log": str(log), "pattern": [[4, 0], [2, 2], [3, 1]]})
     assert done["outputs"] == plain["outputs"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
     for answer in plain["outputs"][0]:
         tokens = answer["token_ids"]
         assert answer["finish_reason"] == "stop"
+        assert tokens[-1] in ends
         assert Draft202012Validator(RECORD).is_valid(json.loads(tokenizer.decode(tokens[tokens.index(end) + 1 : -1])))
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert any(end in record["fresh"][: record["accepted"] - 1] for record in records), "reasoning never ended inside accepted drafts"

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from jsonschema import Draft202012Validator
+from servers import Server, Serving, sample_of
 from test_vllm_grammars import RECORD, REGEX, UNIQUE
-from test_vllm_serve import Server, sample_of
 
-TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-SETTINGS = {"grammar": "auto", "drafter": "prompt_lookup(num_tokens=4, min_ngram=1)"}
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
 IMPOSSIBLE = {"allOf": [{"type": "string"}, {"type": "integer"}]}
 
@@ -25,16 +21,6 @@ def nested(depth: int, inner: dict[str, Any]) -> dict[str, Any]:
     for _ in range(depth):
         inner = {"type": "array", "items": inner}
     return inner
-
-
-@pytest.fixture
-def server(model_dir: Path, site: Path, tmp_path: Path) -> Iterator[Server]:
-    template = tmp_path / "template.jinja"
-    template.write_text(TEMPLATE)
-    flags = ["--additional-config", json.dumps({"accelplug": SETTINGS}), "--max-model-len", "256", "--chat-template", str(template)]
-    started = Server(model_dir, site, tmp_path / "server.log", *flags, "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    yield started
-    started.kill()
 
 
 def complete(client: openai.OpenAI, body: dict[str, Any], **xargs: Any) -> Any:
@@ -47,9 +33,10 @@ def formatted(schema: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
 
 
-def test_openai_api(server: Server) -> None:
-    server.wait()
+def test_openai_api(serving: Serving) -> None:
+    server = serving("v1")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=300)
+    refused = sample_of(server.get("/metrics"), "accelplug_refused_requests_total")
     answer = complete(client, formatted(RECORD), whitespace="compact")
     assert answer.finish_reason == "stop"
     assert Draft202012Validator(RECORD).is_valid(json.loads(answer.text))
@@ -64,13 +51,10 @@ def test_openai_api(server: Server) -> None:
     forced = 'kind="grammar"', 'technique="auto"', 'distribution="accelplug"'
     assert sample_of(metrics, "accelplug_accepted_tokens_total", *forced) > 0
     check_counted(client, server)
-    assert sample_of(metrics, "accelplug_refused_requests_total") == len(REFUSED)
+    assert sample_of(metrics, "accelplug_refused_requests_total") == refused + len(REFUSED)
     again = complete(client, formatted(RECORD), whitespace="compact")
     assert again.text == answer.text
-    log = server.log.read_text()
-    assert "grammar 'auto' (accelplug 0.1.0) compiled a json_schema with llguidance" in log
-    server.stop()
-    assert server.process.returncode == 0
+    assert "grammar 'auto' (accelplug 0.1.0) compiled a json_schema with llguidance" in server.log.read_text()
 
 
 def check_counted(client: openai.OpenAI, server: Server) -> None:

@@ -16,7 +16,7 @@ testbed = pytest.importorskip("accelplug_testbed", reason="pip install ./integra
 NEAR_TIE = 1e-4
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", [pytest.param("qwen3", marks=pytest.mark.by_hand), "gemma3"])
 def test_other_architectures(architecture: str, run: Run, tmp_path: Path) -> None:
     """Prompts longer than the window, so that it wraps while drafts, right and wrong ones, are verified."""
     model = tiny_model.make(tmp_path / "model", architecture=architecture)
@@ -41,8 +41,12 @@ def margin(sequence: list[int], at: int) -> float:
     return float(best[0] - best[1])
 
 
+@pytest.mark.by_hand
 def test_held_out_edits_on_the_trained_model(run: Run) -> None:
-    """Token for token; where the top two scores are closer than 1e-4 a difference is counted and printed."""
+    """Token for token; where the top two scores are closer than 1e-4 a difference is counted and printed.
+
+    One of them is in `integration/cli/test_cli_vllm.py`.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(testbed.path())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_model
-from jobs import Run, engine, other
+from jobs import Run, engine, other, shared
 from scipy.stats import chisquare
 from transformers import LlamaForCausalLM
 
@@ -58,7 +58,7 @@ def biased(expected: dict[tuple[int, ...], float], draft: tuple[int, ...], by: f
 
 
 @pytest.mark.parametrize("runner", ["v1", "v2"])
-def test_joint_distribution_is_the_models(runner: str, run: Run, model_dir: Path, tmp_path: Path) -> None:
+def test_joint_distribution_is_the_models(runner: str, run_shared: Run, model_dir: Path, tmp_path: Path) -> None:
     samples, bias = SAMPLES[runner]
     expected = exact(model_dir)
     likely = max(expected, key=expected.__getitem__)
@@ -67,7 +67,7 @@ def test_joint_distribution_is_the_models(runner: str, run: Run, model_dir: Path
     oracle = {"name": "oracle", "sequences": str(sequences), "num_tokens": 2, "pattern": [[2, 0]]}
     params = {"temperature": TEMPERATURE, "top_k": TOP_K, "max_tokens": LENGTH, "ignore_eos": True}
     batch = {"prompts": list(itertools.repeat(PROMPT, samples)), "params": params}
-    done = run(runner, engine(model_dir, "sampled", batch, accelplug={"drafter": oracle}, max_num_seqs=64))["sampled"]
+    done = run_shared(runner, shared(model_dir, "sampled", batch, accelplug={"drafter": oracle}))["sampled"]
     assert "error" not in done, done
     stats = done["status"][0]["stats"]
     assert 0.2 < stats["acceptance"] < 0.9, "some drafts must be accepted and some rejected"

@@ -113,22 +113,8 @@ def check_everything(done: dict[str, Any], plain: dict[str, list[dict[str, Any]]
         assert output["finish_reason"] == "stop"
 
 
-def ngram(method: str) -> dict[str, Any]:
-    return {"method": method, "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-
-
-VLLMS = [pytest.param("v1", "ngram", marks=pytest.mark.by_hand), ("v2", "ngram_gpu"), ("v1", "eagle3")]
-
-
-@pytest.mark.parametrize(("runner", "method"), VLLMS)
-def test_behind_vllms_own_drafter(
-    runner: str, method: str, run: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    speculative = ngram(method) if "ngram" in method else tiny_model.eagle3(model_dir, tmp_path / "head")
-    greedy, seeded = RULES["greedy"], RULES["seeded"]
-    others = [other("typical", {"verifier": "typical", "allow_lossy": True}, greedy, seeded), other("vllm's", {"verifier": "token_wise"}, greedy)]
-    done = run(runner, engine(model_dir, "halved", greedy, accelplug={"verifier": "halved"}, others=others, speculative_config=speculative))
-    for name in ("halved", "typical", "vllm's"):
+def check_behind_vllms_own(done: dict[str, Any], method: str, plain: dict[str, list[dict[str, Any]]]) -> None:
+    for name in BEHIND:
         assert "error" not in done[name], done[name]
         check_greedy(done[name]["outputs"][0], plain["greedy"])
         assert done[name]["status"][0]["drafter"]["name"] == method
@@ -136,6 +122,28 @@ def test_behind_vllms_own_drafter(
         stats = done[name]["status"][0]["stats"]
         assert 0 < stats["accepted"] < stats["drafted"]
     assert done["vllm's"]["status"][0]["stats"] is None
+
+
+BEHIND: dict[str, dict[str, Any]] = {
+    "halved": {"verifier": "halved"}, "typical": {"verifier": "typical", "allow_lossy": True}, "vllm's": {"verifier": "token_wise"}
+}  # fmt: skip
+"""What judges drafts of vLLM's own."""
+
+
+def test_behind_vllms_ngram_on_v2(run_shared: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]]) -> None:
+    """That is the drafter whose place accelplug's takes on V2, so the shared engine has one. On V1, see `test_vllm_sampling`."""
+    done = run_shared("v2", *(shared(model_dir, name, RULES["greedy"], RULES["seeded"], accelplug=given) for name, given in BEHIND.items()))
+    check_behind_vllms_own(done, "ngram_gpu", plain)
+
+
+@pytest.mark.by_hand
+@pytest.mark.parametrize("method", ["ngram", "eagle3"])
+def test_behind_vllms_other_drafters(method: str, run: Run, model_dir: Path, plain: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    speculative = ngram if method == "ngram" else tiny_model.eagle3(model_dir, tmp_path / "head")
+    first, *others = (other(name, given, RULES["greedy"], RULES["seeded"]) for name, given in BEHIND.items())
+    done = run("v1", engine(model_dir, first["name"], *first["batches"], accelplug=first["accelplug"], others=others, speculative_config=speculative))
+    check_behind_vllms_own(done, method, plain)
 
 
 DRAFTERS: dict[str, Any] = {

@@ -27,6 +27,8 @@ from transformers import (
 )
 
 WINDOW = 32
+THOUGHT = "</think>"
+"""With what the model ends its reasoning, where a test takes its text for such."""
 WORDS = [f"{subject} {verb} {thing}" for subject in ("one", "two", "red") for verb in ("sees", "eats") for thing in ("fish", "tree", "boat")]
 
 
@@ -41,7 +43,9 @@ def make(path: Path, vocab_size: int = 512, architecture: str = "llama") -> Path
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(WORDS, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(path)
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    whole.add_tokens(["<think>", THOUGHT], special_tokens=True)
+    whole.save_pretrained(path)
     torch.manual_seed(0)
     model = build(architecture, vocab_size).eval()
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=1)

@@ -86,7 +86,7 @@ class Board:
         self._write(attachment.counters())
 
     def _write(self, techniques: Sequence[Counters]) -> None:
-        values = [value for technique in techniques for *_, value in technique.named()]
+        values = [value for technique in techniques for value in (*technique.values, *technique.of_grammars)]
         for i, value in enumerate(values):
             if value != self._written[i]:  # a write costs as much as all of this, and most values rarely change
                 file, key = self._places[i]

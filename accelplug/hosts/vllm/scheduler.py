@@ -63,6 +63,10 @@ class GovernedScheduler:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.accelplug_govern()
+
+    def accelplug_govern(self) -> None:
+        """Compile grammars from here on, as the configuration says."""
         config = self.vllm_config
         settings = read_settings(config.additional_config[KEY])
         self.accelplug = Grammars(config, self.structured_output_manager, settings)
