@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 from subprocess import PIPE
+from tempfile import TemporaryFile
 from typing import Final
 
 from accelplug._errors import ConstraintError
@@ -43,13 +44,15 @@ def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
     """
     if not looks_dangerous(name, spec):
         return
-    given = json.dumps({"engine": name, "spec": asdict(spec), "megabytes": limits.megabytes, "seconds": limits.seconds})
     command = [sys.executable, "-m", "accelplug.constrained.trial"]
-    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
-        try:
-            output = _waited_for(process, given, limits)
-        finally:
-            process.kill()
+    with TemporaryFile("w+", encoding="utf-8") as given:  # no pipe: looking whether it has ended would stop sending
+        json.dump({"engine": name, "spec": asdict(spec), "megabytes": limits.megabytes, "seconds": limits.seconds}, given)
+        given.seek(0)
+        with subprocess.Popen(command, stdin=given, stdout=PIPE, stderr=PIPE, text=True) as process:
+            try:
+                output = _waited_for(process, limits)
+            finally:
+                process.kill()
     if output is None:
         raise ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds")
     if process.returncode == 0:
@@ -59,7 +62,7 @@ def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
     raise ConstraintError(f"the {spec.kind} takes more than {limits.megabytes} MB to compile; simplify it, or raise megabytes")
 
 
-def _waited_for(process: subprocess.Popen[str], given: str | None, limits: CompileLimits) -> str | None:
+def _waited_for(process: subprocess.Popen[str], limits: CompileLimits) -> str | None:
     """Return what a process printed, None once it took too long.
 
     :raises ConstraintError: nobody waits for it any longer.
@@ -68,7 +71,7 @@ def _waited_for(process: subprocess.Popen[str], given: str | None, limits: Compi
     while time.monotonic() < deadline:
         limits.check_wanted()
         try:
-            return process.communicate(given, timeout=_GLANCE)[0]
+            return process.communicate(timeout=_GLANCE)[0]
         except subprocess.TimeoutExpired:
-            given = None  # it was sent
+            continue
     return None

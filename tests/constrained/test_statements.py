@@ -14,7 +14,8 @@ from accelplug.hooks import CompileLimits, GrammarSpec
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
 
-from accelplug.constrained.auto import Auto
+from accelplug.constrained.auto import Alone, Auto
+from accelplug.constrained.engines.matching import in_one_line
 from accelplug.constrained.probes import bytes_only
 from accelplug.constrained.walking import legal_by_mask
 from accelplug.constrained.worker import tried
@@ -78,6 +79,16 @@ def test_every_keyword_is_in_the_statement():
     assert said.checked == ("#/patternProperties/^x/pattern",)
 
 
+def test_a_keyword_is_in_the_statement_wherever_it_stands():
+    """The same subschema at two places is worked out once, and inside a larger one that is repeated as well."""
+    beyond = {"type": "string", "pattern": "(?<=a)b"}
+    pair = {"type": "object", "properties": {"x": beyond}, "additionalProperties": False, "not": {"required": ["y"]}}
+    schema = {"type": "object", "properties": {"a": pair, "b": pair, "c": beyond}, "additionalProperties": False}
+    said = compiled(schema).statement
+    assert set(said.checked) == {f"#/properties/{place}/pattern" for place in ("a/properties/x", "b/properties/x", "c")}
+    assert "#/properties/b/not/required" in said.enforced
+
+
 HOSTILE = {
     "a loop of references": '{"allOf": [{"$ref": "#"}], "not": {"type": "null"}}',
     "deep nesting": '{"items":' * 400 + "{}" + "}" * 400,
@@ -124,8 +135,47 @@ def test_a_worker_is_ended_and_this_process_goes_on():
     with pytest.raises(ConstraintError, match="refuses the"):
         tried("llguidance", GrammarSpec("regex", "(a{5000}"), CompileLimits(seconds=60))
     with pytest.raises(ConstraintError, match=r"takes (longer|more than)"):
-        tried("llguidance", GrammarSpec("json_schema", '{"type": "integer", "multipleOf": 123456789}'), CompileLimits(seconds=3, megabytes=256))
+        tried(
+            "llguidance",
+            GrammarSpec("json_schema", '{"type": "integer", "multipleOf": 123456789}'),
+            CompileLimits(seconds=3, megabytes=256),
+        )
     assert compiled({"type": "integer"}).matcher().validate([49, 256]) == 2
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "choice"])
+def test_outlines_refuses_at_once_what_would_take_it_long(kind):
+    """Two megabytes also have to reach the process that compiles on trial, or the error is that of the time limit."""
+    pytest.importorskip("outlines_core")
+    words = [f"word number {number}" for number in range(100_000)]
+    spec = GrammarSpec(kind, json.dumps(words if kind == "choice" else {"enum": words}))
+    with pytest.raises(ConstraintError, match=r"becomes an expression of \d+ characters where at most 200000 .*use auto or llguidance"):
+        Alone("outlines").compile(spec, bytes_only(), CompileLimits(seconds=300.0))
+    few = GrammarSpec(kind, json.dumps(words[:1000] if kind == "choice" else {"enum": words[:1000]}))
+    assert Alone("outlines").compile(few, bytes_only(), CompileLimits()).matcher() is not None
+
+
+def test_a_large_grammar_reaches_the_process_that_compiles_on_trial():
+    words = [f"{number:08}" for number in range(60_000)]
+    tried("llguidance", GrammarSpec("choice", json.dumps(words)), CompileLimits(seconds=300.0))
+
+
+def test_what_an_engine_says_when_it_breaks_is_one_line_without_its_frames():
+    assert in_one_line("panic: assertion failed:\n  symbols\n<backtrace>\n   0: <unknown>\n") == "panic: assertion failed: symbols"
+    assert in_one_line(ValueError("a\nb" * 300), 20) == ("a b" * 300)[:20]
+
+
+def test_one_of_nested_nine_deep_compiles():
+    """The same subschemas stand in it hundreds of times."""
+    schema = {"type": "integer"}
+    for depth in range(9):
+        schema = {"oneOf": [schema, {"type": "object", "properties": {f"a{depth}": schema}}]}
+    grammar = compiled(schema)
+    for value in (3, {"a0": 3}, {"a0": "x"}, {"a8": "x"}):
+        text = json.dumps(value)
+        assert legal_by_mask(grammar.matcher(), text, bytes_only()) == (grammar.check(text) is None), text
+    assert legal_by_mask(grammar.matcher(), "3", bytes_only())
+    assert not legal_by_mask(grammar.matcher(), '"x"', bytes_only())
 
 
 def test_compiling_stops_soon_where_it_is_cancelled_in_a_process_of_its_own():
@@ -142,7 +192,9 @@ def test_compiling_stops_soon_where_it_is_cancelled_in_this_process():
     cancelled = Event()
     cancelled.set()
     with pytest.raises(ConstraintError, match="was cancelled"):
-        Auto().compile(GrammarSpec("json_schema", HOSTILE["many overlaps"]), bytes_only(), CompileLimits(seconds=600.0, cancelled=cancelled))
+        Auto().compile(
+            GrammarSpec("json_schema", HOSTILE["many overlaps"]), bytes_only(), CompileLimits(seconds=600.0, cancelled=cancelled)
+        )
     assert compiled({"type": "integer"}, CompileLimits(cancelled=Event())).matcher().validate([49, 256]) == 2
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, Final
 
@@ -11,15 +12,14 @@ from accelplug._errors import ConstraintError
 from accelplug.constrained.lark.terminals import choice, terminal
 from accelplug.constrained.regex.derive import is_empty_if_decided
 from accelplug.constrained.regex.quoted import quoted
-from accelplug.constrained.regex.tree import EVERY, Regex, depends_on_algebra
+from accelplug.constrained.regex.tree import EVERY, Regex
 from accelplug.constrained.schema.atoms import Inexact
 from accelplug.constrained.schema.branches import Branch, Tableau
 from accelplug.constrained.schema.document import State
 
 Symbols = list[str]
-MOST_SYMBOLS: Final = 150_000
-MOST_RULES: Final = 20_000
-"""llguidance numbers what it makes of rules in 16 bits."""
+MOST_SYMBOLS: Final = 60_000
+"""llguidance makes a symbol of every rule, and of every step within an alternative, and numbers them in 16 bits."""
 MOST_PERMUTED: Final = 4
 FREE_STRING: Final = r'/"(\\(["\\\/bfnrt]|u[a-fA-F0-9]{4})|[^"\\\x00-\x1F])*"/'
 _SEPARATORS: Final = {"any": (",", ":"), "spaced": (", ", ": "), "compact": (",", ":")}
@@ -62,7 +62,7 @@ class Builder:
 
     def _new_string(self, regex: Regex) -> str | None:
         empty = is_empty_if_decided(regex)
-        if empty is None or (self.coarse and depends_on_algebra(regex)):  # engines, too, would take for ever
+        if empty is None or (self.coarse and regex.is_algebraic):  # engines, too, would take for ever
             self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))
             regex = EVERY
         return None if empty and regex != EVERY else self.terminal(FREE_STRING if regex == EVERY else terminal(quoted(regex)))
@@ -73,12 +73,8 @@ class Builder:
 
     def new(self, kind: str) -> str:
         """Return a fresh rule name."""
-        return self._begun(f"{kind}{len(self.rules)}")
-
-    def _begun(self, name: str) -> str:
+        name = f"{kind}{len(self.rules)}"
         self.rules[name] = []
-        if len(self.rules) > MOST_RULES:
-            raise TooLargeError(f"the schema becomes a grammar of more than {MOST_RULES} rules; simplify its combinations")
         return name
 
     def add(self, rule: str, *symbols: str) -> None:
@@ -87,8 +83,8 @@ class Builder:
         :raises TooLargeError: the grammar has grown too large.
         """
         self.rules[rule].append(list(symbols))
-        self._symbols += len(symbols)
-        if self._symbols > MOST_SYMBOLS:
+        self._symbols += max(0, len(symbols) - 1)
+        if self._symbols + len(self.rules) > MOST_SYMBOLS:
             raise TooLargeError(f"the schema becomes a grammar of more than {MOST_SYMBOLS} symbols; simplify its combinations")
 
     def checked(self, *atoms: object) -> None:
@@ -99,7 +95,8 @@ class Builder:
         """Return the rule of a state."""
         state = frozenset(signed for signed in state if signed[1].value is not signed[0])
         if state not in self._states:
-            self._states[state] = name = self._begun(f"v{len(self._states)}")
+            self._states[state] = name = f"v{len(self._states)}"
+            self.rules[name] = []
             self._waiting.append((name, state))
         return self._states[state]
 
@@ -138,41 +135,58 @@ class Builder:
 
     def write(self, start: str) -> str | None:
         """Return the grammar's text, None where it has no text at all. What can never be finished is left out."""
-        alive = self._alive()
+        needed = {name: [_needed(symbols) for symbols in alternatives] for name, alternatives in self.rules.items()}
+        alive = _alive(needed)
         if start not in alive:
             return None
         lines = [f"start: {start}"]
         for name, alternatives in self.rules.items():
-            kept = dict.fromkeys(
-                " ".join(_written(symbol, alive) for symbol in s) for s in alternatives if all(_known(symbol, alive) for symbol in s)
-            )
             if name in alive:
+                finished = (s for s, rules in zip(alternatives, needed[name], strict=True) if rules <= alive)
+                kept = dict.fromkeys(" ".join(_written(symbols, alive)) for symbols in finished)
                 lines.append(f"{name}: " + "\n  | ".join(text or '""' for text in kept))
         lines.extend(f"{name}: {text}" for text, name in self._terminals.items())
         if self.whitespace == "any":
             lines.append(r"%ignore /[ \t\r\n]+/")
         return "\n".join(lines) + "\n"
 
-    def _alive(self) -> set[str]:
-        """Return the rules that lead to a finished text: the least fixed point."""
-        alive: set[str] = set()
-        uses: dict[str, list[str]] = {}
-        for name, alternatives in self.rules.items():
-            for symbol in {symbol.partition("{")[0] for symbols in alternatives for symbol in symbols if symbol[0].islower()}:
-                uses.setdefault(symbol, []).append(name)
-        waiting = list(self.rules)
-        while waiting:
-            name = waiting.pop()
-            if name not in alive and any(all(_known(symbol, alive) for symbol in symbols) for symbols in self.rules[name]):
-                alive.add(name)
-                waiting.extend(uses.get(name, ()))
-        return alive
+
+@dataclass(slots=True)
+class _Open:
+    """An alternative of a rule, and how many of the rules in it are not known to lead to a finished text."""
+
+    rule: str
+    missing: int
 
 
-def _known(symbol: str, alive: set[str]) -> bool:
-    """Whether a symbol leads to a finished text: a terminal does, and so does a rule that may be left out."""
-    return not symbol[0].islower() or symbol.partition("{")[0] in alive or "{0," in symbol
+def _alive(needed: dict[str, list[set[str]]]) -> set[str]:
+    """Return the rules that lead to a finished text, from what their alternatives need."""
+    alive: set[str] = set()
+    uses: dict[str, list[_Open]] = {}
+    ready: list[str] = []
+    for name, alternatives in needed.items():
+        for rules in alternatives:
+            if not rules:
+                ready.append(name)
+            left = _Open(name, len(rules))
+            for one in rules:
+                uses.setdefault(one, []).append(left)
+    while ready:
+        name = ready.pop()
+        if name in alive:
+            continue
+        alive.add(name)
+        for left in uses.get(name, ()):
+            left.missing -= 1
+            if not left.missing:
+                ready.append(left.rule)
+    return alive
 
 
-def _written(symbol: str, alive: set[str]) -> str:
-    return "" if symbol[0].islower() and symbol.partition("{")[0] not in alive else symbol
+def _needed(symbols: Symbols) -> set[str]:
+    """Return the rules without which an alternative leads to no finished text: not those that may be left out."""
+    return {symbol.partition("{")[0] for symbol in symbols if symbol[0].islower() and "{0," not in symbol}
+
+
+def _written(symbols: Symbols, alive: set[str]) -> Iterator[str]:
+    return (symbol for symbol in symbols if not symbol[0].islower() or symbol.partition("{")[0] in alive)

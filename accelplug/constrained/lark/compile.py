@@ -58,4 +58,4 @@ def _write(tableau: Tableau, whitespace: str, *, any_order: bool, coarse: bool) 
     text = builder.write(start)
     if text is None:
         raise ConstraintError("no value satisfies the schema: its keywords contradict each other")
-    return Written(text, tuple(builder.inexact))
+    return Written(text, tableau.document.everywhere(builder.inexact))

@@ -8,7 +8,7 @@ from accelplug.constrained.lark.builder import Builder, Symbols
 from accelplug.constrained.lark.scalars import fixed
 from accelplug.constrained.regex.derive import is_empty, matches
 from accelplug.constrained.regex.tree import Regex, alt, both, literal, without
-from accelplug.constrained.schema.alive import property_state
+from accelplug.constrained.schema.alive import Properties
 from accelplug.constrained.schema.atoms import Absent, Inexact, Keys, Property, Required, Size, Some
 from accelplug.constrained.schema.branches import Branch
 from accelplug.constrained.schema.document import State
@@ -62,7 +62,8 @@ def shape_of(builder: Builder, branch: Branch) -> Shape | None:
     if len(some) > MOST_SOME:
         builder.checked(*(Inexact(atom.place) for atom in some[MOST_SOME:]))
         some = some[:MOST_SOME]
-    named = [pair for name in names if (pair := _named(builder, branch, name, some)) is not None]
+    properties = Properties(branch)
+    named = [pair for name in names if (pair := _named(builder, properties, name, some)) is not None]
     if not required <= {pair.name for pair in named}:
         return None
     others = _others(builder, branch, list(names), some)
@@ -86,8 +87,8 @@ def _size(branch: Branch, required: int, possible_names: int | None) -> tuple[in
     return max(low, required), high
 
 
-def _named(builder: Builder, branch: Branch, name: str, some: list[Some]) -> Pair | None:
-    state = property_state(branch, name)
+def _named(builder: Builder, properties: Properties, name: str, some: list[Some]) -> Pair | None:
+    state = properties.state(name)
     if state is None or not builder.tableau.possible(state):
         return None
     proves = tuple((index, atom.conj) for index, atom in enumerate(some) if matches(atom.regex, name))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
-from accelplug.constrained.regex.tree import EMPTY, Ranges, Regex, depends_on_algebra
+from accelplug.constrained.regex.tree import EMPTY, Ranges, Regex
 
 
 def terminal(regex: Regex) -> str:
     """Write an expression that matches something."""
-    if not depends_on_algebra(regex):
+    if not regex.is_algebraic:
         return f"/{plain(regex)}/" if regex != EMPTY else '""'
     parts = [terminal(part) for part in regex.parts]
     if regex.op == "rep":
@@ -19,6 +20,7 @@ def terminal(regex: Regex) -> str:
     return "(" + {"cat": " ", "alt": " | ", "and": " & "}[regex.op].join(parts) + ")"
 
 
+@lru_cache(maxsize=1 << 13)
 def plain(regex: Regex) -> str:
     """Write an expression without intersections and complements as Rust's regex crate reads it."""
     if regex.op == "set":
@@ -49,6 +51,7 @@ def _range(low: int, high: int) -> str:
     return _point(low) if low == high else f"{_point(low)}-{_point(high)}"
 
 
+@lru_cache(maxsize=4096)
 def _point(point: int) -> str:
     char = chr(point)
     return char if char.isascii() and char.isalnum() else f"\\x{{{point:X}}}"

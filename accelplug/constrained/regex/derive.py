@@ -57,6 +57,12 @@ def _of_sequence(regex: Regex, point: int) -> Regex:
 
 def matches(regex: Regex, text: str) -> bool:
     """Whether the whole text matches."""
+    if regex.op == "not":
+        return not matches(regex.parts[0], text)
+    if regex.op == "and":
+        return all(matches(part, text) for part in regex.parts)
+    if regex.op == "alt":
+        return text in regex.literals or any(matches(part, text) for part in regex.parts if not part.literals)
     for char in text:
         regex = derivative(regex, ord(char))
         if regex == NOTHING:
@@ -131,8 +137,31 @@ def _plainly_has_some(regex: Regex) -> bool:
     if regex.op == "set":
         return bool(regex.ranges)
     if regex.op in {"and", "not"}:
-        return False
+        return _is_endless_but_for_few(regex.parts if regex.op == "and" else (regex,))
     return (any if regex.op == "alt" else all)(_plainly_has_some(part) for part in regex.parts)
+
+
+def _is_endless_but_for_few(parts: tuple[Regex, ...]) -> bool:
+    """Whether an intersection is one endless set of texts without finitely many."""
+    wanted = [part for part in parts if part.op != "not"]
+    few = all(_is_finite(part.parts[0]) for part in parts if part.op == "not")
+    return few and len(wanted) < 2 and all(map(_is_endless, wanted))
+
+
+def _is_finite(regex: Regex) -> bool:
+    """Whether certainly no more than finitely many texts match."""
+    if regex.op in {"and", "not"} or (regex.op == "rep" and regex.high is None):
+        return False
+    return all(map(_is_finite, regex.parts))
+
+
+def _is_endless(regex: Regex) -> bool:
+    """Whether certainly no end of texts match."""
+    if regex.op == "alt":
+        return any(map(_is_endless, regex.parts))
+    if regex.op == "cat":
+        return any(map(_is_endless, regex.parts)) and all(map(_plainly_has_some, regex.parts))
+    return regex.op == "rep" and regex.high is None and regex.parts[0].op == "set" and bool(regex.parts[0].ranges)
 
 
 @lru_cache(maxsize=1 << 14)

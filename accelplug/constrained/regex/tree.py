@@ -44,6 +44,26 @@ class Regex:
         return 1 + sum(part.size for part in self.parts)
 
     @cached_property
+    def is_algebraic(self) -> bool:
+        """Whether intersection or complement occur, which a plain expression cannot say."""
+        return self.op in {"and", "not"} or any(part.is_algebraic for part in self.parts)
+
+    @cached_property
+    def literals(self) -> frozenset[str]:
+        """The texts among the alternatives that are written out, character by character."""
+        if self.op == "alt":
+            return frozenset().union(*(part.literals for part in self.parts))
+        parts = self.parts if self.op == "cat" else (self,)
+        if not parts or not all(part.is_character for part in parts):
+            return frozenset()
+        return frozenset({"".join(chr(part.ranges[0][0]) for part in parts)})
+
+    @cached_property
+    def is_character(self) -> bool:
+        """Whether this is one certain character."""
+        return self.op == "set" and len(self.ranges) == 1 and self.ranges[0][0] == self.ranges[0][1]
+
+    @cached_property
     def nullable(self) -> bool:
         """Whether the empty text matches."""
         if self.op == "rep":
@@ -180,8 +200,3 @@ def literal(text: str) -> Regex:
 def length(low: int, high: int | None) -> Regex:
     """Every text of so many characters."""
     return rep(ANY, low, high)
-
-
-def depends_on_algebra(part: Regex) -> bool:
-    """Whether intersection or complement occur, which a plain expression cannot say."""
-    return part.op in {"and", "not"} or any(depends_on_algebra(one) for one in part.parts)

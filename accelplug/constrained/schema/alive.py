@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from accelplug.constrained.regex.derive import is_empty, matches
 from accelplug.constrained.schema.atoms import Absent, Items, Keys, Property, Required, Size, Values
 from accelplug.constrained.schema.branches import Branch, Tableau
 from accelplug.constrained.schema.document import State
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
+
+_NOTHING_KNOWN: Final[State] = frozenset()
 
 
 def possible(tableau: Tableau, state: State, kind: str) -> bool:
@@ -28,25 +32,33 @@ def _some(tableau: Tableau, branch: Branch, kind: str) -> bool:
         return False
     if kind == "object":
         names = {atom.name for atom in branch if isinstance(atom, Required)}
-        return len(names) <= high and all(_property(tableau, branch, name) for name in names)
+        properties = Properties(branch) if names else None
+        return len(names) <= high and (properties is None or all(_property(tableau, properties, name) for name in names))
     if kind == "array":
         return all(_item(tableau, branch, index) for index in range(min(low, 8)))
     return True
 
 
-def property_state(branch: Branch, name: str) -> State | None:
-    """Return what holds of the property `name`, None where there must be none."""
-    found: State = frozenset()
-    for atom in branch:
-        if atom == Absent(name):
+class Properties:
+    """What a branch says about properties, by their names."""
+
+    def __init__(self, branch: Branch) -> None:
+        self.absent = {atom.name for atom in branch if isinstance(atom, Absent)}
+        self.keys = [atom for atom in branch if isinstance(atom, Keys)]
+        self.named: dict[str, State] = {}
+        for atom in branch:
+            if isinstance(atom, Property):
+                self.named[atom.name] = self.named.get(atom.name, frozenset()) | atom.conj
+
+    def state(self, name: str) -> State | None:
+        """Return what holds of the property `name`, None where there must be none."""
+        if name in self.absent:
             return None
-        if (isinstance(atom, Property) and atom.name == name) or (isinstance(atom, Keys) and matches(atom.regex, name)):
-            found |= atom.conj
-    return found
+        return self.named.get(name, _NOTHING_KNOWN).union(*(atom.conj for atom in self.keys if matches(atom.regex, name)))
 
 
-def _property(tableau: Tableau, branch: Branch, name: str) -> bool:
-    state = property_state(branch, name)
+def _property(tableau: Tableau, properties: Properties, name: str) -> bool:
+    state = properties.state(name)
     return state is not None and tableau.possible(state)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values
@@ -32,14 +33,14 @@ class TooManyBranchesError(Exception):
 class Path:
     """What is known on the way to one branch."""
 
-    todo: list[Atom | Signed]
+    todo: deque[Atom | Signed]
     forks: list[Alternatives] = field(default_factory=list)
     signed: dict[Signed, None] = field(default_factory=dict)
     atoms: dict[Atom, None] = field(default_factory=dict)
 
     def copy(self, more: Alternative, forks: list[Alternatives]) -> Path:
         """Go on along one alternative."""
-        return Path(list(more), list(forks), dict(self.signed), dict(self.atoms))
+        return Path(deque(more), list(forks), dict(self.signed), dict(self.atoms))
 
     def refutes(self, item: Atom | Signed) -> bool:
         """Whether something known contradicts it at sight."""
@@ -94,13 +95,24 @@ class Tableau:
         return self._branches[key]
 
     def _all(self, state: State, kind: str) -> list[Branch]:
+        if not state:
+            return [()]
+        if any(sign and self._is_of_another_type(node.value, kind) for sign, node in state):
+            return []
         start = sorted(state, key=lambda signed: (signed[1].number, signed[0]))
         for loose in (True,) if self.loose else (False, True):
             try:
-                return list(dict.fromkeys(self._walk(Path(list(start)), kind, [MOST_STEPS], loose=loose)))
+                return list(dict.fromkeys(self._walk(Path(deque(start)), kind, [MOST_STEPS], loose=loose)))
             except TooManyBranchesError:
                 continue
-        return [(Inexact(start[0][1].place),)] if start else [()]
+        return [(Inexact(start[0][1].place),)]
+
+    def _is_of_another_type(self, schema: Any, kind: str) -> bool:
+        """Whether a schema names one type, and not this."""
+        if not isinstance(schema, dict) or (self.document.draft <= 7 and "$ref" in schema):
+            return False
+        named = schema.get("type")
+        return isinstance(named, str) and named in _TYPES and named != kind and not (named == "integer" and kind == "number")
 
     def _walk(self, path: Path, kind: str, steps: list[int], *, loose: bool) -> Iterator[Branch]:
         """Follow a path to its branches; where `loose`, choices that hold by themselves a negation are given up."""
@@ -126,7 +138,7 @@ class Tableau:
     def _settle(self, path: Path, kind: str, *, loose: bool) -> bool:
         """Work off everything that leaves no choice; return whether the path goes on."""
         while path.todo:
-            item = path.todo.pop(0)
+            item = path.todo.popleft()
             if path.refutes(item):
                 return False
             if path.knows(item):
@@ -221,13 +233,15 @@ class Tableau:
             if not given:
                 kept[branch] = None
                 continue
-            texts = [text for text in given[0].texts if all(text in other.texts for other in given)]
-            good = tuple(text for text in texts if all(self.document.holds(signed, json.loads(text)) for signed in state))
+            good = tuple(text for text in given[0].texts if all(text in other.texts for other in given))
+            if len(given) < len(branch):  # something else is known as well
+                good = tuple(text for text in good if all(self.document.holds(signed, json.loads(text)) for signed in state))
             if good:
                 kept[Values(good),] = None
         return list(kept)
 
 
+_TYPES: Final = frozenset({*KINDS, "integer"})
 _DEPENDING: Final[Alternatives] = [[Inexact("*/dependencies"), Inexact("*/dependentRequired"), Inexact("*/dependentSchemas")]]
 
 

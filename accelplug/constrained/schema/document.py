@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -23,14 +23,15 @@ DRAFTS: Final = {
     "2020-12": 2020,
 }
 MOST_DEPTH: Final = 150
+_MEANT_BY_PLACE: Final = ('"$id"', '"id": "', '"$dynamic', '"$recursive')
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A subschema, compared by where it stands: the same text at two places is two nodes.
+    """A subschema. The same text at several places is one node, as far as it means the same there.
 
     :param number: in the order of the first visit, the same in every process.
-    :param place: where it stands, for sentences.
+    :param place: where it was met first, for sentences.
     """
 
     number: int
@@ -62,6 +63,9 @@ class Document:
         self._nodes: dict[int, Node] = {}
         self._truths: dict[bool, Node] = {value: Node(number, value, "", None) for number, value in enumerate((False, True))}
         self._valid: dict[tuple[int, str], bool] = {}
+        self._by_text: dict[tuple[str, str], Node] = {}
+        self._again: dict[str, list[str]] = {}
+        self._targets: dict[tuple[int, str], Node | None] = {}
 
     @property
     def false(self) -> Node:
@@ -96,8 +100,33 @@ class Document:
         if found is None:
             if place != "#" and ("$id" in value or "id" in value):
                 resolver = resolver.in_subresource(self._specification.create_resource(value))
-            found = self._nodes[id(value)] = Node(len(self._nodes) + 2, value, place, resolver)
+            found = self._nodes[id(value)] = self._met(value, place, resolver)
         return found
+
+    def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any]) -> Node:
+        """Return the node of a subschema met for the first time, an older one where that says the same."""
+        node = Node(len(self._nodes) + 2, value, place, resolver)
+        text = json.dumps(value)
+        if any(sign in text for sign in _MEANT_BY_PLACE):
+            return node
+        found = self._by_text.setdefault((text, resolver._base_uri if '"$ref"' in text else ""), node)
+        if found is not node:
+            self._again.setdefault(found.place, []).append(place)
+        return found
+
+    def everywhere(self, places: Iterable[str]) -> tuple[str, ...]:
+        """Return places of keywords, and where the same subschemas stand again."""
+        found = dict.fromkeys(places)
+        waiting = list(found)
+        while waiting:
+            steps = waiting.pop().split("/")
+            for count in range(1, len(steps)):
+                for again in self._again.get("/".join(steps[:count]), ()):
+                    other = "/".join([again, *steps[count:]])
+                    if other not in found:
+                        found[other] = None
+                        waiting.append(other)
+        return tuple(found)
 
     @cached_property
     def _specification(self) -> Any:
@@ -117,6 +146,12 @@ class Document:
 
         :raises ConstraintError: it names nothing here.
         """
+        key = node.number, keyword
+        if key not in self._targets:
+            self._targets[key] = self._looked_up(node, keyword)
+        return self._targets[key]
+
+    def _looked_up(self, node: Node, keyword: str) -> Node | None:
         reference = node.value[keyword]
         if keyword != "$ref" and self._anchors(reference) > 1:
             return None
