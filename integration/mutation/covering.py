@@ -6,6 +6,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ EVERYBODY = ""
 class Covered:
     """What one run of all tests showed.
 
-    :ivar seconds: of each test, by its node id.
+    :ivar failed: tests that fail without any mistake, from which nothing can be learnt.
+    :ivar seconds: of each other test, by its node id, in the order in which they ran.
     :ivar lines: of each source file which contexts ran each line: a test's node id, the setting up of a test file, or EVERYBODY.
     """
 
@@ -31,27 +33,34 @@ class Covered:
         """Return the node ids of the tests that run the statement at a line: those in the test files `own`, then others of `more` seconds together.
 
         Where it is not known which do, it is all of `own`: the line was run on import or is run only now and then, or its function keeps what
-        it once returned.
+        it once returned. Tests that run no line themselves, such as those that look at what the others before them counted, are told nothing alone.
         """
         known = self.lines.get(file, {})
         contexts = {context for at in statement_at(source, line) for context in known.get(at, ())}
-        is_known = bool(contexts) and EVERYBODY not in contexts and not is_kept(source, line)
-        running = [test for test in self.seconds if test in contexts or setting_up(file_of(test)) in contexts]
-        first = self._ordered([test for test in (running if is_known else self.seconds) if file_of(test) in own])
+        if not contexts or EVERYBODY in contexts or is_kept(source, line):
+            return self._ordered([test for test in self.seconds if file_of(test) in own])
+        shared = {test for test in self._running if setting_up(file_of(test)) in contexts}
+        running = [test for test in self.seconds if test in contexts or test in shared]
         others, left = [], more
         for test in sorted((test for test in running if file_of(test) not in own), key=self.seconds.__getitem__):
             left -= self.seconds[test]
             if left < 0:
                 break
             others.append(test)
-        return first + self._ordered(others)
+        return self._ordered([test for test in running if file_of(test) in own]) + self._ordered(others)
+
+    @cached_property
+    def _running(self) -> set[str]:
+        """The tests that run any line, and so may be run without those before them."""
+        return {context for lines in self.lines.values() for contexts in lines.values() for context in contexts}.intersection(self.seconds)
 
     def _ordered(self, tests: list[str]) -> list[str]:
-        """Order tests file by file, as what those of one share is made once for all that run together, and the shortest first."""
+        """Order tests file by file, the shortest first, and inside as they stand there: what they share is made once."""
         whole: dict[str, float] = defaultdict(float)
         for test in tests:
             whole[file_of(test)] += self.seconds[test]
-        return sorted(tests, key=lambda test: (whole[file_of(test)], file_of(test), self.seconds[test]))
+        place = {test: i for i, test in enumerate(self.seconds)}
+        return sorted(tests, key=lambda test: (whole[file_of(test)], file_of(test), place[test]))
 
 
 def file_of(test: str) -> str:
@@ -123,9 +132,9 @@ def watched(folder: Path, tests: Iterable[str]) -> Covered:
     status = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Watching(watch, covered)])
     watch.stop()
     if status and not covered.failed:
-        covered.failed.append(f"pytest, with status {int(status)},")
+        covered.failed.append(f"pytest with status {int(status)}")
     data = watch.get_data()
     for file in data.measured_files():
         covered.lines[str(Path(file).relative_to(folder))] = data.contexts_by_lineno(file)
-    covered.seconds = dict(covered.seconds)
+    covered.seconds = {test: seconds for test, seconds in covered.seconds.items() if test not in covered.failed}
     return covered

@@ -6,6 +6,7 @@ import ast
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 FLIPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn,
@@ -16,12 +17,17 @@ Change = Callable[[ast.AST], ast.AST]
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake: where it is, what stood there, what stands there now, and the whole module with it."""
+    """One mistake: where it is, what stood there, what stands there now, and what makes the whole module with it."""
 
     line: int
     before: str
     after: str
-    source: str
+    make: Callable[[], str]
+
+    @property
+    def source(self) -> str:
+        """The module with the mistake."""
+        return self.make()
 
 
 def mutants(source: str) -> Iterator[Mutant]:
@@ -29,13 +35,16 @@ def mutants(source: str) -> Iterator[Mutant]:
     tree = ast.parse(source)
     sites = [(node, change) for node in _running_code(tree) for change in _changes(node)]
     for node, change in sorted(sites, key=lambda site: site[0].lineno):  # type: ignore[attr-defined]
-        # A copy in which this one node is another: found by identity, through the memo of the copy.
-        memo: dict[int, ast.AST] = {}
-        copied = copy.deepcopy(tree, memo)
-        twin = memo[id(node)]
-        changed = ast.fix_missing_locations(_Replace(twin, change(copy.deepcopy(node))).visit(copied))
         before, after = ast.unparse(node), ast.unparse(change(copy.deepcopy(node)))
-        yield Mutant(node.lineno, _short(before), _short(after), ast.unparse(changed))  # type: ignore[attr-defined]
+        yield Mutant(node.lineno, _short(before), _short(after), partial(_changed, tree, node, change))  # type: ignore[attr-defined]
+
+
+def _changed(tree: ast.Module, node: ast.AST, change: Change) -> str:
+    """Return the module with one node changed, which is found by its identity, through the memo of a copy."""
+    memo: dict[int, ast.AST] = {}
+    copied = copy.deepcopy(tree, memo)
+    changed = ast.fix_missing_locations(_Replace(memo[id(node)], change(copy.deepcopy(node))).visit(copied))
+    return ast.unparse(changed)
 
 
 class _Replace(ast.NodeTransformer):

@@ -5,8 +5,9 @@
 The weights are random except that the output matrix answers every token with the next id, by a wide margin: so the answer is known, no
 rounding changes it, and an oracle's acceptance is what it is told to be. Few layers make steps shorter than a whole model's: the loop's share
 of a step is then the greatest it can be. The limit is what bare forward passes allow, the prompt being read once in either: p + (n - 1) t(1)
-to p + steps t(k + 1), with p the time of ``generate()`` for one token. ``--compiled`` compares the same on a static
-cache with a compiled forward pass, whose steps are padded to powers of two; compiling takes minutes on a CPU.
+to p + steps t(k + 1), with p the time of ``generate()`` for one token. ``--compiled`` compares
+the same on a static cache with a compiled forward pass, whose steps are padded to powers of two. It is compiled for one token and for several, which
+takes a minute or more on a CPU and is not timed.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def eager(model: LlamaForCausalLM, length: int, new: int, rounds: int) -> list[d
 def compiled(model: LlamaForCausalLM, length: int, new: int, rounds: int, backend: str) -> list[dict[str, Any]]:
     """Compare plain generate() on a compiled forward pass with the loop and oracles on the same, all on a static cache."""
     prompt, sequence = known_answer(model, length, new)
-    config = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode=None)
+    config = CompileConfig(fullgraph=True, backend=backend, mode=None)
     config._compile_all_devices = True
     more = {"cache_implementation": "static", "compile_config": config}
     contenders: dict[str, Callable[[], Any]] = {
