@@ -36,7 +36,7 @@ class Adaptive:
     """
 
     source: object = option("suffix", help="the drafter, spelled as always")
-    num_tokens: int = option(128, ge=1, le=512, help="most tokens to draft")
+    num_tokens: int = option(64, ge=1, le=512, help="most tokens to draft")
     context: BuildContext = field(kw_only=True, repr=False)
     _inner: BoundDrafter = field(init=False, repr=False)
     _guesses: bool = field(init=False, repr=False)

@@ -29,7 +29,7 @@ class Suffix:
     A token's chance is the share of its parent's places that go on with it, times how likely the request's copies have gone on lately.
     """
 
-    num_tokens: int = option(128, ge=1, le=512, per_request=True, help="most tokens to draft")
+    num_tokens: int = option(64, ge=1, le=512, per_request=True, help="most tokens to draft")
     min_match: int = option(2, ge=1, le=16, help="tokens at the end that must have stood before")
     max_match: int = option(64, ge=1, le=256, help="longest match told apart from longer ones")
     factor: float = option(4.0, ge=0, le=16, help="tokens drafted for each token matched")

@@ -238,7 +238,7 @@ def lengths_where_copies_break(drafter, run, rounds):
 
 
 def test_drafts_become_as_long_as_copies_last():
-    short, long = (lengths_where_copies_break(Suffix(), run, 12) for run in (5, 150))
+    short, long = (lengths_where_copies_break(Suffix(num_tokens=128), run, 12) for run in (5, 150))
     assert short[0] == long[0] == 72  # of which the last one is as likely as min_chance where nothing is known
     assert short == sorted(short, reverse=True)
     assert long[-1] > 100
