@@ -32,7 +32,8 @@ class Adaptive:
     """Ask another drafter for as many tokens as are worth their cost, by what was accepted and what steps took.
 
     While none are, a source of deterministic drafts that needs nothing but tokens is still asked for one, or for its tree, which is
-    not verified but compared with what comes; for one in every fourth step only, once it was wrong often enough in a row. Others are tried, ever more rarely. Trees are drafted whole and pruned.
+    not verified but compared with what comes; for one in every fourth step only, once it was wrong often enough in a row. Others
+    are tried, ever more rarely. Trees are drafted whole and pruned.
     """
 
     source: object = option("prompt_lookup", help="the drafter, spelled as always")
