@@ -32,7 +32,8 @@ class Adaptive:
     """Ask another drafter for as many tokens as are worth their cost, by what was accepted and what steps took.
 
     While none are, a source of deterministic drafts that needs nothing but tokens is still asked for one, or for its tree, which is
-    not verified but compared with what comes. Others are tried, ever more rarely. Trees are drafted whole and pruned.
+    not verified but compared with what comes; for one in every fourth step only, once it was wrong often enough in a row. Others
+    are tried, ever more rarely. Trees are drafted whole and pruned.
     """
 
     source: object = option("suffix", help="the drafter, spelled as always")
@@ -84,7 +85,8 @@ class Adaptive:
         if self.traits.shape == "tree":
             return self._trees(view, requests, rooms)
         lengths = self._lengths(requests, rooms)
-        asked = [length or min(room, self._guesses) for length, room in zip(lengths, rooms, strict=True)]
+        guessed = [not length and self._guesses and request.guesses() for length, request in zip(lengths, requests, strict=True)]
+        asked = [length or min(room, guess) for length, room, guess in zip(lengths, rooms, guessed, strict=True)]
         if any(asked):
             drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
         else:

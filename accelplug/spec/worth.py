@@ -13,6 +13,7 @@ HOPE = 2.0  # accepted tokens presumed at first, so that a request begins with d
 DOUBT = 0.25  # rejected tokens presumed at first
 TRY = 2  # tokens drafted to find out whether more are worth it
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 4, 4096
+_PATIENCE, _RAREST = 8, 4  # wrong guesses in a row after which guesses become half as frequent, and every how many steps they stay
 
 
 Seconds = npt.NDArray[np.floating]
@@ -71,12 +72,15 @@ class Worth:
     drafted: int = 0  # in the last step
     guess: int | None = None  # what was thought to come next in the last step, and not drafted
     pause: Pause = field(default_factory=Pause)
+    wrong: int = 0  # guesses in a row
+    since: int = 0  # steps since the last guess was asked for
 
     def learn(self, accepted: int, token: int) -> None:
         """Count the last draft, each of its tokens up to the first rejected one; or the guess, by the `token` that came."""
         judged = min(accepted + 1, self.drafted)
         if self.guess is not None:
             accepted, judged = int(token == self.guess), 1
+            self.wrong = 0 if accepted else self.wrong + 1
         if judged:
             self.accepted, self.judged = MEMORY * self.accepted + accepted, MEMORY * self.judged + judged
         if self.pause.is_trying and 0 < accepted == self.drafted:
@@ -98,6 +102,14 @@ class Worth:
     def tries(self) -> int:
         """Return how many tokens to draft although they are not known to be worth it."""
         return TRY if self.pause.tries() else 0
+
+    def guesses(self) -> bool:
+        """Whether to ask what would be drafted although it is not worth it: a search costs something too, so wrong guesses make it rarer."""
+        self.since += 1
+        if self.since < min(1 << self.wrong // _PATIENCE, _RAREST):
+            return False
+        self.since = 0
+        return True
 
     def went(self, drafted: int, guess: int | None) -> None:
         """Note what was drafted; a try that found nothing to draft cost nothing and is repeated."""

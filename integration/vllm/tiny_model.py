@@ -113,7 +113,8 @@ def mtp(path: Path) -> dict[str, Any]:
     first = "model.layers.0."
     layer = {name.removeprefix(first): 0.05 * torch.randn_like(weight) for name, weight in weights.items() if name.startswith(first)}
     layer |= {name: torch.ones(size) for name in layer if name.endswith("layernorm.weight")}
-    layer |= {"token_layernorm.weight": torch.ones(size), "hidden_layernorm.weight": torch.ones(size), "final_layernorm.weight": weights["model.norm.weight"]}
+    layer |= {f"{name}_layernorm.weight": torch.ones(size) for name in ("token", "hidden")}
+    layer["final_layernorm.weight"] = weights["model.norm.weight"].clone()
     layer["input_proj.weight"] = torch.cat([torch.eye(size), torch.zeros(size, size)], 1)
     save_file({**weights, **{f"model.mtp_layers.0.{name}": weight for name, weight in layer.items()}}, path / "model.safetensors", {"format": "pt"})
     return {"method": "mtp", "num_speculative_tokens": 2}

@@ -117,6 +117,22 @@ def test_it_is_seen_when_drafts_become_useful(source):
         assert set(lengths[410:]) == {8}
 
 
+def test_a_source_that_is_always_wrong_is_asked_in_every_fourth_step():
+    class Counting(Always):
+        steps = 0
+
+        def propose_one(self, tokens, budget):
+            self.steps += 1
+            return super().propose_one(tokens, budget)
+
+    source = Counting()
+    run(lambda _: 0, 400, source=source)
+    assert 100 < source.steps < 120
+    source.steps = 0
+    run(lambda _: 99, 400, source=source)
+    assert source.steps == 400
+
+
 def test_a_try_that_was_right_is_repeated_at_once():
     lengths, _ = run(lambda step: 0 if step < 500 else 99, 1100, STEEP, Dear())
     first = next(step for step, length in enumerate(lengths) if step >= 500 and length)
