@@ -68,7 +68,10 @@ def serve(model: str, executor: str, concurrency: int) -> None:
     settings = {"additional_config": {"accelplug": {"grammar": "auto"}}, "distributed_executor_backend": executor}
     llm = LLM(model, dtype="float32", max_model_len=1024, enforce_eager=True, max_num_seqs=concurrency, **settings)
     texts = [JSON[i % len(JSON)] for i in range(concurrency)]
-    params = [SamplingParams(temperature=0, max_tokens=NEW_TOKENS, structured_outputs=StructuredOutputsParams(json=schema_of(text))) for text in texts]
+    params = [
+        SamplingParams(temperature=0, max_tokens=NEW_TOKENS, structured_outputs=StructuredOutputsParams(json=schema_of(text)))
+        for text in texts
+    ]
     llm.generate(texts, params, use_tqdm=False)  # compiles
     for name in (MASKS, FORWARDS):
         (Path(os.environ[FOLDER]) / name).unlink()
