@@ -159,7 +159,9 @@ class Requests:
         """
         manager, processors, router = self.manager, self.manager.logit_processor, self.manager.output_router
         if self.packed not in processors.logits_processor:
-            raise HostError(f"{type(manager.model).__name__} makes its logits processors itself and leaves out the grammar's; use generate()")
+            raise HostError(
+                f"{type(manager.model).__name__} makes its logits processors itself and leaves out the grammar's; use generate()"
+            )
         if manager.distributed_helper.tp_size > 1:
             raise HostError("a tensor-parallel model sends its requests to other processes, and grammars cannot be sent; use generate()")
         self.packed.allocate(manager.continuous_batching_config.max_requests_per_batch, manager.model.device)
@@ -242,7 +244,9 @@ def _synchronous(given: Any) -> Any:
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
     if given is not None and given.use_async_batching:
-        raise HostError("use_async_batching prepares a step before the tokens of the last one are known, on which grammars' masks depend; leave it out")
+        raise HostError(
+            "use_async_batching prepares a step before the tokens of the last one are known, on which grammars' masks depend; leave it out"
+        )
     config = copy.copy(given) if given is not None else ContinuousBatchingConfig()
     config.use_async_batching = False
     return config

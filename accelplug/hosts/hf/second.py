@@ -79,7 +79,9 @@ class Second:
         logits = self._read(rows, fresh)
         for row, new in zip(rows, fresh, strict=True):
             self.read[row] += len(new)
-        self.ahead |= {slot: history[-count:].copy() for slot, history, count in zip(slots.tolist(), histories, ahead or (), strict=False) if count}
+        self.ahead |= {
+            slot: history[-count:].copy() for slot, history, count in zip(slots.tolist(), histories, ahead or (), strict=False) if count
+        }
         self._forget()
         self.asked = rows
         return self._fitted(logits[torch.tensor(rows, device=logits.device), -1])

@@ -69,7 +69,9 @@ class Board:
         files = {kind: folder / f"{prefix}_{name}.db" for kind, prefix in (("counter", "counter"), ("gauge", "gauge_max"))}
         hidden = {kind: file.with_suffix(".new") for kind, file in files.items()}
         opened = {kind: MmapedDict(str(file)) for kind, file in hidden.items()}  # type: ignore[no-untyped-call]
-        self._places = [(opened[kind], _key(kind, metric, said, [*t.who, engine])) for t in techniques for kind, metric, said, _ in t.named()]
+        self._places = [
+            (opened[kind], _key(kind, metric, said, [*t.who, engine])) for t in techniques for kind, metric, said, _ in t.named()
+        ]
         self._written: list[float | None] = [None] * len(self._places)
         self._interval = _INTERVAL if waits else 0.0
         self._due = 0.0

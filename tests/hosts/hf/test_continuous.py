@@ -47,7 +47,9 @@ class Steps:
         before = set(self.seen[-1]) if self.seen else set()
         now = {state.request_id: tuple(packed.answer_of(state)) for state in states}
         self.seen.append(now)
-        self.counts["several grammars in one step"] += len({id(state.logit_processor_kwargs.get("grammar")) for state in states} - {id(None)}) > 1
+        self.counts["several grammars in one step"] += (
+            len({id(state.logit_processor_kwargs.get("grammar")) for state in states} - {id(None)}) > 1
+        )
         self.counts["governed beside free"] += len({"grammar" in state.logit_processor_kwargs for state in states}) == 2
         self.counts["joined others under way"] += bool(set(now) - before and set(now) & before)
         self.counts["left others under way"] += bool(before - set(now) and set(now) & before)
@@ -118,7 +120,13 @@ def test_every_packed_request_is_what_plain_generate_writes_alone(model, grammar
 
 def test_hard_events_happened():
     print(dict(EVENTS))
-    wanted = ("several grammars in one step", "governed beside free", "joined others under way", "left others under way", "put back with a part of the answer")
+    wanted = (
+        "several grammars in one step",
+        "governed beside free",
+        "joined others under way",
+        "left others under way",
+        "put back with a part of the answer",
+    )
     assert {name: EVENTS[name] for name in wanted if EVENTS[name] < 10} == {}
 
 
@@ -249,10 +257,15 @@ def test_what_a_cancelled_request_had_is_forgotten(model, grammars, managed):
 
 
 REFUSED = {
-    "more grammars than prompts": (lambda model, grammars: batched(model, [[5]]), "2 entries, one for each prompt, and continuous batching got 1"),
+    "more grammars than prompts": (
+        lambda model, grammars: batched(model, [[5]]),
+        "2 entries, one for each prompt, and continuous batching got 1",
+    ),
     "no grammar named for a request": (lambda model, grammars: model.init_continuous_batching().add_request([5]), "say add_request"),
     "asynchronous batching": (
-        lambda model, grammars: batched(model, [[5], [6]], continuous_batching_config=ContinuousBatchingConfig(**ROOM, use_async_batching=True)),
+        lambda model, grammars: batched(
+            model, [[5], [6]], continuous_batching_config=ContinuousBatchingConfig(**ROOM, use_async_batching=True)
+        ),
         "use_async_batching prepares a step before",
     ),
     "another end": (
@@ -292,7 +305,9 @@ def test_a_manager_that_outlives_a_session_is_not_taken_over(model, grammars):
 
 
 def test_a_model_that_makes_its_processors_itself_is_refused(model, grammars, monkeypatch):
-    monkeypatch.setattr(type(model), "_get_logits_processor", lambda self, generation_config, logits_processor=None: type(logits_processor)())
+    monkeypatch.setattr(
+        type(model), "_get_logits_processor", lambda self, generation_config, logits_processor=None: type(logits_processor)()
+    )
     with accelplug.attach(model, grammar=grammars[0]), pytest.raises(HostError, match="leaves out the grammar's"):
         batched(model, [[5]])
 
