@@ -2,7 +2,7 @@
 
 ``python integration/constrained/times.py FILE.jsonl [--rounds N] [--every N] [--json OUT]`` prints a line a schema that misses a bound, a
 summary line, and a line a bound. Times are this thread's CPU time, medians of the rounds; the engines compile in this thread (xgrammar with
-one of its own). What takes long is measured once. The chosen engine alone is the same engine with what `auto` gave it, the schema as it is or
+one of its own). What takes the other engines long is measured once. The chosen engine alone is the same engine with what `auto` gave it, the schema as it is or
 the grammar that it was rewritten to. Whether another engine is right is only asked where it takes less than half the time.
 """
 
@@ -25,6 +25,7 @@ from rich.progress import track
 from accelplug import ConstraintError
 from accelplug.constrained import routing
 from accelplug.constrained.auto import Alone, Auto
+from accelplug.constrained.engines.on_xgrammar import _compiler as compiler_of
 from accelplug.constrained.tekken import tekken
 from accelplug.constrained.walking import legal_by_mask
 from accelplug.hooks import CompiledGrammar, CompileLimits, GrammarSpec
@@ -94,6 +95,7 @@ def masks(compiled, texts, vocabulary):
 
 def run(name, spec, texts, vocabulary, begun):
     """Return one engine's run, None where it refuses the schema or a valid instance."""
+    compiler_of(vocabulary).clear_cache()  # xgrammar's own, which would know the schema from the second round on
     try:
         compiled, compiling = clocked(lambda: fresh(name).compile(spec, vocabulary, CompileLimits()))
         alone = begun.milliseconds
@@ -111,7 +113,7 @@ def measured(row, vocabulary, rounds):
     with Begun() as begun:
         for _ in range(rounds):
             for name, runs in found.items():
-                if not runs or (runs[0] is not None and runs[0].total < LONG_MS):
+                if not runs or (runs[0] is not None and (name == "auto" or runs[0].total < LONG_MS)):
                     runs.append(run(name, spec, texts, vocabulary, begun))
     return {name: medians(runs) for name, runs in found.items() if runs[0] is not None}
 
