@@ -8,7 +8,7 @@ from transformers import GenerationMixin
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
-from accelplug.hosts.hf.forward import PREFILL, check_cache, growing, recurrent_layers
+from accelplug.hosts.hf.forward import LOOKS_AGAIN, PREFILL, check_cache, growing, recurrent_layers
 from accelplug.hosts.hf.masks import check_trees
 from accelplug.hosts.hf.recurrent import mixers_to_slow
 
@@ -34,12 +34,6 @@ def attached_already() -> HostError:
     return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
 
 
-def _has_virtual_tokens(model: Any) -> bool:
-    """Whether PEFT, which then prepares the model's inputs in its place, puts trained vectors before the prompt."""
-    wrapper = getattr(model.prepare_inputs_for_generation, "__self__", None)
-    return bool(getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False))
-
-
 def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_trees: bool) -> None:
     """Refuse a ``generate()`` call that the loop would get wrong.
 
@@ -54,10 +48,10 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
         "experts of limited capacity, where a token's output depends on those read with it; use a model without expert_capacity": bool(
             getattr(text, "expert_capacity", None)
         ),
-        "prompt tuning or prefix tuning, whose virtual tokens have no ids; use LoRA": _has_virtual_tokens(model),
         f"the images, audio or video of {type(model).__name__}, which it looks at anew with each token; use text": bool(
             PREFILL & {name for name, value in model_kwargs.items() if value is not None}
         )
+        and model.config.model_type not in LOOKS_AGAIN
         and type(model)._update_model_kwargs_for_generation is not GenerationMixin._update_model_kwargs_for_generation,
     }
     for reason, refused in refusals.items():

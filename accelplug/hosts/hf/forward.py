@@ -40,6 +40,9 @@ PER_STEP = {
     "cache", "past_key_values", "cache_params", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
     "decoder_position_ids", "decoder_attention_mask", "token_type_ids", "mm_token_type_ids",
 }  # fmt: skip
+# Models that give every token a part of their own of these, as they give the first token behind the prompt.
+_PER_TOKEN = ("cross_attention_mask", "image_attention_mask")
+LOOKS_AGAIN = ("paligemma", "mllama", "idefics")
 PREFILL = frozenset(MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL)  # images, audio, video: plain generate() leaves them out behind the prompt
 
 
@@ -58,34 +61,61 @@ class Forward:
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
         self.is_watched = bool(generation_config.output_attentions or generation_config.output_hidden_states)
         self.outputs = outputs if self.is_watched else None  # of the last forward pass
+        ahead = inputs_ahead(model, input_ids, outputs, model_kwargs) if asks_ahead(model) else None
+        if ahead is not None:
+            self.past = ahead[cache_argument(model)]  # prefix tuning puts another in its place
+            self.cache = growing(self.past)
         self.device = input_ids.device
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
-        # Recurrent layers alone count no tokens, and nothing asks for a position there.
-        self.cached = int(self.cache.get_seq_length()) if has_attention(self.cache) else input_ids.shape[1]
-        if not self.cached:
-            raise HostError(f"{type(model).__name__} fills no cache, against which drafts are verified; use another model")
-        if any(int(layer.get_seq_length()) != self.cached for layer in filled(self.cache)):
-            raise HostError(f"{type(model).__name__} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
-        positions = prompt_positions(model, input_ids, model_kwargs)
-        self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
-        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP | PREFILL}
-        self.token_type = None if self.side else answers_type(model, input_ids, model_kwargs)  # [count, 1]
+        self._look_at_cache(input_ids.shape[1])
+        padding = self._keep_inputs(input_ids, model_kwargs) if ahead is None else self._keep_inputs_ahead(ahead, model_kwargs)
+        self.per_token = [name for name in _PER_TOKEN if ahead is not None and name in self.extra]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
-        if self.side:
-            self.extra["attention_mask"] = model_kwargs.get("attention_mask")
         check_layers(self.cache)
         self.is_compiled = is_compiled(model, generation_config, model_kwargs)
         self.call = model.get_compiled_call(generation_config.compile_config) if self.is_compiled else model
-        padding = model_kwargs.get(f"{self.side}attention_mask") if has_attention(self.cache) else None  # no padding is behind the prompt
-        self.masks = Masks(model, self.cache, padding, self.device)
+        # Without attention nobody asks for padding behind the prompt.
+        self.masks = Masks(model, self.cache, padding if has_attention(self.cache) else None, self.device)
         # After the prefill, so that a long prompt is not kept whole in layers that only need its window.
         for layer in self.masks.sliding:
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.activate_past_recording()
+
+    def _look_at_cache(self, prompt_length: int) -> None:
+        name = type(self.model).__name__
+        # Recurrent layers alone count no tokens, and nothing asks for a position there.
+        self.cached = int(self.cache.get_seq_length()) if has_attention(self.cache) else prompt_length
+        if not self.cached:
+            raise HostError(f"{name} fills no cache, against which drafts are verified; use another model")
         self.overwritten = Overwritten(self.cache)
         self.layers_with_limits = with_limits(self.cache)
-        self.layers = [layer for layer in filled(self.cache) if layer not in self.overwritten.layers]
+        of_images = getattr(self.model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ()
+        kept = [layer for i, layer in enumerate(self.cache.layers) if i in of_images]
+        self.layers = [layer for layer in filled(self.cache) if layer not in (*self.overwritten.layers, *kept)]
+        if any(int(layer.get_seq_length()) != self.cached for layer in (*self.layers, *self.overwritten.layers)):
+            raise HostError(f"{name} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
+
+    def _keep_inputs(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
+        """Keep what each step is given beside its tokens; return the prompts' padding."""
+        positions = prompt_positions(self.model, input_ids, model_kwargs)
+        self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
+        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP | PREFILL}
+        self.token_type = None if self.side else answers_type(self.model, input_ids, model_kwargs)  # [count, 1]
+        if self.side:
+            self.extra["attention_mask"] = model_kwargs.get("attention_mask")
+        padding: Tensor | None = model_kwargs.get(f"{self.side}attention_mask")
+        return padding
+
+    def _keep_inputs_ahead(self, ahead: dict[str, Any], model_kwargs: dict[str, Any]) -> Tensor | None:
+        """Keep the same of what the model gives the first token behind the prompt."""
+        positions, padding = ahead.get("position_ids"), ahead.get("attention_mask")
+        if positions is None and model_kwargs.get("position_ids") is not None:
+            positions = torch.full((1, 1), self.cached, device=self.device)  # PEFT has the model count slots
+        self.position_offset = None if positions is None else positions[..., -1:] - self.cached
+        self.extra = {k: v for k, v in ahead.items() if k not in PER_STEP | PREFILL | {"input_ids"} and v is not None}
+        self.token_type = ahead.get("token_type_ids")
+        return None if padding is None else padding[:, : self.cached]
 
     def step(self, last_tokens: Sequence[int], trees: Sequence[Tree]) -> Tensor:
         """Run the last committed tokens and the draft nodes; return logits [count, 1 + most nodes, vocab_size]."""
@@ -98,9 +128,10 @@ class Forward:
         if self.token_type is not None:
             own["token_type_ids"] = self.token_type.expand(-1, width)
         own = {**{f"{self.side}{name}": value for name, value in own.items()}, cache_argument(self.model): self.past}
+        own |= {name: of_tokens(self.extra[name], self.cached, width) for name in self.per_token}
         if self.overwritten.layers and width > 1:
             self.overwritten.save()
-        outputs = self.call(**own, use_cache=True, **self.extra)
+        outputs = self.call(**{**self.extra, **own}, use_cache=True)
         if self.is_watched:
             self.outputs = outputs
         logits: Tensor = outputs.logits.to(self.device)  # a sharded model may end on another device
@@ -186,6 +217,34 @@ def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]
         model_kwargs = model.prepare_inputs_for_generation(input_ids, **model_kwargs)
     positions: Tensor | None = model_kwargs.get("decoder_position_ids" if model.config.is_encoder_decoder else "position_ids")
     return positions
+
+
+def asks_ahead(model: Any) -> bool:
+    """Whether what a step is given can only be had from the model, or from PEFT in its place."""
+    return model.config.model_type in LOOKS_AGAIN or has_virtual_tokens(model)
+
+
+def has_virtual_tokens(model: Any) -> bool:
+    """Whether PEFT, which then prepares the model's inputs in its place, puts trained vectors before the prompt."""
+    wrapper = getattr(model.prepare_inputs_for_generation, "__self__", None)
+    return bool(getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def of_tokens(mask: Tensor, cached: int, width: int) -> Tensor:
+    """Return a mask that has one row for the next token, or one for each token so far (Mllama's in some releases), with rows for a step's."""
+    before, own = mask[:, :-1], mask[:, -1:]
+    count = cached + width - before.shape[1] if before.shape[1] else width
+    return torch.cat([before, own.expand(-1, count, *own.shape[2:])], 1)
+
+
+def inputs_ahead(model: Any, input_ids: Tensor, outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what plain ``generate()`` would give to the forward pass of the first token behind the prompt."""
+    after: dict[str, Any] = model._update_model_kwargs_for_generation(outputs, dict(model_kwargs), is_encoder_decoder=False)
+    longer = torch.cat([input_ids, input_ids.new_zeros(len(input_ids), 1)], 1)
+    inputs: dict[str, Any] = model.prepare_inputs_for_generation(longer, next_sequence_length=1, **after)
+    if inputs.get("input_ids") is None:
+        raise HostError("PEFT puts its virtual tokens before each token, since it does not know this Transformers' caches; use another release of either")
+    return inputs
 
 
 def answers_type(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:

@@ -9,13 +9,21 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    GemmaConfig,
+    IdeficsConfig,
+    IdeficsForVisionText2Text,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     SiglipVisionConfig,
 )
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 import accelplug
 from accelplug import HostError
@@ -53,17 +61,68 @@ def gemma3():
     return Gemma3ForConditionalGeneration(config), {"pixel_values": torch.randn(2, 3, 16, 16)}
 
 
-@pytest.fixture(scope="module", params=[llava, qwen2_vl, gemma3], ids=lambda make: make.__name__)
-def given(request):
-    """Model and a batch of two prompts with an image each, the second one padded."""
+def paligemma():
+    """It counts positions from one, and gives an answer's tokens another type than the prompt's."""
+    vision = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4)
+    config = PaliGemmaConfig(vision_config=vision, text_config=GemmaConfig(**TEXT), image_token_index=IMAGE, projection_dim=48)
+    ids = torch.tensor([[*[IMAGE] * 4, 5, 6, 7, 8, 9, 5, 6], [0, 0, *[IMAGE] * 4, 9, 8, 7, 9, 8]])
+    seen = {"pixel_values": torch.randn(2, 3, 8, 8), "token_type_ids": torch.zeros_like(ids)}
+    return PaliGemmaForConditionalGeneration(config), {"input_ids": ids, **seen}
+
+
+def mllama():
+    """Some layers attend to images alone, with a mask that has a row for each token; the cache holds the images' keys there."""
+    text = {name: value for name, value in TEXT.items() if name != "head_dim"} | {"num_hidden_layers": 4, "bos_token_id": 1}
+    text = MllamaTextConfig(**text, cross_attention_layers=[1, 3], rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2}
+    tiles = {"max_num_tiles": 2, "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]], "intermediate_layers_indices": [1]}
+    vision = MllamaVisionConfig(**sizes, **tiles, image_size=8, patch_size=4, vision_output_dim=64)
+    ids = torch.tensor([[5, IMAGE, 6, 7, 8, 9, 5, 6], [0, 0, 4, IMAGE, 9, 8, 7, 9]])
+    mask = torch.ones(2, ids.shape[1], 1, 2, dtype=torch.long)
+    mask[0, 0], mask[1, :3] = 0, 0  # what is before the image does not see it
+    seen = {"pixel_values": torch.randn(2, 1, 2, 3, 8, 8), "aspect_ratio_ids": torch.ones(2, 1, dtype=torch.long)}
+    seen |= {"aspect_ratio_mask": torch.tensor([[[1, 0]]] * 2), "cross_attention_mask": mask}
+    config = MllamaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
+    return MllamaForConditionalGeneration(config), {"input_ids": ids, **seen}
+
+
+def idefics():
+    """It is given the encoded images with every token."""
+    text = {name: value for name, value in TEXT.items() if name not in ("head_dim", "num_key_value_heads")}
+    sizes = {"embed_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vision = {**sizes, "image_size": 8, "patch_size": 4}
+    config = IdeficsConfig(**text, cross_layer_interval=1, use_resampler=False, additional_vocab_size=0, vision_config=vision)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 5, 6], [0, 0, 9, 8, 7, 9, 8]])
+    seen = {"pixel_values": torch.randn(2, 1, 3, 8, 8), "image_attention_mask": torch.ones(2, ids.shape[1], 1, dtype=torch.long)}
+    return IdeficsForVisionText2Text(config), {"input_ids": ids, **seen}
+
+
+def made(make):
+    """Return a model with weights large enough for the output to wander and for the image to matter, and what it is given."""
     torch.manual_seed(4)
-    model, seen = request.param()
+    model, seen = make()
     model = model.eval()
     model.generation_config.eos_token_id = None
     with torch.no_grad():
         for name, weights in model.named_parameters():
-            if weights.ndim > 1:  # large enough for the output to wander, and for the image to matter
+            if weights.ndim > 1:
                 weights.normal_(0, 0.3 if "language_model" in name or "lm_head" in name else 0.5)
+            elif "gate" in name or "alpha" in name:  # through which images come in
+                weights.fill_(0.7)
+    return model, seen
+
+
+@pytest.fixture(scope="module", params=[paligemma, mllama, idefics], ids=lambda make: make.__name__)
+def looking(request):
+    """A model whose inputs change with each token, and a batch of two prompts with an image each, the second one padded."""
+    model, inputs = made(request.param)
+    return model, {**inputs, "attention_mask": (inputs["input_ids"] != 0).long()}
+
+
+@pytest.fixture(scope="module", params=[llava, qwen2_vl, gemma3], ids=lambda make: make.__name__)
+def given(request):
+    """Model and a batch of two prompts with an image each, the second one padded."""
+    model, seen = made(request.param)
     image = [92, *[IMAGE] * 4, 93]
     ids = torch.tensor([[5, 6, 7, *image, 5, 6, 7, 8, 9, 5, 6], [0, 0, 0, 4, 3, *image, 9, 8, 7, 9, 8]])
     types = (ids == IMAGE).long()
@@ -82,7 +141,15 @@ def first(inputs):
 @pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_output_is_plain_generates(given, rows, width, do_sample):
-    model, inputs = given
+    check(*given, rows, width, do_sample)
+
+
+@pytest.mark.parametrize(("rows", "width", "do_sample"), [(1, 1, True), (2, 1, False), (2, 2, False)])
+def test_inputs_that_change_with_each_token_are_those_of_plain_generate(looking, rows, width, do_sample):
+    check(*looking, rows, width, do_sample)
+
+
+def check(model, inputs, rows, width, do_sample):
     inputs = first(inputs) if rows == 1 else inputs
     arguments = {"max_new_tokens": LENGTH, "do_sample": do_sample, "pad_token_id": 0, "top_k": 0 if do_sample else None}
     torch.manual_seed(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -29,13 +30,11 @@ NAMES = (
 
 @pytest.fixture
 def eager(random_models: dict[str, Any]) -> Any:
-    """The models with attention that tells its weights."""
-    before = {name: model.config._attn_implementation for name, model in random_models.items()}
-    for model in random_models.values():
+    """Copies of the models with attention that tells its weights; Transformers leaves hooks in a model that was asked for them."""
+    models = {name: copy.deepcopy(random_models[name]) for name in ("llama", "gemma3")}
+    for model in models.values():
         model.set_attn_implementation("eager")
-    yield random_models
-    for name, model in random_models.items():
-        model.set_attn_implementation(before[name])
+    return models
 
 
 def same(ours: Any, theirs: Any) -> None:

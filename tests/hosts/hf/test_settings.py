@@ -13,9 +13,11 @@ from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM, TextIterat
 
 import accelplug
 from accelplug import HostError
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.hosts.hf.verify import likeliest
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
+from tests.hosts.hf.test_batches import padded, unpadded
 
 PROMPT = torch.tensor([[5, 6, 7, 8, 9]])
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 24}
@@ -115,13 +117,33 @@ def test_a_lora_attached_at_either_end(model):
     assert not {"generate", "init_continuous_batching"} & {*vars(wrapper), *vars(base)}
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
+@pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("config", [prompt_tuning, prefix_tuning])
-def test_virtual_tokens_are_refused(model, config):
-    wrapper = adapted(model, config)
-    for target in (wrapper, wrapper.base_model):
-        refused = pytest.raises(HostError, match="prompt tuning or prefix tuning, whose virtual tokens have no ids; use LoRA")
-        with accelplug.attach(target, drafter="prompt_lookup"), refused:
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_virtual_tokens(random_models, name, config, width):
+    """Of the prompt's own positions prompt tuning makes none, prefix tuning later ones."""
+    if cache_name() == "cache" and config is prefix_tuning:
+        pytest.skip("PEFT looks for the cache by its old name, and prefix tuning then has no effect")
+    wrapper = adapted(random_models[name], lambda peft: with_layers(config(peft), random_models[name].config.num_hidden_layers))
+    if cache_name() == "cache":
+        with accelplug.attach(wrapper, drafter="prompt_lookup"), pytest.raises(HostError, match="PEFT puts its virtual tokens before each token"):
             wrapper.generate(input_ids=PROMPT, **GREEDY)
+        return
+    for inputs in (padded([[5, 6, 7, 8, 9]]), padded([[3, 4, 5, 6], [7, 8]])):
+        plain = wrapper.generate(**inputs, **GREEDY, pad_token_id=0)
+        assert plain.tolist() != random_models[name].generate(**inputs, **GREEDY, pad_token_id=0).tolist()
+        drafter = Oracle(unpadded(plain.tolist(), inputs), PATTERN, VOCAB, width)
+        for target in (wrapper, wrapper.base_model):
+            with accelplug.attach(target, drafter=drafter) as session:
+                assert wrapper.generate(**inputs, **GREEDY, pad_token_id=0).tolist() == plain.tolist()
+            assert 0 < session.stats.accepted < session.stats.drafted
+            assert session.stats.batches == (None if len(plain) == 1 else "lockstep")
+
+
+def with_layers(config: Any, count: int) -> Any:
+    config.num_layers = count
+    return config
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantize.*:UserWarning")
