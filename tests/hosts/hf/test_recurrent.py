@@ -104,7 +104,8 @@ class Watched(Oracle):
                 EVENTS[self.name]["all rejected" if not accepted else "some rejected" if accepted < drafted else "none rejected"] += 1
 
     def propose(self, view: DraftView) -> Drafts:
-        EVENTS[self.name]["a rest"] += bool((view.lengths.max() + 2 < len(self.sequences[0])) and not view.budgets.any())
+        is_early = len(self.sequences) == 1 and int(view.lengths[0]) + 2 < len(self.sequences[0])
+        EVENTS[self.name]["a rest"] += is_early and not view.budgets.any()
         right, _ = self.pattern[self.steps % len(self.pattern)]
         drafts = super().propose(view)
         first = int(view.lengths[0])
