@@ -110,6 +110,20 @@ def test_matchers_share_nothing(name):
     assert one.validate([97, 98]) == 2
 
 
+def test_xgrammars_own_cache_does_not_grow_for_good(monkeypatch):
+    pytest.importorskip("xgrammar")
+    from accelplug.constrained.engines import on_xgrammar
+
+    monkeypatch.setattr(on_xgrammar, "MOST_BYTES", 100_000)
+    compiler = on_xgrammar._new_compiler(bytes_only())
+    sizes = []
+    for number in range(40):
+        compiler.compile_regex(f"(a{number}|[b-y]{{3,{number + 4}}})+z")
+        sizes.append(compiler.get_cache_size_bytes())
+    assert max(sizes) < 120_000, "about the bound, where 600,000 bytes were compiled"
+    assert min(sizes[5:]) > 0, "something is kept"
+
+
 def test_what_was_compiled_is_kept():
     auto = engine("auto")
     spec = GrammarSpec("json_schema", '{"type": "integer"}')

@@ -169,22 +169,21 @@ class Bench:
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         compared = self._ways(size)
         each = interleaved(self.model, compared, batches, self.arguments.rounds, tick)
-        compared, each = self._without_failed(task, compared, each)
-        taken = [joined(parts) for parts in each]
+        compared, taken = self._without_failed(task, compared, [joined(parts) for parts in each])
         margins = results.margins_of(self.model, prompts, taken[0])
         rows = results.task_rows(compared, taken, prompts, margins, tie)
         alone: list[results.Alone] = list(zip(prompts, zip(*each, strict=True), margins, strict=True)) if size == 1 else []
         return [{"batch_size": size, **row} for row in rows], results.prompt_rows(prompts, taken[0], margins, tie), alone
 
-    def _without_failed(self, task: str, compared: list[ways.Way], each: list[list[Taken]]) -> tuple[list[ways.Way], list[list[Taken]]]:
+    def _without_failed(self, task: str, compared: list[ways.Way], taken: list[Taken]) -> tuple[list[ways.Way], list[Taken]]:
         """Return the ways that ran with what they did, and put the others down as left out, by their reasons."""
         reasons: dict[str, list[str]] = {}
-        for way, parts in zip(compared, each, strict=True):
-            if parts[0].failed:
-                reasons.setdefault(parts[0].failed, []).append(way.name)
+        for way, own in zip(compared, taken, strict=True):
+            if own.failed:
+                reasons.setdefault(own.failed, []).append(way.name)
         self.left_out |= {f"{', '.join(names)} on {task}": why for why, names in reasons.items()}
-        ran = [(way, parts) for way, parts in zip(compared, each, strict=True) if not parts[0].failed]
-        return [way for way, _ in ran], [parts for _, parts in ran]
+        ran = [(way, own) for way, own in zip(compared, taken, strict=True) if not own.failed]
+        return [way for way, _ in ran], [own for _, own in ran]
 
     def _techniques(self) -> list[Document]:
         sessions = [way.session for way in self.ways if way.session is not None]

@@ -67,7 +67,7 @@ def task_rows(
 def bin_rows(ways: Sequence[Way], alone: Sequence[Alone], tie: float) -> list[Document]:
     """Describe what every way did with the prompts of each bin of copy ratios, whatever their task; scripted ones are left out.
 
-    :param alone: all prompts; the first way is plain generation, whose output tells the copy ratio.
+    :param alone: all prompts; the first way is plain generation, whose output tells the copy ratio. A way that failed on one stands in no bin with it.
     """
     bins: dict[tuple[float, float], list[Alone]] = {}
     for one in alone:
@@ -77,8 +77,9 @@ def bin_rows(ways: Sequence[Way], alone: Sequence[Alone], tie: float) -> list[Do
     rows = []
     for bounds in sorted(bins):
         prompts, by_prompt, margins = zip(*bins[bounds], strict=True)
-        taken = [joined(parts) for parts in zip(*by_prompt, strict=True)]
-        rows += [{**row, "task": None, "copied": bounds, "batch_size": 1} for row in task_rows(ways, taken, prompts, margins, tie)]
+        ran = [(way, parts) for way, parts in zip(ways, zip(*by_prompt, strict=True), strict=True) if not any(part.failed for part in parts)]
+        found = task_rows([way for way, _ in ran], [joined(parts) for _, parts in ran], prompts, margins, tie)
+        rows += [{**row, "task": None, "copied": bounds, "batch_size": 1} for row in found]
     return rows
 
 

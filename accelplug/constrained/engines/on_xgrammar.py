@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NAME: Final = "xgrammar"
 KINDS: Final = ("json_schema", "regex", "ebnf", "choice", "structural_tag")
 _FEW: Final = 64  # legal tokens, beyond which a place is not looked through
+MOST_BYTES: Final = 256 << 20
+"""Of xgrammar's own cache, which without a bound keeps every grammar for good."""
 
 
 def release() -> str:
@@ -36,7 +38,7 @@ def _new_compiler(vocabulary: Vocabulary) -> Any:
         vocab_size=len(vocabulary),
         stop_token_ids=list(vocabulary.eos_token_ids),
     )
-    return xgrammar.GrammarCompiler(known, max_threads=1)
+    return xgrammar.GrammarCompiler(known, max_threads=1, cache_limit_bytes=MOST_BYTES)
 
 
 _compiler = ByVocabulary(_new_compiler)
