@@ -34,6 +34,11 @@ def attached_already() -> HostError:
     return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
 
 
+def unpicklable() -> HostError:
+    """Return the error for whoever pickles a model that a session is attached to."""
+    return HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
+
+
 def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_trees: bool) -> None:
     """Refuse a ``generate()`` call that the loop would get wrong.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import LogitsProcessorList
 
 from accelplug._errors import AccelplugError, HostError
-from accelplug.hosts.hf.checking import attached_already
+from accelplug.hosts.hf.checking import attached_already, unpicklable
 from accelplug.hosts.hf.compat import ENGINE
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class Way:
         """Give a copy of the model its own method: the session belongs to the original."""
         copied = memo[id(self.model)]
         return getattr(type(copied), self.name).__get__(copied)
+
+    def __reduce__(self) -> Any:
+        raise unpicklable()
 
 
 class Continuous:

@@ -11,7 +11,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf import continuous
-from accelplug.hosts.hf.checking import attached_already
+from accelplug.hosts.hf.checking import attached_already, unpicklable
 from accelplug.hosts.hf.compat import given_cache
 from accelplug.hosts.hf.loop import Loop
 
@@ -92,7 +92,7 @@ class Front:
         return type(copied).generate.__get__(copied)
 
     def __reduce__(self) -> Any:
-        raise HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
+        raise unpicklable()
 
 
 def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:

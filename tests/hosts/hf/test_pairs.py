@@ -80,13 +80,13 @@ def choice(drafter, noisy):
 
 
 def refusal(case):
-    """Which cases are refused: a rule for chains beside trees, one for independent siblings beside others, windows in a static cache."""
+    """Which cases are refused: a rule for chains beside trees, one for independent siblings beside others."""
     drafter = case["drafter"].partition("(acceptance")[0]
     if case["rule"] == "block" and drafter in TREES | DRAWN:
         return "verifier 'block'"
     if case["rule"] == "k_seq" and drafter in NEEDS_INDEPENDENT_SIBLINGS:
         return "verifier 'k_seq'"
-    return "a static cache of a layer with a window" if (case["cache"], case["model"]) == ("static", "gemma3") else None
+    return None
 
 
 def call(case, target, number):
