@@ -68,7 +68,7 @@ class Auto(Cached):
     def _compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> CompiledGrammar:
         if spec.kind != "json_schema":
             tried("auto", spec, limits)
-            route = route_other(spec, vocabulary)
+            route = route_other(spec, vocabulary, limits)
             return Compiled(route.statement, route.begin, _nothing_more)
         document = Document(spec.value(), asserted=spec.format == "assert")
         tried("auto", spec, limits)
@@ -86,7 +86,7 @@ class Alone(Cached):
     def _compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> CompiledGrammar:
         if spec.kind != "json_schema":
             tried(self.name, spec, limits)
-            return Compiled(GrammarStatement(label(self.name), (spec.kind,)), begin(self.name, spec, vocabulary), _nothing_more)
+            return Compiled(GrammarStatement(label(self.name), (spec.kind,)), begin(self.name, spec, vocabulary, limits), _nothing_more)
         document = Document(spec.value(), asserted=spec.format == "assert")
         if spec.order != "declared":
             raise ConstraintError(f"{self.name} alone writes properties as they are declared; use the engine auto for any order")
@@ -99,7 +99,7 @@ class Alone(Cached):
             raise ConstraintError(
                 f"strict: {self.name} does not enforce {', '.join(checked[:5])}; use the engine auto, or drop strict", statement
             )
-        return _checked(document, Route(begin(self.name, spec, vocabulary), GrammarStatement(label(self.name), enforced, checked)))
+        return _checked(document, Route(begin(self.name, spec, vocabulary, limits), GrammarStatement(label(self.name), enforced, checked)))
 
 
 def llguidance() -> Alone:

@@ -41,7 +41,7 @@ def route_schema(document: Document, spec: GrammarSpec, vocabulary: Vocabulary, 
     if installed("llguidance"):
         route = _as_it_is("llguidance", document, found, spec, vocabulary) or _rewritten(document, found, spec, vocabulary, limits)
     else:
-        route = _as_far_as_it_goes(found, spec, vocabulary)
+        route = _as_far_as_it_goes(found, spec, vocabulary, limits)
     if spec.strict and route.statement.checked:
         left = ", ".join(route.statement.checked[:5])
         statement = GrammarStatement(route.statement.engine, route.statement.enforced, (), route.statement.checked)
@@ -83,7 +83,7 @@ def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabula
     return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))
 
 
-def _as_far_as_it_goes(found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary) -> Route:
+def _as_far_as_it_goes(found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
     """Without llguidance: the other engines as they are, with everything checked that they were not seen to enforce."""
     names = [name for name in ("xgrammar", "outlines") if installed(name)]
     if not names:
@@ -93,13 +93,13 @@ def _as_far_as_it_goes(found: list[Use], spec: GrammarSpec, vocabulary: Vocabula
         enforced = tuple(dict.fromkeys(use.place for use in found if enforces(name, use.feature)))
         checked = tuple(dict.fromkeys(use.place for use in found if not enforces(name, use.feature)))
         try:
-            return Route(begin(name, spec, vocabulary), GrammarStatement(label(name), enforced, checked))
+            return Route(begin(name, spec, vocabulary, limits), GrammarStatement(label(name), enforced, checked))
         except ConstraintError as exc:
             refusal = exc
     raise refusal
 
 
-def route_other(spec: GrammarSpec, vocabulary: Vocabulary) -> Route:
+def route_other(spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
     """Compile what is no schema.
 
     :raises ConstraintError: no installed engine takes it.
@@ -107,4 +107,4 @@ def route_other(spec: GrammarSpec, vocabulary: Vocabulary) -> Route:
     names = [name for name in OTHER_KINDS[spec.kind] if installed(name)]
     if not names:
         raise ConstraintError(f"a {spec.kind} needs {' or '.join(OTHER_KINDS[spec.kind])}; install accelplug[grammar]")
-    return Route(begin(names[0], spec, vocabulary), GrammarStatement(label(names[0]), (spec.kind,)))
+    return Route(begin(names[0], spec, vocabulary, limits), GrammarStatement(label(names[0]), (spec.kind,)))

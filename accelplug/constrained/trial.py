@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 import sys
 
 from accelplug._errors import ConstraintError
-from accelplug.hooks import CompileLimits, GrammarSpec
+from accelplug.constrained.engines.known import begin, module_of
+from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.routing import route_other, route_schema
+from accelplug.constrained.schema.document import Document
+from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary
 
 
 def main() -> int:
-    """Compile what stands on stdin; 0: it can be done, 1: it was refused."""
-    given = json.load(sys.stdin)
-    spec = GrammarSpec(**given["spec"])
-    _limit(given["megabytes"])
-    from accelplug.constrained.engines.known import begin
-    from accelplug.constrained.probes import bytes_only
-    from accelplug.constrained.routing import route_other, route_schema
-    from accelplug.constrained.schema.document import Document
-
-    limits = CompileLimits(given["seconds"], given["megabytes"])
+    """Compile what is given on stdin, and print what came of it for a vocabulary that was given too; 0: it can be done, 1: it was refused."""
+    name, asked, vocabulary, seconds, megabytes = pickle.load(sys.stdin.buffer)
+    _limit(megabytes)
     try:
-        if given["engine"] != "auto":
-            matcher = begin(given["engine"], spec, bytes_only())()
-        elif spec.kind == "json_schema":
-            document = Document(spec.value(), asserted=spec.format == "assert")
-            matcher = route_schema(document, spec, bytes_only(), limits).begin()
+        if vocabulary is None:
+            _try(name, GrammarSpec(**asked), CompileLimits(seconds, megabytes))
         else:
-            matcher = route_other(spec, bytes_only()).begin()
-        matcher.validate([34])
+            sys.stdout.buffer.write(pickle.dumps(module_of(name).compiled(GrammarSpec(**asked), Vocabulary(*vocabulary))))
     except ConstraintError as exc:
         print(f"refused: {exc}")  # noqa: T201
         return 1
     return 0
+
+
+def _try(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
+    if name != "auto":
+        matcher = begin(name, spec, bytes_only())()
+    elif spec.kind == "json_schema":
+        document = Document(spec.value(), asserted=spec.format == "assert")
+        matcher = route_schema(document, spec, bytes_only(), limits).begin()
+    else:
+        matcher = route_other(spec, bytes_only(), limits).begin()
+    matcher.validate([34])
 
 
 def _limit(megabytes: int) -> None:

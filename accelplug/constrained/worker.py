@@ -1,8 +1,9 @@
-"""Grammars that look dangerous are compiled in a process of their own first, which may be ended; this one goes on whatever happens there."""
+"""Grammars that look dangerous are compiled in a process of their own first, outlines' all are: it may be ended, and this one goes on whatever happens."""
 
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -10,10 +11,10 @@ import time
 from dataclasses import asdict
 from subprocess import PIPE
 from tempfile import TemporaryFile
-from typing import Final
+from typing import Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.hooks import CompileLimits, GrammarSpec
+from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary
 
 _GLANCE: Final = 0.05  # seconds between looks at whether a grammar is still wanted
 LONG_TEXT: Final = 300_000
@@ -42,13 +43,24 @@ def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
 
     :raises ConstraintError: it was refused there, took longer or more memory than the limits, or brought the process down.
     """
-    if not looks_dangerous(name, spec):
-        return
+    if name != "outlines" and looks_dangerous(name, spec):  # outlines is always compiled apart
+        _in_a_process(name, spec, None, limits)
+
+
+def compiled_apart(name: str, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Any:
+    """Return what an engine, once it has begun, can only be kept from by ending its process: compiled in one, under the limits.
+
+    :raises ConstraintError: as `tried` does.
+    """
+    return pickle.loads(_in_a_process(name, spec, (tuple(vocabulary.tokens), vocabulary.eos_token_ids), limits))
+
+
+def _in_a_process(name: str, spec: GrammarSpec, vocabulary: object, limits: CompileLimits) -> bytes:
     command = [sys.executable, "-m", "accelplug.constrained.trial"]
-    with TemporaryFile("w+", encoding="utf-8") as given:  # no pipe: looking whether it has ended would stop sending
-        json.dump({"engine": name, "spec": asdict(spec), "megabytes": limits.megabytes, "seconds": limits.seconds}, given)
+    with TemporaryFile() as given:  # no pipe: looking whether it has ended would stop sending
+        pickle.dump((name, asdict(spec), vocabulary, limits.seconds, limits.megabytes), given)
         given.seek(0)
-        with subprocess.Popen(command, stdin=given, stdout=PIPE, stderr=PIPE, text=True) as process:
+        with subprocess.Popen(command, stdin=given, stdout=PIPE, stderr=PIPE) as process:
             try:
                 output = _waited_for(process, limits)
             finally:
@@ -56,13 +68,13 @@ def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
     if output is None:
         raise ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds")
     if process.returncode == 0:
-        return
-    if process.returncode == 1 and output.startswith("refused: "):
-        raise ConstraintError(output.removeprefix("refused: ").strip())
+        return output
+    if process.returncode == 1 and output.startswith(b"refused: "):
+        raise ConstraintError(output.decode().removeprefix("refused: ").strip())
     raise ConstraintError(f"the {spec.kind} takes more than {limits.megabytes} MB to compile; simplify it, or raise megabytes")
 
 
-def _waited_for(process: subprocess.Popen[str], limits: CompileLimits) -> str | None:
+def _waited_for(process: subprocess.Popen[bytes], limits: CompileLimits) -> bytes | None:
     """Return what a process printed, None once it took too long.
 
     :raises ConstraintError: nobody waits for it any longer.

@@ -181,11 +181,19 @@ def test_one_of_nested_nine_deep_compiles():
 def test_compiling_stops_soon_where_it_is_cancelled_in_a_process_of_its_own():
     """The expression takes half a minute otherwise, and the limit is far away."""
     cancelled = Event()
+    spec = GrammarSpec("regex", "(a|b|ab){1,5000}(c|d){1,5000}x{1,3000}")
     timer = Timer(0.3, cancelled.set)
     timer.start()
     with pytest.raises(ConstraintError, match="was cancelled"):
-        tried("outlines", GrammarSpec("regex", "(a|b|ab){1,5000}(c|d){1,5000}x{1,3000}"), CompileLimits(seconds=600.0, cancelled=cancelled))
+        Alone("outlines").compile(spec, bytes_only(), CompileLimits(seconds=600.0, cancelled=cancelled))
     timer.join()
+
+
+def test_outlines_keeps_to_the_limit_with_schemas_that_look_harmless():
+    """Without a limit this takes most of a minute, on whatever vocabulary."""
+    pytest.importorskip("outlines_core")
+    with pytest.raises(ConstraintError, match="takes longer to compile than 2 s"):
+        Alone("outlines").compile(GrammarSpec("json_schema", '{"type": "string", "maxLength": 200}'), bytes_only(), CompileLimits(seconds=2.0))
 
 
 def test_compiling_stops_soon_where_it_is_cancelled_in_this_process():

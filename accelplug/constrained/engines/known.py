@@ -12,7 +12,8 @@ from typing import Final
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.recorded import RECORDED
 from accelplug.constrained.probes import PROBES, seen
-from accelplug.hooks import GrammarSpec, Matcher, Vocabulary
+from accelplug.constrained.worker import compiled_apart
+from accelplug.hooks import CompileLimits, GrammarSpec, Matcher, Vocabulary
 
 PACKAGES: Final = {"llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
 _MATCHERS: Final = {"llguidance": "LlguidanceMatcher", "xgrammar": "XgrammarMatcher", "outlines": "OutlinesMatcher"}
@@ -33,14 +34,17 @@ def module_of(name: str) -> ModuleType:
     return import_module(f"accelplug.constrained.engines.on_{name}")
 
 
-def begin(name: str, spec: GrammarSpec, vocabulary: Vocabulary) -> Callable[[], Matcher]:
+def begin(name: str, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits | None = None) -> Callable[[], Matcher]:
     """Compile with one engine, as it is; return what makes matchers.
 
+    :param limits: outlines works in a process of its own under them; the others are bounded by what they do, and by `worker.tried`.
     :raises ConstraintError: the engine refuses the grammar, or is not installed.
     """
     module = module_of(name)
     if name == "llguidance":
         found = module.template(module.source_of(spec), vocabulary)
+    elif name == "outlines" and limits is not None:
+        found = compiled_apart(name, spec, vocabulary, limits)
     else:
         found = module.compiled(spec, vocabulary)
     matcher = getattr(module, _MATCHERS[name])

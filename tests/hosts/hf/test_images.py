@@ -27,6 +27,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 import accelplug
 from accelplug import HostError
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.testing import Oracle
 from tests.hosts.hf.conftest import COMMON, VOCAB
 
@@ -187,7 +188,7 @@ def test_a_cache_that_holds_more_than_tokens_is_refused(given, monkeypatch):
 
     def longer(*arguments, **named):
         outputs = prefill(*arguments, **named)
-        layer = arguments[2]["past_key_values"].layers[1]
+        layer = arguments[2][cache_name()].layers[1]
         layer.update(layer.keys[:, :, :1], layer.values[:, :, :1])
         return outputs
 
