@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 MEMORY = 0.9  # how much of what was counted stays from one judged draft to the next
-HOPE = 2.0  # accepted tokens presumed at first, so that a request begins with drafts and not with waiting
-DOUBT = 0.25  # rejected tokens presumed at first
+HOPE = 1.0  # accepted tokens presumed at first, so that a request begins with drafts and not with waiting
+DOUBT = 0.125  # rejected tokens presumed at first
 TRY = 2  # tokens drafted to find out whether more are worth it
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 4, 4096
 _PATIENCE, _RAREST = 8, 4  # wrong guesses in a row after which guesses become half as frequent, and every how many steps they stay

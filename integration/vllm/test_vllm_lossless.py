@@ -163,7 +163,7 @@ def adaptive(reference: Reference, pattern: list[list[int]]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_adaptive_drafts_where_it_pays(runner: str, run_shared: Run, reference: Reference) -> None:
-    """Drafts that are always wrong end after a few; on CPUs a step over five positions takes hardly longer than one, so that right ones pay."""
+    """Drafts that are always wrong end, not at once, since on CPUs a step over five positions takes hardly longer than one, so that right ones pay."""
     batch = reference.batches[3]
     settings = {"right": adaptive(reference, [[4, 0]]), "wrong": adaptive(reference, [[0, 4]])}
     done = run_shared(runner, *(shared(reference.model_dir, name, batch, batch, accelplug=given) for name, given in settings.items()))
@@ -180,7 +180,7 @@ def test_adaptive_drafts_where_it_pays(runner: str, run_shared: Run, reference: 
     print({name: (stats["drafted"], stats["accepted"], stats["tokens"]) for name, stats in (("right", right), ("wrong", wrong))})
     assert right["accepted"] == right["drafted"] > 20
     assert wrong["accepted"] == 0
-    assert wrong["drafted"] < right["drafted"] / 4
+    assert 0 < wrong["drafted"] < 4 * wrong["tokens"] / 2, "most steps drafted none of the four"
 
 
 @pytest.mark.parametrize("runner", ["v1", "v2-async"])
