@@ -46,7 +46,7 @@ def drafting(drafter: str, **more: Any) -> dict[str, Any]:
 
 CONTENDERS: Mapping[str, dict[str, Any]] = {
     PLAIN: {},
-    OWN_NOTHING: {"speculative_config": {**NGRAM, "prompt_lookup_min": 64, "prompt_lookup_max": 64}},
+    OWN_NOTHING: {"speculative_config": {**NGRAM, "prompt_lookup_min": 1024, "prompt_lookup_max": 1024}},
     OWN: {"speculative_config": NGRAM},
     PLUGIN: drafting("vllms_ngram", num_tokens=NUM_TOKENS),
     NOTHING: drafting("drafts_nothing", num_tokens=NUM_TOKENS),
@@ -245,10 +245,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder))
         engines = {name: Engine(arguments.model, config, max(arguments.concurrency), script=__file__) for name, config in CONTENDERS.items()}
-        rows = [row for concurrency in arguments.concurrency for row in compare(engines, concurrency, arguments.rounds)]
+        rows: list[dict[str, Any]] = []
+        for concurrency in arguments.concurrency:
+            rows += compare(engines, concurrency, arguments.rounds)
+            notes = {"new_tokens": NEW_TOKENS, "rounds": arguments.rounds, "runner": "V1", "ngram": [NUM_TOKENS, MIN_N, MAX_N]}
+            record("vllm_ngram_tax", rows, notes)
         for engine in engines.values():
             engine.stop()
-    record("vllm_ngram_tax", rows, {"new_tokens": NEW_TOKENS, "rounds": arguments.rounds, "runner": "V1", "ngram": [NUM_TOKENS, MIN_N, MAX_N]})
 
 
 if __name__ == "__main__":
