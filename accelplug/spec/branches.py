@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accelplug.hooks.drafting import ROOT, Drafts
-from accelplug.spec.worth import DOUBT, MEMORY, Pause
+from accelplug.spec.worth import DOUBT, MARGIN, MEMORY, Pause
 
 NEVER = 3.0  # a bar for steps in which nothing may be drafted
 
@@ -87,7 +87,7 @@ def bar_of(rates: Sequence[float], seconds: Sequence[float], most: int) -> float
     :param seconds: of steps over 1, 2, ... positions.
     """
     likely = sorted((rate for rate in rates if rate), reverse=True)
-    gain, highest, bar = 1.0, 1.0 / seconds[0], 2.0
+    gain, highest, bar = 1.0, MARGIN / seconds[0], 2.0
     heap = [(-rate, 1.0, place) for place, rate in enumerate(likely[:1])]  # chance of a node, of its parent, place among siblings
     for count in range(1, most + 1 if heap else 1):
         chance, above, place = heappop(heap)

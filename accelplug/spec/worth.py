@@ -11,6 +11,7 @@ import numpy.typing as npt
 MEMORY = 0.9  # how much of what was counted stays from one judged draft to the next
 HOPE = 1.0  # accepted tokens presumed at first, so that a request begins with drafts and not with waiting
 DOUBT = 0.125  # rejected tokens presumed at first
+MARGIN = 1.05  # what drafting must promise over a plain step: costs are measured, and where they seem equal any hope would do for ever
 TRY = 2  # tokens drafted to find out whether more are worth it
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 4, 4096
 _PATIENCE, _RAREST = 8, 4  # wrong guesses in a row after which guesses become half as frequent, and every how many steps they stay
@@ -93,8 +94,10 @@ class Worth:
         """
         self.pause.is_trying = False
         rate = self.accepted / (self.judged + DOUBT)
-        gains = (rate ** np.arange(most + 1)).cumsum()  # of no draft, one token, ...
-        best = int((gains / seconds[: most + 1]).argmax())
+        gains = (rate ** np.arange(most + 1)).cumsum() / seconds[: most + 1]  # of no draft, one token, ...
+        best = int(gains.argmax())
+        if gains[best] < MARGIN * gains[0]:
+            best = 0
         if best:
             self.pause.over()
         return best

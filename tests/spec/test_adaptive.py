@@ -15,7 +15,7 @@ from accelplug.hooks import CommitView, DrafterTraits, Drafts, DraftView, NodeKi
 from accelplug.hosts.costs import StepCosts
 from accelplug.spec.adaptive import Adaptive
 from accelplug.spec.branches import above_bar, bar_of, pruned
-from accelplug.spec.worth import seconds_by_width
+from accelplug.spec.worth import MARGIN, seconds_by_width
 
 FLAT = {width: 1.0 + 0.02 * (width - 1) for width in range(1, 10)}
 STEEP = {1: 1.0, 3: 1.6, 9: 4.0}
@@ -93,6 +93,14 @@ def test_useless_drafts_of_tokens_alone_end_soon_and_are_never_verified_again(ta
     assert gain > 0.999
     assert not any(lengths[30:])
     assert sum(seconds_of(table, 1 + length) - table[1] for length in lengths) < 2 * table[1], "less than two steps are lost, cheap or dear"
+
+
+@pytest.mark.parametrize("source", [Always(), Dear()], ids=["guessing", "trying"])
+def test_useless_drafts_end_where_wide_steps_seem_to_cost_nothing(source):
+    """As they do where the plain steps measured were slow ones."""
+    lengths, _ = run(lambda _: 0, 3000, {1: 1.2, 3: 1.0, 9: 1.0}, source)
+    assert sum(map(bool, lengths)) < 30
+    assert lengths[0] == 8
 
 
 @pytest.mark.parametrize("table", [FLAT, STEEP], ids=["flat", "steep"])
@@ -352,7 +360,7 @@ def test_the_bar_is_that_of_the_best_tree_by_hand(rates, step, most):
     speeds = [(1 + sum(best[:count])) / seconds[count] for count in range(len(best) + 1)]
     bar = bar_of(rates, seconds, most)
     kept = sum(chance >= bar for chance in best)
-    assert speeds[kept] == pytest.approx(max(speeds))
+    assert speeds[kept] == pytest.approx(max(speeds) if max(speeds) > MARGIN * speeds[0] else speeds[0])
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
