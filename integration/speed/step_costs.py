@@ -19,9 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ngram_tax as tax
 import numpy as np
 from measure import record
-from ngram_tax import MAX_N, NGRAM, NUM_TOKENS, drafting, install
+from ngram_tax import MAX_N, NOTHING, NUM_TOKENS, OWN, OWN_NOTHING, PLAIN, PLUGIN, WRONG, drafting, install
 from rich.console import Console
 from rich.progress import track
 from vllm_speed import Engine, asked
@@ -29,15 +30,11 @@ from vllm_speed import Engine, asked
 sys.path.append(str(Path(__file__).parents[1] / "vllm"))
 from tiny_model import make
 
-PLAIN, OWN, PLUGIN = "plain", "vllm ngram", "the same as a plugin"
 CONTENDERS: Mapping[str, dict[str, Any]] = {
     PLAIN: {},
-    "vllm ngram, finds nothing": {"speculative_config": {**NGRAM, "prompt_lookup_min": 40, "prompt_lookup_max": 40}},
+    OWN_NOTHING: tax.CONTENDERS[OWN_NOTHING],
     "plugin, does nothing": drafting("does_nothing", num_tokens=NUM_TOKENS),
-    "plugin, searches and drafts nothing": drafting("drafts_nothing", num_tokens=NUM_TOKENS),
-    "plugin, always wrong, adaptive": drafting(f"adaptive(source='always_wrong', num_tokens={NUM_TOKENS})"),
-    OWN: {"speculative_config": NGRAM},
-    PLUGIN: drafting("vllms_ngram", num_tokens=NUM_TOKENS),
+    **{name: tax.CONTENDERS[name] for name in (NOTHING, WRONG, OWN, PLUGIN)},
 }
 STEPS = 150
 

@@ -65,8 +65,8 @@ class Engine:
 
     def __init__(self, model: str, config: Mapping[str, Any], concurrency: int, script: str = __file__) -> None:
         command = [sys.executable, script, "--model", model, "--serve", json.dumps(config), "--concurrency", str(concurrency)]
-        # In one process, so that an engine waiting for its turn costs nothing, and on one thread, for numba too: where a drafter uses that, its
-        # OpenMP threads and torch's would take each other's place in every step, in engines that speculate and in no other.
+        # In one process, so that an engine waiting for its turn costs nothing, and on one thread, for numba too: loading it was seen to raise
+        # the number of torch's threads, in engines that speculate and in no other.
         threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
         environment = {**vllm_environment("v1"), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", **threads}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the process writes
