@@ -21,8 +21,9 @@ LENGTH = 26
 # Longer than a step reads, and three of them grow past the cache; then two that begin as the last one does.
 LONG = [[(7 * i + 11 * j) % 400 + 2 for j in range(50 + i)] for i in range(4)]
 AGAIN = [[*LONG[-1][:40], token] for token in (3, 4)]
-# The other built-in drafters, in host memory on either runner.
-BUILT_IN = {"v1": "input_copy(num_tokens=4)", "v2": "suffix(num_tokens=4, min_match=1)", "v2-async": "suffix(num_tokens=4, min_match=1)"}
+# The other built-in drafters, in host memory, and on the device under asynchronous scheduling.
+SUFFIX, COPY = "suffix(num_tokens=4, min_match=1)", "input_copy(num_tokens=4, max_ngram=2)"
+BUILT_IN = {"v1": "input_copy(num_tokens=4)", "v2": SUFFIX, "v2-async": SUFFIX}
 CLIPPED = 14  # tokens: positions 13 to 15 are one draft
 
 

@@ -37,8 +37,9 @@ class HostSource:
         for req_id in req_ids:
             self._arriving.pop(req_id, None)
 
-    def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
+    def arrive(self, req_id: str, tokens: Sequence[int], prompt_length: int, limit: int, params: Any) -> None:
         """Keep a copy: within one process the scheduler goes on to append to the same list."""
+        del prompt_length
         self.chains.begin(req_id, limit, params)
         self._arriving[req_id] = np.array(tokens, dtype=np.int32)
 
