@@ -108,9 +108,9 @@ class RequestOptions:
 
     def tensors(self, defaults: Mapping[str, Any], req_ids: Sequence[str], device: torch.device) -> dict[str, Tensor]:
         """Return the same as `values` does, name -> [num_reqs]."""
-        import torch
+        from vllm.utils.torch_utils import async_tensor_h2d
 
-        return {name: torch.tensor(values, device=device) for name, values in self.values(defaults, req_ids).items()}
+        return {name: async_tensor_h2d(values, device) for name, values in self.values(defaults, req_ids).items()}
 
 
 def refuse_no_numbers(technique: Technique) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from accelplug.hooks.drafting import DeviceView
 from accelplug.hosts.vllm.session import Session
@@ -93,7 +94,8 @@ class DeviceSource:
         """
         verified = cu_num_logits.diff().long() - 1
         if self._own:  # of these drafts the drafter's are not all
-            verified = torch.tensor([self._own.get(req_id, self.num_tokens) for req_id in req_ids], device=slots.device).minimum(verified)
+            own = [self._own.get(req_id, self.num_tokens) for req_id in req_ids]
+            verified = async_tensor_h2d(own, slots.device).minimum(verified)
         real = torch.minimum(self.real[slots], verified) * (num_sampled > 0)
         accepted = torch.minimum(real, num_sampled.long() - 1).clamp(min=0)
         self._totals += torch.stack([real.sum(), accepted.sum(), num_sampled.long().sum()])
@@ -110,4 +112,5 @@ class DeviceSource:
         if started:
             unlimited = self.req_states.max_model_len, self.num_tokens
             limits = [self._arriving.pop(req_id, unlimited) for req_id, slot in zip(req_ids, slots, strict=True) if slot in started]
-            self._limits[:, torch.tensor(started, device=self._limits.device)] = torch.tensor(limits, device=self._limits.device).T
+            rows = async_tensor_h2d([[slot, *limit] for slot, limit in zip(started, limits, strict=True)], self._limits.device)
+            self._limits[:, rows[:, 0]] = rows[:, 1:].T
