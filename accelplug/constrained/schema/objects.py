@@ -9,6 +9,7 @@ from accelplug.constrained.regex.tree import Regex, alt, literal, without
 from accelplug.constrained.schema.atoms import Absent, Keys, Property, Required, Size, Some
 from accelplug.constrained.schema.clauses import FALSE, Alternative, Alternatives, Clause, Place, just
 from accelplug.constrained.schema.scalars import count
+from accelplug.constrained.schema.searching import check_readable
 
 
 def properties(place: Place) -> Iterator[Clause]:
@@ -33,6 +34,7 @@ def pattern_properties(place: Place) -> Iterator[Clause]:
         try:
             regex = parse(pattern)
         except (UnsupportedPatternError, RecursionError):
+            check_readable(pattern)
             yield place.unknown()
         else:
             node = place.below(pattern)
