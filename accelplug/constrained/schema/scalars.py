@@ -55,7 +55,7 @@ def _one_of(place: Place, values: list[Any]) -> Clause:
     if not mine:
         return always(FALSE)
     texts = tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in mine))
-    return Clause([[Values(texts)]], _other_than(place, mine))
+    return Clause([[Values(texts)]], lambda: _other_than(place, mine))
 
 
 def _other_than(place: Place, values: list[Any]) -> Alternatives:
