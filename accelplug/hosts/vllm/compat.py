@@ -59,11 +59,8 @@ V1: Final = (
         "sampling on a CPU, where vLLM's own kernel is wrong",
     ),
     Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample", ("logits", "spec_decode_metadata"), "steps in which nothing is drafted"),
-    Seam(
-        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._calc_spec_decode_metadata",
-        ("num_draft_tokens", "cu_num_scheduled_tokens"),
-        "steps in which nothing is drafted, at the price of plain ones",
-    ),
+    Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner.execute_model", ("scheduler_output",), "steps in which nothing is drafted, as plain ones"),
+    Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens", ("grammar_output",), "steps in which nothing is drafted, as plain ones"),
     Seam(
         "vllm.v1.sample.rejection_sampler:RejectionSampler.forward",
         ("metadata", "draft_probs", "logits", "sampling_metadata"),

@@ -74,6 +74,8 @@ class V2Attachment:
     :param runner: vLLM's V2 model runner, its model loaded, nothing profiled or captured yet.
     """
 
+    quiet = False
+
     def __init__(self, runner: Any, session: Session) -> None:
         config = runner.vllm_config
         if not isinstance(runner.speculator, NgramGPUSpeculator):
