@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
+from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.document import Document
 
 
@@ -21,10 +22,25 @@ def fault(document: Document, value: Any) -> str | None:
     """Return what is wrong with a value, None if nothing is."""
     if not isinstance(document.schema, dict):
         return None if document.schema else "the schema is false, which nothing satisfies"
-    for error in document.validator.iter_errors(value):
-        where = "/".join(map(str, error.absolute_path))
-        return f"{where or 'the value'} breaks {error.validator}: {' '.join(str(error.message).split()):.200}"
-    return None
+    try:
+        error = next(document.validator.iter_errors(value), None)
+    except RecursionError:
+        return "the schema's references lead back to themselves, so that nothing can be checked"
+    if error is None:
+        return None
+    where = "/".join(map(str, error.absolute_path))
+    return f"{where or 'the value'} breaks {error.validator}: {' '.join(str(error.message).split()):.200}"
+
+
+def check_ends(document: Document) -> None:
+    """Refuse a schema that says of any value only what it says of it.
+
+    :raises ConstraintError: its references go round in a circle.
+    """
+    try:
+        document.validator.is_valid(None)
+    except RecursionError:
+        raise ConstraintError("the schema's references lead back to themselves before they say anything; let one of them say what it is") from None
 
 
 def _refuse(name: str) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from accelplug.constrained.lark.terminals import plain as rust
 from accelplug.constrained.probes import PROBES
 from accelplug.constrained.regex.parse import parse
-from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.document import Document, escaped
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.statements import LISTS, MAPS, ONES, Use
 
@@ -39,7 +39,7 @@ def plain(document: Document, found: list[Use], text: str) -> Plain:
     Formats that no engine was seen to enforce become expressions.
     """
     reader = _Reader(document)
-    if any(keyword in text for keyword in _MAY_CHANGE):
+    if any(keyword in text for keyword in _MAY_CHANGE) and reader.may_change(document.schema):
         schema = reader.schema(document.schema, "#")
         if reader.changed:
             text = json.dumps(schema, ensure_ascii=False)
@@ -55,11 +55,33 @@ class _Reader:
         self.features: dict[str, str] = {}
         self.checked: list[str] = []
 
+    def may_change(self, schema: Any) -> bool:
+        """Whether something may be left out or written otherwise: a glance that spares most schemas the rest."""
+        waiting = [schema]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, list):
+                waiting.extend(one)
+            elif isinstance(one, dict):
+                if "uniqueItems" in one or "multipleOf" in one or ("$ref" in one and self._ignores(one)):
+                    return True
+                if "format" in one and not self._keeps(one["format"]):
+                    return True
+                waiting.extend(one.values())
+        return False
+
+    def _ignores(self, schema: dict[str, Any]) -> bool:
+        """Whether a reference has siblings that the draft ignores."""
+        return self.document.draft <= 7 and not schema.keys() <= _BESIDE_A_REFERENCE
+
+    def _keeps(self, format_name: Any) -> bool:
+        return self.document.asserted and f"format {format_name}" in PROBES
+
     def schema(self, schema: Any, place: str) -> Any:
         """Return a schema as an engine should see it."""
         if not isinstance(schema, dict):
             return schema
-        if self.document.draft <= 7 and "$ref" in schema and not schema.keys() <= _BESIDE_A_REFERENCE:
+        if "$ref" in schema and self._ignores(schema):
             self.changed = True
             schema = {keyword: value for keyword, value in schema.items() if keyword in _BESIDE_A_REFERENCE}
         found: dict[str, Any] = {}
@@ -68,7 +90,7 @@ class _Reader:
                 continue
             if keyword == "multipleOf" and self._drops_ones(schema, f"{place}/multipleOf"):
                 continue
-            if keyword != "format" or (self.document.asserted and f"format {value}" in PROBES):
+            if keyword != "format" or self._keeps(value):
                 found[keyword] = self._below(keyword, value, f"{place}/{keyword}")
         if self.features.get(f"{place}/multipleOf") == "":
             found["type"] = "integer"
@@ -78,7 +100,7 @@ class _Reader:
 
     def _below(self, keyword: str, value: Any, place: str) -> Any:
         if keyword in MAPS and isinstance(value, dict):
-            return {name: self.schema(child, f"{place}/{_escaped(name)}") for name, child in value.items()}
+            return {name: self.schema(child, f"{place}/{escaped(name)}") for name, child in value.items()}
         if keyword in LISTS and isinstance(value, list):
             return [self.schema(child, f"{place}/{index}") for index, child in enumerate(value)]
         return self.schema(value, place) if keyword in ONES else value
@@ -118,7 +140,3 @@ def _is_beyond_masks(schema: dict[str, Any]) -> bool:
         return False
     kind = None if items is True else items.get("type")
     return items is True or (isinstance(kind, str) and kind in _MANY and not items.keys() & _FEWER_VALUES)
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")

@@ -12,7 +12,7 @@ Poor for   drafts that are nearly always right: they are best taken whole
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from accelplug.hooks.context import BuildContext
 from accelplug.hooks.drafting import ROOT, CommitView, DrafterTraits, Drafts, DraftView, IntArray, NodeKind
 from accelplug.hooks.options import option
 from accelplug.spec.branches import NEVER, Branches, above_bar, bar_of, pruned
-from accelplug.spec.worth import TRY, Worth, seconds_by_width
+from accelplug.spec.worth import TRY, Seconds, Worth, seconds_by_width
 
 
 @dataclass(slots=True)
@@ -42,6 +42,8 @@ class Adaptive:
     _inner: BoundDrafter = field(init=False, repr=False)
     _guesses: bool = field(init=False, repr=False)
     _requests: dict[int, Any] = field(init=False, repr=False, default_factory=dict)
+    _table: Mapping[int, float] = field(init=False, repr=False, default_factory=dict)  # the host's last one, and what came of it
+    _seconds: Seconds = field(init=False, repr=False, default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         self._inner = bind_drafter(self.context.build("drafter", self.source))
@@ -106,11 +108,18 @@ class Adaptive:
         table = self.context.step_seconds()
         if 1 not in table:  # no plain step was measured, and that is the measure of all others
             return [0] * len(rooms)
-        seconds = seconds_by_width(table, 1 + self.num_tokens)
+        is_over = all(request.is_hopeless for request in requests)  # as nearly always where drafts are useless, and then nothing is worked out
+        seconds = None if is_over else self._by_width(table)
         lengths = [request.length(seconds, room) for request, room in zip(requests, rooms, strict=True)]
         if self._guesses:
             return lengths
         return [length or min(room, request.tries()) for request, length, room in zip(requests, lengths, rooms, strict=True)]
+
+    def _by_width(self, table: Mapping[int, float]) -> Seconds:
+        """Return the seconds of steps over 1, 2, ... positions; a table's figures stay the same for some steps."""
+        if table != self._table:
+            self._table, self._seconds = dict(table), seconds_by_width(table, 1 + self.num_tokens)
+        return self._seconds
 
     def _trees(self, view: DraftView, requests: Sequence[Branches], rooms: Sequence[int]) -> Drafts:
         """Ask for whole trees, and keep of each the nodes that reach a bar that was set before."""
@@ -136,7 +145,7 @@ class Adaptive:
         table = self.context.step_seconds()
         if 1 not in table:  # no plain step was measured, and that is the measure of all others
             return rates, [NEVER] * len(requests)
-        seconds = seconds_by_width(table, 1 + self.num_tokens).tolist()
+        seconds = self._by_width(table).tolist()
         return rates, [bar_of(rate, seconds, room) for rate, room in zip(rates, rooms, strict=True)]
 
 

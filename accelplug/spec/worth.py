@@ -87,14 +87,25 @@ class Worth:
         if self.pause.is_trying and 0 < accepted == self.drafted:
             self.pause.over()  # one right try does not make up for all that went wrong: go on trying
 
-    def length(self, seconds: Seconds, most: int) -> int:
+    @property
+    def rate(self) -> float:
+        """The chance that a drafted token is accepted behind others that were."""
+        return self.accepted / (self.judged + DOUBT)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether no draft can pay, whatever steps cost: a wider one takes no less than a plain one, and a draft adds at most 1 / (1 - rate) tokens."""
+        return self.rate < 1 - 1 / MARGIN
+
+    def length(self, seconds: Seconds | None, most: int) -> int:
         """Return how many tokens to draft: those of most tokens per second.
 
-        :param seconds: of steps over 1, 2, ... positions, [1 + most] or more.
+        :param seconds: of steps over 1, 2, ... positions, [1 + most] or more; None where the request is hopeless.
         """
         self.pause.is_trying = False
-        rate = self.accepted / (self.judged + DOUBT)
-        gains = (rate ** np.arange(most + 1)).cumsum() / seconds[: most + 1]  # of no draft, one token, ...
+        if seconds is None or self.is_hopeless:
+            return 0
+        gains = (self.rate ** np.arange(most + 1)).cumsum() / seconds[: most + 1]  # of no draft, one token, ...
         best = int(gains.argmax())
         if gains[best] < MARGIN * gains[0]:
             best = 0

@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import accelplug
 from accelplug.hooks import DeviceView
-from accelplug.hosts.vllm.tensors import to_device
 from accelplug.spec.input_copy import InputCopy
 from accelplug.spec.prompt_lookup import PromptLookup
 from accelplug.spec.suffix import Suffix
@@ -103,15 +102,6 @@ def test_a_device_drafter_never_waits_for_the_device(name):
         drafter.propose_on_device(view)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def test_numbers_go_to_the_device_without_a_wait():
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        moved = to_device([[1, 2], [3, 4]], torch.device("cuda"))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert moved.tolist() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize("name", DRAFTERS)

@@ -124,7 +124,7 @@ def _spacing(spec: GrammarSpec) -> Any:
 def template(source: str, vocabulary: Vocabulary) -> LLMatcher:
     """Compile a grammar; the matcher is only ever copied.
 
-    :raises ConstraintError: llguidance refuses it, with its words.
+    :raises ConstraintError: llguidance refuses it, with its words; or no text begins as it asks, which it says at the first mask only.
     """
     from llguidance import LLMatcher, LLParserLimits
 
@@ -132,6 +132,11 @@ def template(source: str, vocabulary: Vocabulary) -> LLMatcher:
     found = LLMatcher(_tokenizer(vocabulary), source, limits=limits, log_level=0)
     if found.is_error():
         raise ConstraintError(f"llguidance refuses the grammar: {in_one_line(found.get_error())}")
+    beginning = found.deep_copy()
+    beginning.compute_bitmask()
+    if beginning.is_error():
+        why = in_one_line(beginning.get_error())
+        raise ConstraintError(f"no text satisfies the grammar, whose rules never end or contradict each other (llguidance: {why}); loosen it")
     return found
 
 

@@ -18,6 +18,7 @@ from accelplug.constrained.schema.branches import Branch, Tableau
 from accelplug.constrained.schema.document import State
 
 Symbols = list[str]
+Cell = tuple[Regex, frozenset[Regex]]
 MOST_SYMBOLS: Final = 60_000
 """llguidance makes a symbol of every rule, and of every step within an alternative, and numbers them in 16 bits."""
 MOST_PERMUTED: Final = 4
@@ -44,6 +45,7 @@ class Builder:
         self.comma, self.colon = json.dumps(comma), json.dumps(colon)
         self.rules: dict[str, list[Symbols]] = {}
         self.inexact: dict[str, None] = {}
+        self.cells: dict[tuple[tuple[str, ...], tuple[Regex, ...]], list[Cell]] = {}
         self._terminals: dict[str, str] = {}
         self._strings: dict[Regex, str | None] = {}
         self._states: dict[State, str] = {}
@@ -61,6 +63,8 @@ class Builder:
         return self._strings[regex]
 
     def _new_string(self, regex: Regex) -> str | None:
+        if regex.op == "cat" and len(regex.literals) == 1 and (text := next(iter(regex.literals))).isascii():
+            return self.texts([json.dumps(text)])  # most are names: what follows would come to the same
         empty = is_empty_if_decided(regex)
         if empty is None or (self.coarse and regex.is_algebraic):  # engines, too, would take for ever
             self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))

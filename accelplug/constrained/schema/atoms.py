@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
+from accelplug.constrained.regex.derive import matches
 from accelplug.constrained.regex.tree import Regex
 from accelplug.constrained.schema.document import State
 
@@ -156,3 +158,19 @@ Atom = (
     | Keys
     | Some
 )
+
+
+def satisfies(atom: Atom, value: Any) -> bool | None:
+    """Whether a string or a number satisfies an atom, None where that is not said here."""
+    if isinstance(value, str):
+        try:
+            return matches(atom.regex, value) if isinstance(atom, Text) else None
+        except RecursionError:
+            return None
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))):
+        return None
+    if isinstance(atom, Bound):
+        above = value > atom.value if atom.lower else value < atom.value
+        return bool(above or (value == atom.value and not atom.exclusive))
+    whole = value == int(value)
+    return whole if isinstance(atom, Integer) else not whole if isinstance(atom, Fractional) else None

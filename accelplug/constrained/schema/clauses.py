@@ -19,11 +19,23 @@ Alternative = list["Atom | Signed"]
 Alternatives = list[Alternative]
 
 
-class Clause(NamedTuple):
-    """One keyword: when it is satisfied, and when it is not."""
+class Clause:
+    """One keyword: when it is satisfied, and when it is not.
 
-    holds: Alternatives
-    fails: Alternatives
+    :param fails: the alternatives, or what works them out once they are asked for, which is seldom.
+    """
+
+    __slots__ = ("_fails", "holds")
+
+    def __init__(self, holds: Alternatives, fails: Alternatives | Callable[[], Alternatives]) -> None:
+        self.holds, self._fails = holds, fails
+
+    @property
+    def fails(self) -> Alternatives:
+        """When the keyword is violated."""
+        if not isinstance(self._fails, list):
+            self._fails = self._fails()
+        return self._fails
 
 
 class Place(NamedTuple):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.validation import validator_class
+from accelplug.constrained.schema.validation import Checking, validator_class
 
 if TYPE_CHECKING:
     from referencing._core import Resolver
@@ -23,21 +24,24 @@ DRAFTS: Final = {
     "2020-12": 2020,
 }
 MOST_DEPTH: Final = 150
-_MEANT_BY_PLACE: Final = ('"$id"', '"id": "', '"$dynamic', '"$recursive')
+_POINTER: Final = re.compile("#(/[^%/]*)*")
+_MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
+_NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """A subschema. The same text at several places is one node, as far as it means the same there.
+    """A subschema, equal to itself alone. The same text at several places is one node, as far as it means the same there.
 
     :param number: in the order of the first visit, the same in every process.
     :param place: where it was met first, for sentences.
+    :param resolver: what its references are looked up by, None where they are pointers into a document that names no part of itself.
     """
 
     number: int
-    value: Any = field(compare=False, hash=False)
-    place: str = field(compare=False, hash=False)
-    resolver: Any = field(compare=False, hash=False, repr=False)
+    value: Any
+    place: str
+    resolver: Any = field(repr=False)
 
 
 Signed = tuple[bool, Node]
@@ -80,14 +84,29 @@ class Document:
     @cached_property
     def validator(self) -> Any:
         """The final check of this schema."""
-        return validator_class(self.draft, declared=_declared(self.schema) is not None).over(self.schema, asserted=self.asserted)
+        return self._checking.over(self.schema, asserted=self.asserted)
+
+    @property
+    def _checking(self) -> Checking:
+        return validator_class(self.draft, declared=_declared(self.schema) is not None)
 
     @cached_property
     def root(self) -> Node:
         """The whole schema."""
-        return self.node(self.schema, "#", self.validator._resolver)
+        self._checking  # noqa: B018  # said early: jsonschema is missing
+        return self.node(self.schema, "#", self._resolver if self._names_parts else None)
 
-    def node(self, value: Any, place: str, resolver: Resolver[Any]) -> Node:
+    @cached_property
+    def _resolver(self) -> Resolver[Any]:
+        found: Resolver[Any] = self.validator._resolver
+        return found
+
+    @cached_property
+    def _names_parts(self) -> bool:
+        """Whether the document names parts of itself, so that a reference means what it does by where it stands."""
+        return any(isinstance(one.get(name), str | bool) for one in _objects(self.schema) for name in _NAMING.intersection(one))
+
+    def node(self, value: Any, place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema.
 
         :raises ConstraintError: it is no schema.
@@ -98,18 +117,18 @@ class Document:
             raise ConstraintError(f"{place} should be a schema and is {json.dumps(value):.60}")
         found = self._nodes.get(id(value))
         if found is None:
-            if place != "#" and ("$id" in value or "id" in value):
+            if resolver is not None and place != "#" and ("$id" in value or "id" in value):
                 resolver = resolver.in_subresource(self._specification.create_resource(value))
             found = self._nodes[id(value)] = self._met(value, place, resolver)
         return found
 
-    def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any]) -> Node:
+    def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema met for the first time, an older one where that says the same."""
         node = Node(len(self._nodes) + 2, value, place, resolver)
-        text = json.dumps(value)
-        if any(sign in text for sign in _MEANT_BY_PLACE):
+        text = repr(value)
+        if resolver is not None and any(sign in text for sign in _MEANT_BY_PLACE):
             return node
-        found = self._by_text.setdefault((text, resolver._base_uri if '"$ref"' in text else ""), node)
+        found = self._by_text.setdefault((text, resolver._base_uri if resolver is not None and "'$ref'" in text else ""), node)
         if found is not node:
             self._again.setdefault(found.place, []).append(place)
         return found
@@ -138,7 +157,7 @@ class Document:
         """Return the subschema at `path` below a node."""
         value, place = node.value, node.place
         for step in path:
-            value, place = value[step], f"{place}/{_escaped(step)}"
+            value, place = value[step], f"{place}/{escaped(step)}"
         return self.node(value, place, node.resolver)
 
     def target(self, node: Node, keyword: str) -> Node | None:
@@ -155,13 +174,26 @@ class Document:
         reference = node.value[keyword]
         if keyword != "$ref" and self._anchors(reference) > 1:
             return None
+        if node.resolver is None and (pointed := self._pointed(reference)) is not None:
+            return self.node(pointed, reference, None)
         try:
-            found = node.resolver.lookup(reference)
+            found = (node.resolver or self._resolver).lookup(reference)
         except Exception as exc:
             raise ConstraintError(
                 f"{node.place}/{keyword} names {reference!r:.100}, which is not in the schema; nothing is fetched"
             ) from exc
         return self.node(found.contents, reference if isinstance(reference, str) else node.place, found.resolver)
+
+    def _pointed(self, reference: Any) -> Any:
+        """Return what a plain pointer into the document leads to, None where `referencing` should say."""
+        if not isinstance(reference, str) or not _POINTER.fullmatch(reference):
+            return None
+        found: Any = self.schema
+        for step in reference.split("/")[1:]:
+            if not isinstance(found, dict):
+                return None
+            found = found.get(step.replace("~1", "/").replace("~0", "~"))
+        return found
 
     def _anchors(self, reference: Any) -> int:
         name = str(reference).rpartition("#")[2]
@@ -175,7 +207,7 @@ class Document:
             return node.value is sign
         key = (node.number, json.dumps(value, sort_keys=True))
         if key not in self._valid:
-            self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver).is_valid(value)
+            self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver or self._resolver).is_valid(value)
         return self._valid[key] is sign
 
 
@@ -210,5 +242,6 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _escaped(step: str | int) -> str:
+def escaped(step: str | int) -> str:
+    """Return a step as JSON pointers write it."""
     return str(step).replace("~", "~0").replace("/", "~1")

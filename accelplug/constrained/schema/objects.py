@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import Regex, alt, literal, without
 from accelplug.constrained.schema.atoms import Absent, Keys, Property, Required, Size, Some
-from accelplug.constrained.schema.clauses import FALSE, Alternative, Alternatives, Clause, Place, just
+from accelplug.constrained.schema.clauses import FALSE, Alternative, Clause, Place, just
 from accelplug.constrained.schema.scalars import count
+from accelplug.constrained.schema.searching import check_readable
 
 
 def properties(place: Place) -> Iterator[Clause]:
     """``properties``."""
     if place.kind == "object":
         nodes = [(name, place.below(name)) for name in place.value]
-        fails: Alternatives = [[Required(name), Property(name, just((False, node)))] for name, node in nodes]
-        yield Clause([[Property(name, just((True, node))) for name, node in nodes]], fails)
+        yield Clause(
+            [[Property(name, just((True, node))) for name, node in nodes]],
+            lambda: [[Required(name), Property(name, just((False, node)))] for name, node in nodes],
+        )
 
 
 def required(place: Place) -> Iterator[Clause]:
@@ -33,6 +36,7 @@ def pattern_properties(place: Place) -> Iterator[Clause]:
         try:
             regex = parse(pattern)
         except (UnsupportedPatternError, RecursionError):
+            check_readable(pattern)
             yield place.unknown()
         else:
             node = place.below(pattern)

@@ -12,8 +12,10 @@ from accelplug.constrained.regex.tree import alt, length, literal, without
 from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values
 from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternatives, Clause, Place, always
 from accelplug.constrained.schema.formats import FORMATS
+from accelplug.constrained.schema.searching import check_readable
 
 MOST_LENGTH: Final = 100_000
+TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "string")
 
 
 def kind_of(value: Any) -> str:
@@ -27,6 +29,8 @@ def kind_of(value: Any) -> str:
 def type_(place: Place) -> Iterator[Clause]:
     """``type``."""
     types = [place.value] if isinstance(place.value, str) else place.value
+    if place.document.draft > 3 and isinstance(types, list) and (unknown := [one for one in types if one not in TYPES]):
+        raise ConstraintError(f"{place.name} is {json.dumps(unknown[0]):.60}; the types are {', '.join(TYPES)}")
     if place.kind in types:
         yield always(TRUE)
     elif place.kind == "number" and "integer" in types:
@@ -51,7 +55,7 @@ def _one_of(place: Place, values: list[Any]) -> Clause:
     if not mine:
         return always(FALSE)
     texts = tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in mine))
-    return Clause([[Values(texts)]], _other_than(place, mine))
+    return Clause([[Values(texts)]], lambda: _other_than(place, mine))
 
 
 def _other_than(place: Place, values: list[Any]) -> Alternatives:
@@ -95,6 +99,8 @@ def exclusive_bound(place: Place) -> Iterator[Clause]:
 
 def multiple_of(place: Place) -> Iterator[Clause]:
     """``multipleOf``."""
+    if isinstance(place.value, bool) or not isinstance(place.value, int | float) or place.value <= 0:
+        raise ConstraintError(f"{place.name} should be a number above 0 and is {json.dumps(place.value):.60}")
     if place.kind == "number":
         yield Clause([[Multiple(place.value)]], [[Inexact(place.name)]])
 
@@ -122,6 +128,7 @@ def pattern(place: Place) -> Iterator[Clause]:
         try:
             found = parse(place.value)
         except (UnsupportedPatternError, RecursionError):
+            check_readable(place.value)
             yield place.unknown()
         else:
             yield Clause([[Text(found)]], [[Text(without(found))]])

@@ -21,11 +21,20 @@ def found_in(pattern: str, text: str) -> bool:
     try:
         regex = parse(pattern)
     except (UnsupportedPatternError, RecursionError):
-        try:
-            return re.search(pattern, text) is not None
-        except re.error as exc:
-            raise ConstraintError(f"the pattern {pattern!r:.100} cannot be read: {exc}; write a regular expression of ECMA 262") from exc
+        check_readable(pattern)
+        return re.search(pattern, text) is not None
     return matches(regex, text)
+
+
+def check_readable(pattern: str) -> None:
+    """Refuse what is not regular and no expression of Python's either, so that no text could be checked for it.
+
+    :raises ConstraintError: naming the pattern.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as exc:
+        raise ConstraintError(f"the pattern {pattern!r:.100} cannot be read: {exc}; write a regular expression of ECMA 262") from exc
 
 
 def pattern(validator: Any, given: str, instance: Any, _schema: Any) -> Iterator[Any]:

@@ -46,6 +46,8 @@ ENGINE = Engine(
         Seam("transformers.generation.utils:MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", (), "images, audio and video in prompts"),
         Seam(f"{GENERATE}._update_model_kwargs_for_generation", ("model_kwargs",), "telling which models look at images with each token"),
         Seam("transformers.generation.configuration_utils:GenerationConfig.get_generation_mode", (), "refusing beams"),
+        Seam("transformers.generation.utils:is_fsdp_managed_module", (), "refusing weights that are sharded over processes"),
+        Seam("transformers.generation.utils:is_deepspeed_zero3_enabled", (), "refusing weights that are sharded over processes"),
         Seam("transformers.generation.stopping_criteria:StopStringCriteria", ("tokenizer", "stop_strings"), "stop strings"),
         Seam("transformers.generation.stopping_criteria:EosTokenCriteria", ("eos_token_id",), "stopping at EOS inside a draft"),
         Seam("transformers.generation.stopping_criteria:MaxLengthCriteria", ("max_length",), "stopping at the length limit inside a draft"),

@@ -134,6 +134,8 @@ class Loop:
                     requests.most_drafts = forward.most_drafts
                 if verdict.done:
                     return forward, inside
+                if isinstance(requests, Requests):
+                    requests.check_room()
                 began = time.perf_counter()
                 trees = drafting.propose(verdict.paths, logits, trees)
                 logits = forward.step(requests.last(), trees)

@@ -110,12 +110,10 @@ class RequestOptions:
 
     def tensors(self, defaults: Mapping[str, Any], req_ids: Sequence[str], device: torch.device) -> dict[str, Tensor]:
         """Return the same as `values` does, name -> [num_reqs], without waiting for the device; None becomes the largest int64."""
-        if not self._given:
-            return {}
-        from accelplug.hosts.vllm.tensors import to_device
+        from vllm.utils.torch_utils import async_tensor_h2d
 
         found = self.values(defaults, req_ids)
-        return {name: to_device([_NONE if value is None else value for value in values], device) for name, values in found.items()}
+        return {name: async_tensor_h2d([_NONE if value is None else value for value in values], device) for name, values in found.items()}
 
 
 def refuse_no_numbers(technique: Technique) -> None:

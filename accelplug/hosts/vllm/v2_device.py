@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from accelplug.hooks.drafting import DeviceView
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import SlotTable
-from accelplug.hosts.vllm.tensors import to_device
 
 
 class DeviceSource:
@@ -97,7 +97,7 @@ class DeviceSource:
         verified = cu_num_logits.diff().long() - 1
         if self._own:  # of these drafts the drafter's are not all
             own = [self._own.get(req_id, self.num_tokens) for req_id in req_ids]
-            verified = to_device(own, slots.device).minimum(verified)
+            verified = async_tensor_h2d(own, slots.device).minimum(verified)
         real = torch.minimum(self.real[slots], verified) * (num_sampled > 0)
         accepted = torch.minimum(real, num_sampled.long() - 1).clamp(min=0)
         self._totals += torch.stack([real.sum(), accepted.sum(), num_sampled.long().sum()])
@@ -114,5 +114,5 @@ class DeviceSource:
         if started:
             unknown = 0, self.req_states.max_model_len, self.num_tokens
             known = [self._arriving.pop(req_id, unknown) for req_id, slot in zip(req_ids, slots, strict=True) if slot in started]
-            device = self._known.device
-            self._known[:, to_device(started, device)] = to_device(known, device).T
+            rows = async_tensor_h2d([[slot, *lengths] for slot, lengths in zip(started, known, strict=True)], self._known.device)
+            self._known[:, rows[:, 0]] = rows[:, 1:].T

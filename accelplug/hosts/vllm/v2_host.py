@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.vllm.chains import Batch, Chains
@@ -63,7 +64,7 @@ class HostSource:
         for i, chain in zip(active.tolist(), chains, strict=True):
             padded[i, : len(chain)] = chain
         padded[:, -1] = self.counts(input_batch.req_ids)
-        both = torch.from_numpy(padded).to(drafts.device)  # one transfer for the drafts and how many they are
+        both = async_tensor_h2d(padded, drafts.device)  # one transfer for the drafts and how many they are, and nobody waits for it
         drafts.copy_(both[:, :-1])
         self.real[input_batch.idx_mapping.long()] = both[:, -1]
 
