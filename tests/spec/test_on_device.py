@@ -236,6 +236,11 @@ def test_input_copy_took_all_its_turns():
     assert {"found by 1", "found by 2", "found by 3", "near", "nowhere", "several at once", "some right"} <= SEEN
 
 
+def test_input_copy_is_led_by_the_answer_alone():
+    """Behind the prompt's last token, 4, its second 5 would be the one."""
+    assert drafted(InputCopy(), view_of([[9, 5, 4, 5, 7, 4, 5]], 9, [6])) == [[4, 5, 7, 4]]
+
+
 def test_input_copy_begins_anew_in_a_slot_that_is_given_away():
     drafter, prompt = InputCopy(), [4, 5, 6, 7, 8]
     assert drafted(drafter, view_of([[*prompt, 4]], 9, [5])) == [[5, 6, 7, 8]]
