@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from accelplug._errors import ConstraintError, HostError, OptionError
 from accelplug.cli.arguments import at_least
-from accelplug.cli.command import Command, Document
+from accelplug.cli.command import Command, Document, table
 from accelplug.cli.plugins import offered_here
 from accelplug.hooks import BuildContext, CompiledGrammar, CompileLimits, GrammarEngine, GrammarSpec, Technique, Vocabulary
 
@@ -185,17 +185,18 @@ def lines_of(document: Document) -> list[Document] | None:
 
 def show(document: Document, console: Console) -> None:
     """Print a schema's statement, or a table of outcomes."""
-    from rich.table import Table
-
     if "lines" not in document:
         _show_one(document, console)
         return
+    from rich.markup import escape
+
     *rows, last = document["lines"]
-    table = Table("schema", "outcome", "engine", "order", "checked", "compile ms", header_style="bold")
+    outcomes = table("schema", "outcome", "engine", "order", "checked", "compile ms")
     for row in rows:
         if row["outcome"] != "right_by_mask":
-            table.add_row(row["name"], row["outcome"], row["engine"], row["order"], str(len(row["checked"])), f"{row['compile_ms']:.1f}")
-    console.print(table)
+            cells = (row["name"], row["outcome"], row["engine"], row["order"], str(len(row["checked"])), f"{row['compile_ms']:.1f}")
+            outcomes.add_row(*map(escape, cells))
+    console.print(outcomes)
     console.print(", ".join(f"{name} {value}" for name, value in last["summary"].items()), soft_wrap=True)
 
 

@@ -45,7 +45,11 @@ def test_a_bug_keeps_its_traceback():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nothing"], ["run", "--rounds", "0"], ["run", "--temperature", "-1"], ["run", "--max-new", "3"]]
+    "arguments",
+    [
+        [], ["nothing"], ["run", "--rounds", "0"], ["run", "--temperature", "-1"], ["run", "--temperature", "inf"],
+        ["run", "--seed", str(2**63)], ["run", "--max-new", "3"],
+    ],
 )
 def test_wrong_arguments_are_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as left:
