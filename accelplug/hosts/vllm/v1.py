@@ -12,7 +12,7 @@ from vllm.v1.outputs import DraftTokenIds
 
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
-from accelplug.hosts.vllm import cpu_expand
+from accelplug.hosts.vllm import cpu_expand, cpu_kernels
 from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.chains import Batch, Chains
@@ -71,8 +71,9 @@ def repair(runner: Any) -> list[str]:
         return sample(logits, spec_decode_metadata if drafted else None)
 
     runner._sample = sample_plainly_without_drafts
-    expanded = runner.device.type == "cpu" and cpu_expand.repair()
-    return ["_sample", *(["expand_batch_to_tokens"] if expanded else [])]
+    if runner.device.type != "cpu":
+        return ["_sample"]
+    return ["_sample", *cpu_kernels.hand_over(), *(["expand_batch_to_tokens"] if cpu_expand.repair() else [])]
 
 
 class V1Attachment:

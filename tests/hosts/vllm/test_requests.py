@@ -116,6 +116,7 @@ class Worded(Mixed):
 
 
 def test_tensors_hold_numbers_alone() -> None:
+    pytest.importorskip("vllm", reason="brings the copy to the device")
     options = RequestOptions()
     options.begin("a", SimpleNamespace(extra_args={"accelplug.hard": True}))
     found = options.tensors({"bar": 0.5, "hard": False}, ["b", "a"], torch.device("cpu"))
