@@ -14,6 +14,20 @@ from accelplug.constrained.regex.tree import Regex
 from accelplug.constrained.schema.document import State
 
 KINDS: Final = ("null", "boolean", "number", "string", "array", "object")
+_KIND_OF: Final[dict[type, str]] = {
+    bool: "boolean",
+    type(None): "null",
+    int: "number",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
+
+
+def kind_of(value: Any) -> str:
+    """Return the type of a JSON value, integers being numbers."""
+    return _KIND_OF[type(value)]
 
 
 @dataclass(frozen=True, slots=True)
