@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
+from accelplug.constrained.disjoint import Disjoint
 from accelplug.constrained.lark.terminals import plain as rust
 from accelplug.constrained.probes import PROBES
 from accelplug.constrained.regex.parse import parse
@@ -12,7 +13,8 @@ from accelplug.constrained.schema.document import Document, escaped
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.statements import LISTS, MAPS, ONES, Use
 
-_MAY_CHANGE: Final = ('"$ref"', '"format"', '"uniqueItems"', '"multipleOf"', "\\u")
+_MAY_CHANGE: Final = ('"$ref"', '"oneOf"', '"format"', '"uniqueItems"', '"multipleOf"', "\\u")
+_TOUCHED: Final = frozenset({"oneOf", "uniqueItems", "multipleOf"})
 _BESIDE_A_REFERENCE: Final = frozenset({"$ref", "$schema", "$id", "id", "$defs", "definitions"})
 _MANY: Final = frozenset({"string", "number", "integer", "array", "object"})
 """Types of which there are more values than a mask remembers, unless they are listed."""
@@ -36,6 +38,8 @@ class Plain(NamedTuple):
 def plain(document: Document, found: list[Use], text: str) -> Plain:
     """Leave out siblings of references that the draft ignores, formats that say nothing, and `uniqueItems` of what there is too much of.
 
+    A `oneOf` whose alternatives certainly share no value is written as `anyOf`, since engines see less of that.
+
     Formats that no engine was seen to enforce become expressions.
     """
     reader = _Reader(document)
@@ -52,6 +56,7 @@ class _Reader:
 
     def __init__(self, document: Document) -> None:
         self.document, self.changed = document, False
+        self.disjoint = Disjoint(document)
         self.features: dict[str, str] = {}
         self.checked: list[str] = []
 
@@ -63,7 +68,7 @@ class _Reader:
             if isinstance(one, list):
                 waiting.extend(one)
             elif isinstance(one, dict):
-                if "uniqueItems" in one or "multipleOf" in one or ("$ref" in one and self._ignores(one)):
+                if not _TOUCHED.isdisjoint(one) or ("$ref" in one and self._ignores(one)):
                     return True
                 if "format" in one and not self._keeps(one["format"]):
                     return True
@@ -92,6 +97,9 @@ class _Reader:
                 continue
             if keyword != "format" or self._keeps(value):
                 found[keyword] = self._below(keyword, value, f"{place}/{keyword}")
+        if "oneOf" in found and "anyOf" not in schema and isinstance(schema["oneOf"], list) and self.disjoint.all_apart(schema["oneOf"]):
+            self.changed = True
+            found = {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in found.items()}
         if self.features.get(f"{place}/multipleOf") == "":
             found["type"] = "integer"
         if "format" in schema and "format" not in found:

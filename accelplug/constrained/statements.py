@@ -101,6 +101,16 @@ def _beyond_a_pointer(_: dict[str, Any], value: Any) -> bool:
     return not isinstance(value, str) or re.match(r"#(/|$)", value) is None
 
 
+def _counts_optional(schema: dict[str, Any], value: Any) -> bool:
+    """Whether properties are counted of which some may be missing, and other names are free."""
+    named, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(named, dict) or not isinstance(required, list) or named.keys() <= {*map(str, required)}:
+        return False
+    if "maxProperties" not in schema and isinstance(value, int) and value <= len(required):
+        return False
+    return "patternProperties" in schema or schema.get("additionalProperties", True) is not False
+
+
 def _has_parts(_: dict[str, Any], value: Any) -> bool:
     return any(isinstance(one, dict | list | float) for one in (value if isinstance(value, list) else [value]))
 
@@ -119,6 +129,7 @@ _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], b
         ("minItems", "maxItems", "minProperties", "maxProperties"),
         lambda _, value: not isinstance(value, int) or value > 1000,
     ),
+    "{} beside optional properties": (("minProperties", "maxProperties"), _counts_optional),
     "{} beside others": (("properties", "patternProperties"), lambda schema, _: schema.get("additionalProperties", True) is not False),
     "{} from zero on": (("multipleOf",), _is_from_zero_on),
     "{} of fractions": (("multipleOf",), lambda _, value: not isinstance(value, int)),

@@ -174,7 +174,7 @@ class Document:
         reference = node.value[keyword]
         if keyword != "$ref" and self._anchors(reference) > 1:
             return None
-        if node.resolver is None and (pointed := self._pointed(reference)) is not None:
+        if node.resolver is None and (pointed := self.pointed(reference)) is not None:
             return self.node(pointed, reference, None)
         try:
             found = (node.resolver or self._resolver).lookup(reference)
@@ -184,9 +184,9 @@ class Document:
             ) from exc
         return self.node(found.contents, reference if isinstance(reference, str) else node.place, found.resolver)
 
-    def _pointed(self, reference: Any) -> Any:
-        """Return what a plain pointer into the document leads to, None where `referencing` should say."""
-        if not isinstance(reference, str) or not _POINTER.fullmatch(reference):
+    def pointed(self, reference: Any) -> Any:
+        """Return what a plain pointer into a document that names no part of itself leads to, None where `referencing` should say."""
+        if self._names_parts or not isinstance(reference, str) or not _POINTER.fullmatch(reference):
             return None
         found: Any = self.schema
         for step in reference.split("/")[1:]:
