@@ -19,6 +19,7 @@ _MORE_ONES: Final = ("unevaluatedItems", "unevaluatedProperties")
 _HOLDING: Final = frozenset((*MAPS, *LISTS, *ONES, *_MORE_ONES))
 _ALL_ONES: Final = frozenset((*ONES, *_MORE_ONES))
 _CONSTRAINING: Final = frozenset((*KEYWORDS, *_BESIDE))
+_PARTS: Final = (dict, list)
 _SPEAKING: Final = _HOLDING | _CONSTRAINING
 _CLASSES: Final = re.compile(r"\\[dwsDWSpb]|\(\?|\.")
 
@@ -50,7 +51,7 @@ def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], plac
         here = f"{place}/{keyword}"
         if keyword in _CONSTRAINING and not (alone and keyword != "$ref") and (keyword != "format" or _asserted(document, value)):
             found.append(_use((here, keyword, _feature({keyword: value} if alone else schema, keyword))))
-        if keyword in _HOLDING and isinstance(value, dict | list):
+        if keyword in _HOLDING and isinstance(value, _PARTS):
             for below, child in _children(keyword, value, here):
                 _add_uses(found, document, child, below)
 

@@ -102,12 +102,15 @@ class Builder:
 
     def value(self, state: State) -> str:
         """Return the rule of a state."""
-        state = frozenset(signed for signed in state if signed[1].value is not signed[0])
-        if state not in self._states:
+        said = [signed for signed in state if signed[1].value is not signed[0]]
+        if len(said) < len(state):
+            state = frozenset(said)
+        name = self._states.get(state)
+        if name is None:
             self._states[state] = name = f"v{len(self._states)}"
             self.rules[name] = []
             self._waiting.append((name, state))
-        return self._states[state]
+        return name
 
     def work(self, shapes: dict[str, Callable[[Builder, Branch], list[Symbols]]]) -> None:
         """Write the rules of every state that was asked for, and of those that they ask for."""

@@ -142,8 +142,9 @@ class Tableau:
     def _all(self, state: State, kind: str) -> list[Branch]:
         if not state:
             return [()]
-        if not all(kind in self.kinds_of(node) for sign, node in state if sign):
-            return []
+        for sign, node in state:
+            if sign and kind not in self.kinds_of(node):
+                return []
         start = sorted(state, key=lambda signed: (signed[1].number, signed[0]))
         plain = self._without_choice(start, kind)
         if plain is not None:
@@ -330,12 +331,13 @@ class Tableau:
 
     def possible(self, state: State) -> bool:
         """Whether some value may satisfy a state; True while that is being worked out."""
-        if state not in self._possible:
+        found = self._possible.get(state)
+        if found is None:
             from accelplug.constrained.schema.alive import possible
 
             self._possible[state] = True
-            self._possible[state] = any(possible(self, state, kind) for kind in self.viable(state))
-        return self._possible[state]
+            found = self._possible[state] = any(possible(self, state, kind) for kind in self.viable(state))
+        return found
 
     def apart(self, one: Node, other: Node, kind: str) -> bool:
         """Whether certainly no value of a type satisfies both nodes."""
@@ -357,7 +359,10 @@ class Tableau:
 
     def viable(self, state: State) -> list[str]:
         """Return the types that no schema of a state rules out by its own ``type``."""
-        left = _ALL_KINDS.intersection(*(self.kinds_of(node) for sign, node in state if sign))
+        left = _ALL_KINDS
+        for sign, node in state:
+            if sign:
+                left &= self.kinds_of(node)
         return [kind for kind in KINDS if kind in left]
 
     def _with_values(self, state: State, branches: list[Branch]) -> list[Branch]:
