@@ -19,6 +19,7 @@ _MORE_ONES: Final = ("unevaluatedItems", "unevaluatedProperties")
 _HOLDING: Final = frozenset((*MAPS, *LISTS, *ONES, *_MORE_ONES))
 _ALL_ONES: Final = frozenset((*ONES, *_MORE_ONES))
 _CONSTRAINING: Final = frozenset((*KEYWORDS, *_BESIDE))
+_PARTS: Final = (dict, list)
 _SPEAKING: Final = _HOLDING | _CONSTRAINING
 _CLASSES: Final = re.compile(r"\\[dwsDWSpb]|\(\?|\.")
 
@@ -50,7 +51,7 @@ def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], plac
         here = f"{place}/{keyword}"
         if keyword in _CONSTRAINING and not (alone and keyword != "$ref") and (keyword != "format" or _asserted(document, value)):
             found.append(_use((here, keyword, _feature({keyword: value} if alone else schema, keyword))))
-        if keyword in _HOLDING and isinstance(value, dict | list):
+        if keyword in _HOLDING and isinstance(value, _PARTS):
             for below, child in _children(keyword, value, here):
                 _add_uses(found, document, child, below)
 
@@ -101,6 +102,16 @@ def _beyond_a_pointer(_: dict[str, Any], value: Any) -> bool:
     return not isinstance(value, str) or re.match(r"#(/|$)", value) is None
 
 
+def _counts_optional(schema: dict[str, Any], value: Any) -> bool:
+    """Whether properties are counted of which some may be missing, and other names are free."""
+    named, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(named, dict) or not isinstance(required, list) or named.keys() <= {*map(str, required)}:
+        return False
+    if "maxProperties" not in schema and isinstance(value, int) and value <= len(required):
+        return False
+    return "patternProperties" in schema or schema.get("additionalProperties", True) is not False
+
+
 def _has_parts(_: dict[str, Any], value: Any) -> bool:
     return any(isinstance(one, dict | list | float) for one in (value if isinstance(value, list) else [value]))
 
@@ -119,6 +130,7 @@ _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], b
         ("minItems", "maxItems", "minProperties", "maxProperties"),
         lambda _, value: not isinstance(value, int) or value > 1000,
     ),
+    "{} beside optional properties": (("minProperties", "maxProperties"), _counts_optional),
     "{} beside others": (("properties", "patternProperties"), lambda schema, _: schema.get("additionalProperties", True) is not False),
     "{} from zero on": (("multipleOf",), _is_from_zero_on),
     "{} of fractions": (("multipleOf",), lambda _, value: not isinstance(value, int)),

@@ -106,7 +106,7 @@ def _named(builder: Builder, properties: Properties, name: str, some: list[Some]
     state = properties.state(name)
     if state is None or not builder.tableau.possible(state):
         return None
-    proves = tuple((index, atom.conj) for index, atom in enumerate(some) if matches(atom.regex, name))
+    proves = tuple((index, atom.conj) for index, atom in enumerate(some) if matches(atom.regex, name)) if some else ()
     return Pair(name, literal(name), state, proves)
 
 

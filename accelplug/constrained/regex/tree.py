@@ -37,7 +37,7 @@ class Regex:
         for part in parts:
             self.size += part.size
             self.is_algebraic |= part.is_algebraic
-        self.nullable: bool = self._is_nullable()
+        self.nullable: bool = op != "set" and self._is_nullable()
 
     def __hash__(self) -> int:
         return self._hash
@@ -89,7 +89,7 @@ class Regex:
             return any(part.nullable for part in self.parts)
         if self.op == "not":
             return not self.parts[0].nullable
-        return self.op != "set" and all(part.nullable for part in self.parts)
+        return all(part.nullable for part in self.parts)
 
 
 NOTHING: Final = Regex("set")
@@ -133,7 +133,7 @@ def cat(*parts: Regex) -> Regex:
     """One after the other."""
     flat: list[Regex] = []
     for part in parts:
-        if part == NOTHING:
+        if part.op == "set" and not part.ranges:
             return NOTHING
         flat.extend(part.parts if part.op == "cat" else (part,))
     return flat[0] if len(flat) == 1 else Regex("cat", tuple(flat))
@@ -160,10 +160,10 @@ def alt(*parts: Regex) -> Regex:
     single: list[tuple[int, int]] = []
     for part in parts:
         for one in part.parts if part.op == "alt" else (part,):
-            if one == EVERY:
-                return EVERY
             if one.op == "set":
                 single.extend(one.ranges)
+            elif one.op == "rep" and one == EVERY:
+                return EVERY
             else:
                 flat[one] = None
     if single:
@@ -175,20 +175,22 @@ def both(*parts: Regex) -> Regex:
     """What matches all of them."""
     flat: dict[Regex, None] = {}
     for part in parts:
-        if part == NOTHING:
-            return NOTHING
-        flat.update(dict.fromkeys(one for one in (part.parts if part.op == "and" else (part,)) if one != EVERY))
+        if part.op == "and":
+            flat.update(dict.fromkeys(part.parts))
+        elif part.op != "rep" or part != EVERY:
+            flat[part] = None
     sets = [one for one in flat if one.op == "set"]
     if sets:
         ranges = sets[0].ranges
         for one in sets[1:]:
             ranges = common(ranges, one.ranges)
-        flat = {chars(ranges): None, **{one: None for one in flat if one.op != "set"}}
         if not ranges:
             return NOTHING
-    refused = alt(*(one.parts[0] for one in flat if one.op == "not"))
-    if refused != NOTHING:
-        wanted = [one for one in flat if one.op != "not"]
+        if len(sets) > 1:
+            flat = {chars(ranges): None, **{one: None for one in flat if one.op != "set"}}
+    forbidden = [one.parts[0] for one in flat if one.op == "not"]
+    if forbidden:
+        refused, wanted = alt(*forbidden), [one for one in flat if one.op != "not"]
         if refused == EVERY or any(_within(one, refused) for one in wanted):
             return NOTHING
         flat = dict.fromkeys([*wanted, without(refused)])

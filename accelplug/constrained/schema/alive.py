@@ -80,7 +80,11 @@ class Properties:
         """Return what holds of the property `name`, None where there must be none."""
         if name in self.absent:
             return None
-        return self.named.get(name, _NOTHING_KNOWN).union(*(atom.conj for atom in self.keys if matches(atom.regex, name)))
+        found = self.named.get(name, _NOTHING_KNOWN)
+        for atom in self.keys:
+            if matches(atom.regex, name):
+                found |= atom.conj
+        return found
 
 
 def _property(tableau: Tableau, properties: Properties, name: str) -> bool:

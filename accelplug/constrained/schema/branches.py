@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, satisfies
+from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, kind_of, satisfies
 from accelplug.constrained.schema.clauses import Alternative, Alternatives, Clause, clauses
 from accelplug.constrained.schema.document import Document, Node, Signed, State
 from accelplug.hooks import CompileLimits
@@ -141,9 +142,13 @@ class Tableau:
     def _all(self, state: State, kind: str) -> list[Branch]:
         if not state:
             return [()]
-        if not all(kind in self.kinds_of(node) for sign, node in state if sign):
-            return []
+        for sign, node in state:
+            if sign and kind not in self.kinds_of(node):
+                return []
         start = sorted(state, key=lambda signed: (signed[1].number, signed[0]))
+        plain = self._without_choice(start, kind)
+        if plain is not None:
+            return plain
         numbers = list(map(self.ledger.number, start))
         for loose in (True,) if self.loose else (False, True):
             try:
@@ -153,17 +158,49 @@ class Tableau:
                 continue
         return [(Inexact(start[0][1].place),)]
 
-    def kinds_of(self, node: Node) -> frozenset[str]:
-        """Return the types of which a value may satisfy a node, as far as its own ``type`` says."""
-        if node.number not in self._kinds:
-            self._kinds[node.number] = self._named_kinds(node.value)
-        return self._kinds[node.number]
+    def _without_choice(self, start: list[Signed], kind: str) -> list[Branch] | None:
+        """Return the branches, one or none, of a state that leaves no choice and denies nothing, as most do; None of others."""
+        atoms: dict[Atom, None] = {}
+        todo, seen = list(start), set[Node]()
+        for sign, node in todo:  # grows on the way
+            if not sign:
+                return None
+            if node in seen or node.value is True:
+                continue
+            if node.value is False:
+                return []
+            seen.add(node)
+            for clause in self._clauses_of(node, kind):
+                if len(clause.holds) != 1:
+                    return None if clause.holds else []
+                for item in clause.holds[0]:
+                    if isinstance(item, tuple):
+                        todo.append(item)
+                    else:
+                        atoms[item] = None
+        bounds = [atom for atom in atoms if isinstance(atom, Bound)] if kind == "number" else []
+        return [] if any(_apart(one, other) for one, other in combinations(bounds, 2)) else [tuple(atoms)]
 
-    def _named_kinds(self, schema: Any) -> frozenset[str]:
-        if not isinstance(schema, dict) or (self.document.draft <= 7 and "$ref" in schema):
-            return _ALL_KINDS
-        named = schema.get("type")
-        return frozenset({"number" if named == "integer" else named}) if isinstance(named, str) and named in _TYPES else _ALL_KINDS
+    def kinds_of(self, node: Node) -> frozenset[str]:
+        """Return the types of which a value may satisfy a node, as far as that is seen at sight."""
+        found = self._kinds.get(node.number)
+        if found is None:
+            self._kinds[node.number] = _ALL_KINDS  # while it is being worked out: references may go in circles
+            found = self._kinds[node.number] = self._kinds_at_sight(node)
+        return found
+
+    def _kinds_at_sight(self, node: Node) -> frozenset[str]:
+        schema = node.value
+        if not isinstance(schema, dict):
+            return _ALL_KINDS if schema else frozenset()
+        if "$ref" in schema and (self.document.draft <= 7 or "type" not in schema):
+            target = self.document.target(node, "$ref")
+            return _ALL_KINDS if target is None else self.kinds_of(target)
+        named = schema.get("type", schema)
+        names = [named] if isinstance(named, str) else named if isinstance(named, list) else ()
+        found = frozenset("number" if name == "integer" else name for name in names if isinstance(name, str)) if names else _ALL_KINDS
+        listed = schema.get("enum")
+        return found.intersection(map(kind_of, listed)) if isinstance(listed, list) else found & _ALL_KINDS
 
     def _walk(self, start: list[int], kind: str, *, loose: bool) -> Iterator[tuple[int, ...]]:
         """Follow a path to its branches, the numbers of their atoms; where `loose`, choices that hold by themselves a negation are given up."""
@@ -259,10 +296,7 @@ class Tableau:
 
     def _choices(self, item: Signed, kind: str, *, loose: bool) -> list[Alternatives]:
         sign, node = item
-        key = node, kind
-        if key not in self._clauses:
-            self._clauses[key] = clauses(self.document, node, kind)
-        found = self._clauses[key]
+        found = self._clauses_of(node, kind)
         if sign:
             return [
                 _DEPENDING if loose and _depends(clause.holds) else self._told_apart(clause.holds, kind, loose=loose) for clause in found
@@ -270,8 +304,17 @@ class Tableau:
         alternatives = [alternative for clause in found for alternative in clause.fails]
         return [[[Inexact(f"{node.place}")]]] if loose and len(alternatives) > 1 else [alternatives]
 
+    def _clauses_of(self, node: Node, kind: str) -> list[Clause]:
+        key = node, kind
+        found = self._clauses.get(key)
+        if found is None:
+            found = self._clauses[key] = clauses(self.document, node, kind)
+        return found
+
     def _told_apart(self, alternatives: Alternatives, kind: str, *, loose: bool) -> Alternatives:
         """Leave out the negation of schemas that cannot hold beside the first one anyway."""
+        if len(alternatives) < 2:
+            return alternatives
         found: Alternatives = []
         for alternative in alternatives:
             first = alternative[0] if alternative else None
@@ -288,12 +331,13 @@ class Tableau:
 
     def possible(self, state: State) -> bool:
         """Whether some value may satisfy a state; True while that is being worked out."""
-        if state not in self._possible:
+        found = self._possible.get(state)
+        if found is None:
             from accelplug.constrained.schema.alive import possible
 
             self._possible[state] = True
-            self._possible[state] = any(possible(self, state, kind) for kind in self.viable(state))
-        return self._possible[state]
+            found = self._possible[state] = any(possible(self, state, kind) for kind in self.viable(state))
+        return found
 
     def apart(self, one: Node, other: Node, kind: str) -> bool:
         """Whether certainly no value of a type satisfies both nodes."""
@@ -315,7 +359,10 @@ class Tableau:
 
     def viable(self, state: State) -> list[str]:
         """Return the types that no schema of a state rules out by its own ``type``."""
-        left = _ALL_KINDS.intersection(*(self.kinds_of(node) for sign, node in state if sign))
+        left = _ALL_KINDS
+        for sign, node in state:
+            if sign:
+                left &= self.kinds_of(node)
         return [kind for kind in KINDS if kind in left]
 
     def _with_values(self, state: State, branches: list[Branch]) -> list[Branch]:
@@ -342,7 +389,6 @@ class Tableau:
 
 
 _ALL_KINDS: Final = frozenset(KINDS)
-_TYPES: Final = frozenset({*KINDS, "integer"})
 _DEPENDING: Final[Alternatives] = [[Inexact("*/dependencies"), Inexact("*/dependentRequired"), Inexact("*/dependentSchemas")]]
 
 

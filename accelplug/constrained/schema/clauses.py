@@ -90,12 +90,13 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
 
     :raises ConstraintError: a keyword's value is not what the specification asks for.
     """
-    from accelplug.constrained.schema.vocabulary import KEYWORDS
+    from accelplug.constrained.schema.vocabulary import KEYWORDS_OF
 
+    handlers = KEYWORDS_OF[kind]
     keywords = ["$ref"] if document.draft <= 7 and "$ref" in node.value else list(node.value)
     found: list[Clause] = []
     for keyword in keywords:
-        handler = KEYWORDS.get(keyword)
+        handler = handlers.get(keyword)
         if handler is None:
             continue
         place = Place(document, node, keyword, kind)

@@ -26,6 +26,7 @@ DRAFTS: Final = {
 MOST_DEPTH: Final = 150
 _POINTER: Final = re.compile("#(/[^%/]*)*")
 _MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
+_PARTS: Final = (dict, list)
 _NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
 
@@ -60,10 +61,11 @@ class Document:
         """
         if not isinstance(schema, dict | bool):
             raise ConstraintError(f"a JSON Schema is an object, true or false, got {json.dumps(schema):.60}")
-        if _depth(schema) > MOST_DEPTH:
+        self.seen = Seen(schema)
+        if self.seen.depth > MOST_DEPTH:
             raise ConstraintError(f"the schema is nested more than {MOST_DEPTH} deep; flatten it with $defs and $ref")
         self.schema, self.asserted = schema, asserted
-        self.draft = draft_of(schema)
+        self.draft = _draft_of(schema, self.seen)
         self._nodes: dict[int, Node] = {}
         self._truths: dict[bool, Node] = {value: Node(number, value, "", None) for number, value in enumerate((False, True))}
         self._valid: dict[tuple[int, str], bool] = {}
@@ -104,7 +106,8 @@ class Document:
     @cached_property
     def _names_parts(self) -> bool:
         """Whether the document names parts of itself, so that a reference means what it does by where it stands."""
-        return any(isinstance(one.get(name), str | bool) for one in _objects(self.schema) for name in _NAMING.intersection(one))
+        given = _NAMING & self.seen.keywords
+        return bool(given) and any(isinstance(one.get(name), str | bool) for one in _objects(self.schema) for name in given)
 
     def node(self, value: Any, place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema.
@@ -174,7 +177,7 @@ class Document:
         reference = node.value[keyword]
         if keyword != "$ref" and self._anchors(reference) > 1:
             return None
-        if node.resolver is None and (pointed := self._pointed(reference)) is not None:
+        if node.resolver is None and (pointed := self.pointed(reference)) is not None:
             return self.node(pointed, reference, None)
         try:
             found = (node.resolver or self._resolver).lookup(reference)
@@ -184,9 +187,9 @@ class Document:
             ) from exc
         return self.node(found.contents, reference if isinstance(reference, str) else node.place, found.resolver)
 
-    def _pointed(self, reference: Any) -> Any:
-        """Return what a plain pointer into the document leads to, None where `referencing` should say."""
-        if not isinstance(reference, str) or not _POINTER.fullmatch(reference):
+    def pointed(self, reference: Any) -> Any:
+        """Return what a plain pointer into a document that names no part of itself leads to, None where `referencing` should say."""
+        if self._names_parts or not isinstance(reference, str) or not _POINTER.fullmatch(reference):
             return None
         found: Any = self.schema
         for step in reference.split("/")[1:]:
@@ -216,13 +219,13 @@ def _declared(schema: Any) -> str | None:
     return given if isinstance(given, str) else None
 
 
-def draft_of(schema: Any) -> int:
+def _draft_of(schema: Any, seen: Seen) -> int:
     """Return the draft that a schema declares; without one 2020-12, or 2019-09 where ``items`` is a list."""
     declared = _declared(schema)
     for name, draft in DRAFTS.items():
         if declared and name in declared:
             return draft
-    return 2019 if any(isinstance(one.get("items"), list) for one in _objects(schema)) else 2020
+    return 2019 if seen.lists_items else 2020
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
@@ -233,13 +236,37 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         yield from _objects(child)
 
 
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        parts = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
-        level = [child for children in parts for child in children if isinstance(child, dict | list)]
-    return depth
+class Seen:
+    """What one look at every object in a schema finds, whether it is a subschema or not.
+
+    :param depth: of nesting.
+    :param keywords: all names in it.
+    :param beside_references: those that stand beside a ``$ref``, it included.
+    :param formats: what stands as ``format``.
+    :param lists_items: whether ``items`` is a list somewhere.
+    """
+
+    def __init__(self, schema: Any) -> None:
+        self.keywords, self.beside_references = set[str](), set[str]()
+        self.formats: list[Any] = []
+        self.lists_items = False
+        self.depth, level = 0, [schema]
+        while level:
+            self.depth += 1
+            parts = [self._parts(one) for one in level]
+            level = [child for children in parts for child in children if isinstance(child, _PARTS)]
+
+    def _parts(self, one: Any) -> Iterable[Any]:
+        if not isinstance(one, dict):
+            return one if isinstance(one, list) else ()
+        self.keywords.update(one)
+        if "$ref" in one:
+            self.beside_references.update(one)
+        if "format" in one:
+            self.formats.append(one["format"])
+        if "items" in one and isinstance(one["items"], list):
+            self.lists_items = True
+        return one.values()
 
 
 def escaped(step: str | int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import Regex, alt, literal, without
 from accelplug.constrained.schema.atoms import Absent, Keys, Property, Required, Size, Some
-from accelplug.constrained.schema.clauses import FALSE, Alternative, Clause, Place, just
+from accelplug.constrained.schema.clauses import FALSE, Alternative, Alternatives, Clause, Place, just
 from accelplug.constrained.schema.scalars import count
 from accelplug.constrained.schema.searching import check_readable
 
@@ -69,9 +69,14 @@ def property_names(place: Place) -> Iterator[Clause]:
     if place.kind != "object" or place.document.draft < 6:
         return
     node, never = place.below(), just((True, place.document.false))
-    good, bad = texts_of(place.document, just((True, node))), texts_of(place.document, just((False, node)))
+    good = texts_of(place.document, just((True, node)))
     holds: Alternative = [Keys(without(good.regex), never, place.name), *good.inexact]
-    yield Clause([holds], [[Some(bad.regex, frozenset(), place.name), *bad.inexact]])
+
+    def fails() -> Alternatives:
+        bad = texts_of(place.document, just((False, node)))
+        return [[Some(bad.regex, frozenset(), place.name), *bad.inexact]]
+
+    yield Clause([holds], fails)
 
 
 def min_properties(place: Place) -> Iterator[Clause]:
