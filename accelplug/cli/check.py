@@ -37,7 +37,7 @@ def look(host: str, engine: Engine) -> Document:
     rows = [{"path": seam.path, "used_for": seam.used_for, "problem": _problem(seam)} for seam in engine.seams_here()]
     tested = version is not None and engine.is_tested()
     ok = version is None or (tested and not any(row["problem"] for row in rows))
-    described = {"tested": tested, "tested_range": engine.tested_range, "only": engine.restriction()}
+    described = {"tested": tested, "tested_range": engine.tested_range, "only": engine.restriction(), "releases": dict(engine.releases)}
     return {"host": host, "version": version, **described, "seams": rows, "ok": ok}
 
 
@@ -64,6 +64,8 @@ def show(document: Document, console: Console) -> None:
     console.print(f"accelplug {document['accelplug']}, Python {document['python']}")
     for host in document["hosts"]:
         console.print(f"\n{host['host']} {host['version'] or ''} (tested range {host['tested_range']}): {verdict(host)}", soft_wrap=True)
+        for releases, known in host["releases"].items():
+            console.print(f"  {releases}: {known}", soft_wrap=True)
         seams = table("seam", "state", "used for")
         for row in host["seams"]:
             seams.add_row(escape(row["path"]), escape(row["problem"] or "alive"), escape(row["used_for"]))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from typing import Any, Final, NamedTuple
 
+from accelplug.constrained.disjoint import Disjoint
 from accelplug.constrained.lark.terminals import plain as rust
 from accelplug.constrained.probes import PROBES
 from accelplug.constrained.regex.parse import parse
-from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.document import Document, Seen, escaped
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.statements import LISTS, MAPS, ONES, Use
 
-_MAY_CHANGE: Final = ('"$ref"', '"format"', '"uniqueItems"', '"multipleOf"', "\\u")
+_TOUCHED: Final = frozenset({"oneOf", "uniqueItems", "multipleOf"})
 _BESIDE_A_REFERENCE: Final = frozenset({"$ref", "$schema", "$id", "id", "$defs", "definitions"})
 _MANY: Final = frozenset({"string", "number", "integer", "array", "object"})
 """Types of which there are more values than a mask remembers, unless they are listed."""
@@ -36,10 +38,12 @@ class Plain(NamedTuple):
 def plain(document: Document, found: list[Use], text: str) -> Plain:
     """Leave out siblings of references that the draft ignores, formats that say nothing, and `uniqueItems` of what there is too much of.
 
+    A `oneOf` whose alternatives certainly share no value is written as `anyOf`, since engines see less of that.
+
     Formats that no engine was seen to enforce become expressions.
     """
     reader = _Reader(document)
-    if any(keyword in text for keyword in _MAY_CHANGE):
+    if reader.may_change(document.seen):
         schema = reader.schema(document.schema, "#")
         if reader.changed:
             text = json.dumps(schema, ensure_ascii=False)
@@ -52,14 +56,28 @@ class _Reader:
 
     def __init__(self, document: Document) -> None:
         self.document, self.changed = document, False
+        self.disjoint = Disjoint(document)
         self.features: dict[str, str] = {}
         self.checked: list[str] = []
+
+    def may_change(self, seen: Seen) -> bool:
+        """Whether something may be left out or written otherwise: a glance that spares most schemas the rest."""
+        if not _TOUCHED.isdisjoint(seen.keywords) or self._ignores(seen.beside_references):
+            return True
+        return not all(map(self._keeps, seen.formats))
+
+    def _ignores(self, beside: Set[str]) -> bool:
+        """Whether a reference has siblings that the draft ignores."""
+        return self.document.draft <= 7 and not beside <= _BESIDE_A_REFERENCE
+
+    def _keeps(self, format_name: Any) -> bool:
+        return self.document.asserted and f"format {format_name}" in PROBES
 
     def schema(self, schema: Any, place: str) -> Any:
         """Return a schema as an engine should see it."""
         if not isinstance(schema, dict):
             return schema
-        if self.document.draft <= 7 and "$ref" in schema and not schema.keys() <= _BESIDE_A_REFERENCE:
+        if "$ref" in schema and self._ignores(schema.keys()):
             self.changed = True
             schema = {keyword: value for keyword, value in schema.items() if keyword in _BESIDE_A_REFERENCE}
         found: dict[str, Any] = {}
@@ -68,8 +86,11 @@ class _Reader:
                 continue
             if keyword == "multipleOf" and self._drops_ones(schema, f"{place}/multipleOf"):
                 continue
-            if keyword != "format" or (self.document.asserted and f"format {value}" in PROBES):
+            if keyword != "format" or self._keeps(value):
                 found[keyword] = self._below(keyword, value, f"{place}/{keyword}")
+        if "oneOf" in found and "anyOf" not in schema and isinstance(schema["oneOf"], list) and self.disjoint.all_apart(schema["oneOf"]):
+            self.changed = True
+            found = {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in found.items()}
         if self.features.get(f"{place}/multipleOf") == "":
             found["type"] = "integer"
         if "format" in schema and "format" not in found:
@@ -78,7 +99,7 @@ class _Reader:
 
     def _below(self, keyword: str, value: Any, place: str) -> Any:
         if keyword in MAPS and isinstance(value, dict):
-            return {name: self.schema(child, f"{place}/{_escaped(name)}") for name, child in value.items()}
+            return {name: self.schema(child, f"{place}/{escaped(name)}") for name, child in value.items()}
         if keyword in LISTS and isinstance(value, list):
             return [self.schema(child, f"{place}/{index}") for index, child in enumerate(value)]
         return self.schema(value, place) if keyword in ONES else value
@@ -118,7 +139,3 @@ def _is_beyond_masks(schema: dict[str, Any]) -> bool:
         return False
     kind = None if items is True else items.get("type")
     return items is True or (isinstance(kind, str) and kind in _MANY and not items.keys() & _FEWER_VALUES)
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")

@@ -69,6 +69,8 @@ PROBES: Final[dict[str, Probe]] = {
     ),
     "minProperties": Probe(_object(minProperties=2), ({"a": 1, "b": 2},), ({}, {"a": 1})),
     "maxProperties": Probe(_object(maxProperties=1), ({}, {"a": 1}), ({"a": 1, "b": 2},)),
+    "minProperties beside optional properties": Probe(_object(properties=_A, minProperties=1), ({"a": 1}, {"b": 1}), ({}, {"a": "x"})),
+    "maxProperties beside optional properties": Probe(_object(properties=_A, maxProperties=1), ({}, {"a": 1}), ({"a": 1, "b": 2},)),
     "propertyNames": Probe(_object(propertyNames={"maxLength": 1}), ({}, {"a": 1}), ({"ab": 1},)),
     "items": Probe(_array(items={"type": "integer"}), ([], [1, 2]), (["a"], [1, "a"])),
     "prefixItems": Probe(_array(prefixItems=[{"type": "integer"}, {"type": "string"}]), ([], [1, "a", None]), (["a"], [1, 2])),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.document import Document, escaped
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.vocabulary import KEYWORDS
 
@@ -17,7 +17,11 @@ LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 ONES: Final = ("not", "if", "then", "else", "items", "additionalItems", "contains", "additionalProperties", "propertyNames")
 _MORE_ONES: Final = ("unevaluatedItems", "unevaluatedProperties")
 _HOLDING: Final = frozenset((*MAPS, *LISTS, *ONES, *_MORE_ONES))
+_ALL_ONES: Final = frozenset((*ONES, *_MORE_ONES))
 _CONSTRAINING: Final = frozenset((*KEYWORDS, *_BESIDE))
+_PARTS: Final = (dict, list)
+_SPEAKING: Final = _HOLDING | _CONSTRAINING
+_CLASSES: Final = re.compile(r"\\[dwsDWSpb]|\(\?|\.")
 
 
 class Use(NamedTuple):
@@ -28,51 +32,56 @@ class Use(NamedTuple):
     feature: str
 
 
+_use: Final = Use._make  # half the time of calling the class
+
+
 def uses(document: Document) -> list[Use]:
     """Return every keyword that constrains, in the order of the text."""
     found: list[Use] = []
-    _add_uses(found, document, document.schema, "#")
+    if isinstance(document.schema, dict):
+        _add_uses(found, document, document.schema, "#")
     return found
 
 
-def _add_uses(found: list[Use], document: Document, schema: Any, place: str) -> None:
-    if not isinstance(schema, dict):
-        return
+def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], place: str) -> None:
     alone = document.draft <= 7 and "$ref" in schema
     for keyword, value in schema.items():
-        ignored = (alone and keyword != "$ref") or (keyword == "format" and (not document.asserted or not _known(value)))
-        if keyword in _CONSTRAINING and not ignored:
-            found.append(Use(f"{place}/{keyword}", keyword, _feature({keyword: value} if alone else schema, keyword)))
-        if keyword in _HOLDING:
-            for step, child in _children(keyword, value):
-                _add_uses(found, document, child, f"{place}/{keyword}{step}")
+        if keyword not in _SPEAKING:
+            continue
+        here = f"{place}/{keyword}"
+        if keyword in _CONSTRAINING and not (alone and keyword != "$ref") and (keyword != "format" or _asserted(document, value)):
+            found.append(_use((here, keyword, _feature({keyword: value} if alone else schema, keyword))))
+        if keyword in _HOLDING and isinstance(value, _PARTS):
+            for below, child in _children(keyword, value, here):
+                _add_uses(found, document, child, below)
 
 
-def _known(name: object) -> bool:
-    return isinstance(name, str) and name in FORMATS
+def _children(keyword: str, value: dict[str, Any] | list[Any], place: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the schema objects that stand directly below a keyword, with their places."""
+    if isinstance(value, list):
+        return [(f"{place}/{index}", child) for index, child in enumerate(value) if keyword in LISTS and isinstance(child, dict)]
+    if keyword in MAPS:
+        return [(f"{place}/{escaped(name)}", child) for name, child in value.items() if isinstance(child, dict)]
+    return [(place, value)] if keyword in _ALL_ONES else []
 
 
-def _children(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if keyword in MAPS and isinstance(value, dict):
-        yield from ((f"/{str(name).replace('~', '~0').replace('/', '~1')}", child) for name, child in value.items())
-    elif keyword in LISTS and isinstance(value, list):
-        yield from ((f"/{index}", child) for index, child in enumerate(value))
-    elif keyword in ONES or keyword in _MORE_ONES:
-        yield "", value
+def _asserted(document: Document, name: object) -> bool:
+    return document.asserted and isinstance(name, str) and name in FORMATS
 
 
 def _feature(schema: dict[str, Any], keyword: str) -> str:
     """Name what an engine must be able to do: a keyword, or one form of it."""
     value = schema[keyword]
-    for form, applies in _FORMS_OF.get(keyword, ()):
+    if keyword not in _FORMS_OF:
+        return f"format {value}" if keyword == "format" else keyword
+    for form, applies in _FORMS_OF[keyword]:
         if applies(schema, value):
             return form.format(keyword)
-    return f"format {value}" if keyword == "format" else keyword
+    return keyword
 
 
 def _has_classes(_: dict[str, Any], value: Any) -> bool:
-    patterns = value if isinstance(value, dict) else [str(value)]
-    return any(sign in pattern for pattern in patterns for sign in (r"\d", r"\w", r"\s", r"\D", r"\W", r"\S", r"\p", r"\b", "(?", "."))
+    return any(_CLASSES.search(pattern) for pattern in (value if isinstance(value, dict) else [str(value)]))
 
 
 def _is_anchor(_: dict[str, Any], value: Any) -> bool:
@@ -93,6 +102,16 @@ def _beyond_a_pointer(_: dict[str, Any], value: Any) -> bool:
     return not isinstance(value, str) or re.match(r"#(/|$)", value) is None
 
 
+def _counts_optional(schema: dict[str, Any], value: Any) -> bool:
+    """Whether properties are counted of which some may be missing, and other names are free."""
+    named, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(named, dict) or not isinstance(required, list) or named.keys() <= {*map(str, required)}:
+        return False
+    if "maxProperties" not in schema and isinstance(value, int) and value <= len(required):
+        return False
+    return "patternProperties" in schema or schema.get("additionalProperties", True) is not False
+
+
 def _has_parts(_: dict[str, Any], value: Any) -> bool:
     return any(isinstance(one, dict | list | float) for one in (value if isinstance(value, list) else [value]))
 
@@ -111,6 +130,7 @@ _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], b
         ("minItems", "maxItems", "minProperties", "maxProperties"),
         lambda _, value: not isinstance(value, int) or value > 1000,
     ),
+    "{} beside optional properties": (("minProperties", "maxProperties"), _counts_optional),
     "{} beside others": (("properties", "patternProperties"), lambda schema, _: schema.get("additionalProperties", True) is not False),
     "{} from zero on": (("multipleOf",), _is_from_zero_on),
     "{} of fractions": (("multipleOf",), lambda _, value: not isinstance(value, int)),
@@ -128,15 +148,20 @@ def split(all_uses: list[Use], inexact: Iterable[str]) -> tuple[tuple[str, ...],
 
     ``"*/required"`` is every such keyword. Where a place is none of the document's, all of it counts as checked.
     """
-    vague = tuple(inexact)
-    checked = [use.place for use in all_uses if any(_covers(one, use) for one in vague)]
-    if vague and not checked:
+    vague = frozenset(inexact)
+    if not vague:
+        return tuple(dict.fromkeys(use.place for use in all_uses)), ()
+    checked = [use.place for use in all_uses if f"*/{use.keyword}" in vague or _is_below(use.place, vague)]
+    if not checked:
         checked = [use.place for use in all_uses]
     kept = dict.fromkeys(checked)
     return tuple(dict.fromkeys(use.place for use in all_uses if use.place not in kept)), tuple(kept)
 
 
-def _covers(place: str, use: Use) -> bool:
-    if place.startswith("*/"):
-        return use.keyword == place[2:]
-    return use.place == place or use.place.startswith(place + "/")
+def _is_below(place: str, vague: frozenset[str]) -> bool:
+    """Whether a place, or one above it, is among these."""
+    while place not in vague:
+        place, slash, _ = place.rpartition("/")
+        if not slash:
+            return False
+    return True

@@ -160,6 +160,15 @@ def test_a_release_of_which_only_a_part_runs_says_so_and_its_other_seams_are_not
     assert (found["ok"], found["only"], check.verdict(found)) == (False, None, "tested; 1 of 2 seams alive")
 
 
+def test_what_is_known_of_each_release_is_said(monkeypatch, capfd):
+    made = dataclasses.replace(engine(ALIVE), releases=(("1.0 to 1.4", "reading alone"), ("2.0", "all of it")))
+    monkeypatch.setattr(check, "engine_of", lambda host: made)
+    assert main(["check", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["hosts"][0]["releases"] == {"1.0 to 1.4": "reading alone", "2.0": "all of it"}
+    assert main(["check"]) == 0
+    assert "\n  1.0 to 1.4: reading alone\n  2.0: all of it\n" in capfd.readouterr().out
+
+
 def test_an_engine_that_is_not_installed_is_fine_and_is_not_looked_at():
     found = check.look("made", engine(DEAD, distribution="accelplug-no-such-engine"))
     assert (found["ok"], found["seams"], check.verdict(found)) == (True, [], "not installed")

@@ -7,8 +7,9 @@ from typing import Final
 _NOT_IN_OTHERS: Final = frozenset(
     {"$ref to an anchor", "$ref with siblings", "additionalItems", "items as a list", "multipleOf from zero on"}
 )
+_COUNTED_OPTIONAL: Final = frozenset({"minProperties beside optional properties", "maxProperties beside optional properties"})
 RECORDED: Final[dict[str, frozenset[str]]] = {
-    "llguidance 1.7.6": frozenset({"contains", "multipleOf", "propertyNames", "uniqueItems"}),
+    "llguidance 1.7.6": frozenset({"contains", "multipleOf", "propertyNames", "uniqueItems"}) | _COUNTED_OPTIONAL,
     "xgrammar 0.2.8": frozenset(
         {
             "allOf",
@@ -40,6 +41,7 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
             "maxProperties",
             "maximum",
             "minProperties",
+            "minProperties beside optional properties",
             "minimum",
             "multipleOf",
             "pattern",

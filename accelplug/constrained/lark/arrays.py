@@ -68,6 +68,13 @@ def array(builder: Builder, branch: Branch) -> list[Symbols]:
 
 def plain(builder: Builder, shape: Shape) -> list[Symbols]:
     """Write an array whose items only have a place: the front one by one, each leading on to the next or to the end."""
+    number = builder.number(("array", tuple(shape.front), shape.tail, shape.low, shape.high))
+    if (number, False) not in builder.shared:
+        builder.shared[number, False] = _inside(builder, shape)
+    return [['"["', builder.shared[number, False], '"]"']]
+
+
+def _inside(builder: Builder, shape: Shape) -> str:
     rule = builder.new("tail")
     high = None if shape.high is None else shape.high - len(shape.front)
     _tail(builder, rule, shape, max(0, shape.low - len(shape.front)), high)
@@ -76,7 +83,7 @@ def plain(builder: Builder, shape: Shape) -> list[Symbols]:
         builder.add(rule, *([builder.comma] if index else []), builder.value(shape.front[index]), following)
         if index >= shape.low:
             builder.add(rule)
-    return [['"["', rule, '"]"']]
+    return rule
 
 
 def _tail(builder: Builder, rule: str, shape: Shape, low: int, high: int | None) -> None:

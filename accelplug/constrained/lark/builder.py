@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
 from itertools import permutations
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from accelplug.constrained.schema.branches import Branch, Tableau
 from accelplug.constrained.schema.document import State
 
 Symbols = list[str]
+Cell = tuple[Regex, frozenset[Regex]]
 MOST_SYMBOLS: Final = 60_000
 """llguidance makes a symbol of every rule, and of every step within an alternative, and numbers them in 16 bits."""
 MOST_PERMUTED: Final = 4
@@ -44,6 +44,9 @@ class Builder:
         self.comma, self.colon = json.dumps(comma), json.dumps(colon)
         self.rules: dict[str, list[Symbols]] = {}
         self.inexact: dict[str, None] = {}
+        self.cells: dict[tuple[tuple[str, ...], tuple[Regex, ...]], list[Cell]] = {}
+        self.shared: dict[tuple[int, bool], str] = {}
+        self._numbers: dict[Hashable, int] = {}
         self._terminals: dict[str, str] = {}
         self._strings: dict[Regex, str | None] = {}
         self._states: dict[State, str] = {}
@@ -61,6 +64,8 @@ class Builder:
         return self._strings[regex]
 
     def _new_string(self, regex: Regex) -> str | None:
+        if regex.op == "cat" and len(regex.literals) == 1 and (text := next(iter(regex.literals))).isascii():
+            return self.texts([json.dumps(text)])  # most are names: what follows would come to the same
         empty = is_empty_if_decided(regex)
         if empty is None or (self.coarse and regex.is_algebraic):  # engines, too, would take for ever
             self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))
@@ -87,18 +92,25 @@ class Builder:
         if self._symbols + len(self.rules) > MOST_SYMBOLS:
             raise TooLargeError(f"the schema becomes a grammar of more than {MOST_SYMBOLS} symbols; simplify its combinations")
 
+    def number(self, what: Hashable) -> int:
+        """Return a number that is the same for what is equal."""
+        return self._numbers.setdefault(what, len(self._numbers))
+
     def checked(self, *atoms: object) -> None:
         """Note what is checked at the end."""
         self.inexact.update((atom.place, None) for atom in atoms if isinstance(atom, Inexact))
 
     def value(self, state: State) -> str:
         """Return the rule of a state."""
-        state = frozenset(signed for signed in state if signed[1].value is not signed[0])
-        if state not in self._states:
+        said = [signed for signed in state if signed[1].value is not signed[0]]
+        if len(said) < len(state):
+            state = frozenset(said)
+        name = self._states.get(state)
+        if name is None:
             self._states[state] = name = f"v{len(self._states)}"
             self.rules[name] = []
             self._waiting.append((name, state))
-        return self._states[state]
+        return name
 
     def work(self, shapes: dict[str, Callable[[Builder, Branch], list[Symbols]]]) -> None:
         """Write the rules of every state that was asked for, and of those that they ask for."""
@@ -135,40 +147,34 @@ class Builder:
 
     def write(self, start: str) -> str | None:
         """Return the grammar's text, None where it has no text at all. What can never be finished is left out."""
-        needed = {name: [_needed(symbols) for symbols in alternatives] for name, alternatives in self.rules.items()}
+        rules = self.rules
+        needed = {name: [_needed(symbols, rules) for symbols in alternatives] for name, alternatives in rules.items()}
         alive = _alive(needed)
         if start not in alive:
             return None
-        lines = [f"start: {start}"]
-        for name, alternatives in self.rules.items():
+        lines, all_alive = [f"start: {start}"], len(alive) == len(rules)
+        for name, alternatives in rules.items():
             if name in alive:
-                finished = (s for s, rules in zip(alternatives, needed[name], strict=True) if rules <= alive)
-                kept = dict.fromkeys(" ".join(_written(symbols, alive)) for symbols in finished)
-                lines.append(f"{name}: " + "\n  | ".join(text or '""' for text in kept))
+                finished = alternatives if all_alive else _finished(alternatives, needed[name], alive)
+                kept = dict.fromkeys([" ".join(symbols) or '""' for symbols in finished])
+                lines.append(f"{name}: " + "\n  | ".join(kept))
         lines.extend(f"{name}: {text}" for text, name in self._terminals.items())
         if self.whitespace == "any":
             lines.append(r"%ignore /[ \t\r\n]+/")
         return "\n".join(lines) + "\n"
 
 
-@dataclass(slots=True)
-class _Open:
-    """An alternative of a rule, and how many of the rules in it are not known to lead to a finished text."""
-
-    rule: str
-    missing: int
-
-
-def _alive(needed: dict[str, list[set[str]]]) -> set[str]:
+def _alive(needed: dict[str, list[list[str]]]) -> set[str]:
     """Return the rules that lead to a finished text, from what their alternatives need."""
     alive: set[str] = set()
-    uses: dict[str, list[_Open]] = {}
+    uses: dict[str, list[list[Any]]] = {}
     ready: list[str] = []
     for name, alternatives in needed.items():
+        if [] in alternatives:
+            ready.append(name)
+            continue
         for rules in alternatives:
-            if not rules:
-                ready.append(name)
-            left = _Open(name, len(rules))
+            left: list[Any] = [name, len(rules)]  # how many of them are not known to lead to a finished text
             for one in rules:
                 uses.setdefault(one, []).append(left)
     while ready:
@@ -177,16 +183,23 @@ def _alive(needed: dict[str, list[set[str]]]) -> set[str]:
             continue
         alive.add(name)
         for left in uses.get(name, ()):
-            left.missing -= 1
-            if not left.missing:
-                ready.append(left.rule)
+            left[1] -= 1
+            if not left[1]:
+                ready.append(left[0])
     return alive
 
 
-def _needed(symbols: Symbols) -> set[str]:
+def _needed(symbols: Symbols, rules: dict[str, list[Symbols]]) -> list[str]:
     """Return the rules without which an alternative leads to no finished text: not those that may be left out."""
-    return {symbol.partition("{")[0] for symbol in symbols if symbol[0].islower() and "{0," not in symbol}
+    found = list(dict.fromkeys([symbol for symbol in symbols if symbol in rules]))
+    repeated = symbols[-1] if symbols else ""
+    if repeated[-1:] == "}" and repeated[0].islower() and "{0," not in repeated:
+        found.append(repeated.partition("{")[0])
+    return found
 
 
-def _written(symbols: Symbols, alive: set[str]) -> Iterator[str]:
-    return (symbol for symbol in symbols if not symbol[0].islower() or symbol.partition("{")[0] in alive)
+def _finished(alternatives: list[Symbols], needed: list[list[str]], alive: set[str]) -> Iterator[Symbols]:
+    """Return the alternatives that lead to a finished text, without what may be left out and does not."""
+    for symbols, rules in zip(alternatives, needed, strict=True):
+        if alive.issuperset(rules):
+            yield [symbol for symbol in symbols if not symbol[0].islower() or symbol.partition("{")[0] in alive]

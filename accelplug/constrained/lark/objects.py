@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from accelplug.constrained.lark.builder import Builder, Symbols
+from accelplug.constrained.lark.builder import Builder, Cell, Symbols
 from accelplug.constrained.lark.scalars import fixed
 from accelplug.constrained.regex.derive import is_empty, matches
 from accelplug.constrained.regex.tree import Regex, alt, both, literal, without
-from accelplug.constrained.schema.alive import Properties
-from accelplug.constrained.schema.atoms import Absent, Inexact, Keys, Property, Required, Size, Some
+from accelplug.constrained.schema.alive import Properties, size_of
+from accelplug.constrained.schema.atoms import Inexact, Keys, Some
 from accelplug.constrained.schema.branches import Branch
 from accelplug.constrained.schema.document import State
 
@@ -56,17 +56,15 @@ def obj(builder: Builder, branch: Branch) -> list[Symbols]:
 
 def shape_of(builder: Builder, branch: Branch) -> Shape | None:
     """Put the atoms of a branch together, None where they leave no object."""
-    names = dict.fromkeys(atom.name for kind in (Property, Required, Absent) for atom in branch if isinstance(atom, kind))
-    required = frozenset(atom.name for atom in branch if isinstance(atom, Required))
-    some = [atom for atom in branch if isinstance(atom, Some)]
+    properties = Properties(branch)
+    names, required, some = properties.names, frozenset(properties.required), properties.some
     if len(some) > MOST_SOME:
         builder.checked(*(Inexact(atom.place) for atom in some[MOST_SOME:]))
         some = some[:MOST_SOME]
-    properties = Properties(branch)
     named = [pair for name in names if (pair := _named(builder, properties, name, some)) is not None]
     if not required <= {pair.name for pair in named}:
         return None
-    others = _others(builder, branch, list(names), some)
+    others = _others(builder, properties.keys, names, some)
     low, high = _size(branch, len(required), len(named) if not others else None)
     if high is not None and high < low:
         return None
@@ -77,9 +75,7 @@ def shape_of(builder: Builder, branch: Branch) -> Shape | None:
 
 def _size(branch: Branch, required: int, possible_names: int | None) -> tuple[int, int | None]:
     """Return the bounds on the number of properties, None as upper one where it is never reached."""
-    sizes = [atom for atom in branch if isinstance(atom, Size)]
-    low = max((size.low for size in sizes), default=0)
-    high = min((size.high for size in sizes if size.high is not None), default=None)
+    low, high = size_of(branch)
     if possible_names is not None:
         if low > possible_names:
             return 1, 0
@@ -87,29 +83,41 @@ def _size(branch: Branch, required: int, possible_names: int | None) -> tuple[in
     return max(low, required), high
 
 
-def _named(builder: Builder, properties: Properties, name: str, some: list[Some]) -> Pair | None:
-    state = properties.state(name)
-    if state is None or not builder.tableau.possible(state):
-        return None
-    proves = tuple((index, atom.conj) for index, atom in enumerate(some) if matches(atom.regex, name))
-    return Pair(name, literal(name), state, proves)
+def _divided(builder: Builder, names: tuple[str, ...], regexes: tuple[Regex, ...]) -> list[Cell]:
+    """Return what `_cells` does, worked out once: the branches of a state differ in little."""
+    key = names, regexes
+    if key not in builder.cells:
+        builder.cells[key] = _cells(names, regexes)
+    return builder.cells[key]
 
 
-def _others(builder: Builder, branch: Branch, names: list[str], some: list[Some]) -> list[Pair]:
-    """Divide all other names by which expressions they match."""
-    rules = [atom for atom in branch if isinstance(atom, Keys)]
-    regexes = list(dict.fromkeys([*(atom.regex for atom in rules), *(atom.regex for atom in some)]))
-    if len(regexes) > MOST_PATTERNS:
-        builder.checked(*(Inexact(atom.place) for atom in rules if atom.regex in regexes[MOST_PATTERNS:]))
-        regexes = regexes[:MOST_PATTERNS]
-    cells: list[tuple[Regex, frozenset[Regex]]] = [(without(alt(*map(literal, names))), frozenset())]
+def _cells(names: tuple[str, ...], regexes: tuple[Regex, ...]) -> list[Cell]:
+    """Return the names that are none of these, divided by which expressions they match, none of the parts empty."""
+    cells: list[Cell] = [(without(alt(*map(literal, names))), frozenset())]
     for regex in regexes:
         split = [(both(cell, regex), inside | {regex}) for cell, inside in cells] + [
             (both(cell, without(regex)), inside) for cell, inside in cells
         ]
         cells = [(cell, inside) for cell, inside in split if not is_empty(cell)]
+    return cells
+
+
+def _named(builder: Builder, properties: Properties, name: str, some: list[Some]) -> Pair | None:
+    state = properties.state(name)
+    if state is None or not builder.tableau.possible(state):
+        return None
+    proves = tuple((index, atom.conj) for index, atom in enumerate(some) if matches(atom.regex, name)) if some else ()
+    return Pair(name, literal(name), state, proves)
+
+
+def _others(builder: Builder, rules: list[Keys], names: list[str], some: list[Some]) -> list[Pair]:
+    """Divide all other names by which expressions they match."""
+    regexes = list(dict.fromkeys([*(atom.regex for atom in rules), *(atom.regex for atom in some)]))
+    if len(regexes) > MOST_PATTERNS:
+        builder.checked(*(Inexact(atom.place) for atom in rules if atom.regex in regexes[MOST_PATTERNS:]))
+        regexes = regexes[:MOST_PATTERNS]
     found = []
-    for cell, inside in cells:
+    for cell, inside in _divided(builder, tuple(names), tuple(regexes)):
         state: State = frozenset().union(*(atom.conj for atom in rules if atom.regex in inside))
         if builder.tableau.possible(state):
             proves = tuple((index, atom.conj) for index, atom in enumerate(some) if atom.regex in inside)

@@ -35,7 +35,48 @@ def sequence(builder: Builder, shape: Shape) -> str:
             builder.checked(Inexact("*/required"), Inexact("*/dependencies"), Inexact("*/dependentRequired"))
             shape = shape._replace(required=frozenset())
         return _Free(builder, shape, counted=counted).rule(At(frozenset(), 0, 0, begun=False))
+    if not counted and not shape.demands:
+        return _linked(builder, shape).rule(builder, begun=False)
     return _Ordered(builder, shape, counted=counted).rule(At(0, 0, 0, begun=False))
+
+
+class _Link(NamedTuple):
+    """What may follow in an object whose properties come in order, where nothing is counted or to be proved: a property and the rest, or the others.
+
+    :param number: equal for what is equal, so that objects which end alike end in the same rules.
+    """
+
+    number: int
+    pairs: tuple[Pair, ...]
+    optional: bool
+    rest: _Link | None
+
+    def rule(self, builder: Builder, *, begun: bool) -> str:
+        """Return the rule of what may follow."""
+        found = builder.shared.get((self.number, begun))
+        if found is not None:
+            return found
+        found = builder.shared[self.number, begun] = builder.new("obj")
+        if self.rest is None:
+            builder.add(found)
+        comma = [builder.comma] if begun else []
+        for pair in self.pairs:
+            key = builder.string(pair.keys)
+            if key is not None:
+                following = (self.rest or self).rule(builder, begun=True)
+                builder.add(found, *comma, key, builder.colon, builder.value(pair.state), following)
+        if self.rest is not None and self.optional:
+            builder.add(found, self.rest.rule(builder, begun=begun))
+        return found
+
+
+def _linked(builder: Builder, shape: Shape) -> _Link:
+    pairs = tuple(shape.others)
+    found = _Link(builder.number(tuple([(pair.keys, pair.state) for pair in pairs])), pairs, optional=True, rest=None)
+    for pair in reversed(shape.named):
+        optional = pair.name not in shape.required
+        found = _Link(builder.number((pair.keys, pair.state, optional, found.number)), (pair,), optional, found)
+    return found
 
 
 class _Sequence:

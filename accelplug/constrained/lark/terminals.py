@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Final
 
 from accelplug.constrained.regex.tree import EMPTY, Ranges, Regex
 
@@ -57,6 +58,16 @@ def _point(point: int) -> str:
     return char if char.isascii() and char.isalnum() else f"\\x{{{point:X}}}"
 
 
+class _Points(dict[int, str]):
+    """Characters as `_point` writes them, for `str.translate`."""
+
+    def __missing__(self, point: int) -> str:
+        return _point(point)
+
+
+_POINTS: Final = _Points((point, _point(point)) for point in range(0x80))
+
+
 def choice(texts: Iterable[str]) -> str:
     """Write a choice between literal texts as one terminal."""
-    return " | ".join(f"/{''.join(_point(ord(char)) for char in text)}/" if text else '""' for text in texts)  # "//" begins a comment
+    return " | ".join(f"/{text.translate(_POINTS)}/" if text else '""' for text in texts)  # "//" begins a comment

@@ -62,7 +62,7 @@ def matches(regex: Regex, text: str) -> bool:
     if regex.op == "and":
         return all(matches(part, text) for part in regex.parts)
     if regex.op == "alt":
-        return text in regex.literals or any(matches(part, text) for part in regex.parts if not part.literals)
+        return text in regex.literals or any(matches(part, text) for part in regex.unwritten)
     for char in text:
         regex = derivative(regex, ord(char))
         if regex == NOTHING:

@@ -6,51 +6,70 @@ Built through the functions here, which simplify as they build: derivatives then
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Final
 
 Ranges = tuple[tuple[int, int], ...]
 LAST: Final = 0x10FFFF
 SURROGATES: Final = (0xD800, 0xDFFF)
-_OPS: Final = ("set", "cat", "alt", "and", "not", "rep")
+_OPS: Final = {"set": 0, "cat": 1, "alt": 2, "and": 3, "not": 4, "rep": 5}
+_ALGEBRAIC: Final = frozenset({"and", "not"})
 
 
-@dataclass(frozen=True, eq=True)
 class Regex:
-    """One node.
+    """One node. Never changed once it is made: what is asked of it often is worked out then, from its parts.
 
     :param op: ``"set"`` (one character of `ranges`), ``"cat"``, ``"alt"``, ``"and"``, ``"not"`` (of `parts`), or ``"rep"``:
         `parts[0]` from `low` to `high` times, None for no end. No text at all is an empty set, the empty text an empty cat.
+
+    ``size`` is how many nodes there are, ``is_algebraic`` whether intersection or complement occur, which a plain expression cannot say,
+    ``nullable`` whether the empty text matches.
     """
 
-    op: str
-    parts: tuple[Regex, ...] = ()
-    ranges: Ranges = ()
-    low: int = 0
-    high: int | None = None
+    __slots__ = ("_hash", "_literals", "_unwritten", "high", "is_algebraic", "low", "nullable", "op", "parts", "ranges", "size")
 
-    @cached_property
-    def _hash(self) -> int:
-        high = -1 if self.high is None else self.high  # numbers only: the order of alternatives is the same in every process
-        return hash((_OPS.index(self.op), self.parts, self.ranges, self.low, high))
+    def __init__(self, op: str, parts: tuple[Regex, ...] = (), ranges: Ranges = (), low: int = 0, high: int | None = None) -> None:
+        self.op, self.parts, self.ranges, self.low, self.high = op, parts, ranges, low, high
+        self._hash = hash((_OPS[op], parts, ranges, low, -1 if high is None else high))  # numbers only: the same in every process
+        self._literals: frozenset[str] | None = None
+        self._unwritten: tuple[Regex, ...] | None = None
+        self.size, self.is_algebraic = 1, op in _ALGEBRAIC
+        for part in parts:
+            self.size += part.size
+            self.is_algebraic |= part.is_algebraic
+        self.nullable: bool = op != "set" and self._is_nullable()
 
     def __hash__(self) -> int:
         return self._hash
 
-    @cached_property
-    def size(self) -> int:
-        """How many nodes there are."""
-        return 1 + sum(part.size for part in self.parts)
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            isinstance(other, Regex)
+            and self._hash == other._hash
+            and (self.op, self.ranges, self.low, self.high) == (other.op, other.ranges, other.low, other.high)
+            and self.parts == other.parts
+        )
 
-    @cached_property
-    def is_algebraic(self) -> bool:
-        """Whether intersection or complement occur, which a plain expression cannot say."""
-        return self.op in {"and", "not"} or any(part.is_algebraic for part in self.parts)
+    def __repr__(self) -> str:
+        return f"Regex({self.op!r}, {self.parts}, {self.ranges}, {self.low}, {self.high})"
 
-    @cached_property
+    @property
     def literals(self) -> frozenset[str]:
         """The texts among the alternatives that are written out, character by character."""
+        if self._literals is None:
+            self._literals = self._written_out()
+        return self._literals
+
+    @property
+    def unwritten(self) -> tuple[Regex, ...]:
+        """The alternatives that are not written out."""
+        if self._unwritten is None:
+            self._unwritten = tuple([part for part in self.parts if not part.literals])
+        return self._unwritten
+
+    def _written_out(self) -> frozenset[str]:
         if self.op == "alt":
             return frozenset().union(*(part.literals for part in self.parts))
         parts = self.parts if self.op == "cat" else (self,)
@@ -58,21 +77,19 @@ class Regex:
             return frozenset()
         return frozenset({"".join(chr(part.ranges[0][0]) for part in parts)})
 
-    @cached_property
+    @property
     def is_character(self) -> bool:
         """Whether this is one certain character."""
         return self.op == "set" and len(self.ranges) == 1 and self.ranges[0][0] == self.ranges[0][1]
 
-    @cached_property
-    def nullable(self) -> bool:
-        """Whether the empty text matches."""
+    def _is_nullable(self) -> bool:
         if self.op == "rep":
             return self.low == 0 or self.parts[0].nullable
         if self.op == "alt":
             return any(part.nullable for part in self.parts)
         if self.op == "not":
             return not self.parts[0].nullable
-        return self.op != "set" and all(part.nullable for part in self.parts)
+        return all(part.nullable for part in self.parts)
 
 
 NOTHING: Final = Regex("set")
@@ -116,7 +133,7 @@ def cat(*parts: Regex) -> Regex:
     """One after the other."""
     flat: list[Regex] = []
     for part in parts:
-        if part == NOTHING:
+        if part.op == "set" and not part.ranges:
             return NOTHING
         flat.extend(part.parts if part.op == "cat" else (part,))
     return flat[0] if len(flat) == 1 else Regex("cat", tuple(flat))
@@ -143,10 +160,10 @@ def alt(*parts: Regex) -> Regex:
     single: list[tuple[int, int]] = []
     for part in parts:
         for one in part.parts if part.op == "alt" else (part,):
-            if one == EVERY:
-                return EVERY
             if one.op == "set":
                 single.extend(one.ranges)
+            elif one.op == "rep" and one == EVERY:
+                return EVERY
             else:
                 flat[one] = None
     if single:
@@ -158,20 +175,22 @@ def both(*parts: Regex) -> Regex:
     """What matches all of them."""
     flat: dict[Regex, None] = {}
     for part in parts:
-        if part == NOTHING:
-            return NOTHING
-        flat.update(dict.fromkeys(one for one in (part.parts if part.op == "and" else (part,)) if one != EVERY))
+        if part.op == "and":
+            flat.update(dict.fromkeys(part.parts))
+        elif part.op != "rep" or part != EVERY:
+            flat[part] = None
     sets = [one for one in flat if one.op == "set"]
     if sets:
         ranges = sets[0].ranges
         for one in sets[1:]:
             ranges = common(ranges, one.ranges)
-        flat = {chars(ranges): None, **{one: None for one in flat if one.op != "set"}}
         if not ranges:
             return NOTHING
-    refused = alt(*(one.parts[0] for one in flat if one.op == "not"))
-    if refused != NOTHING:
-        wanted = [one for one in flat if one.op != "not"]
+        if len(sets) > 1:
+            flat = {chars(ranges): None, **{one: None for one in flat if one.op != "set"}}
+    forbidden = [one.parts[0] for one in flat if one.op == "not"]
+    if forbidden:
+        refused, wanted = alt(*forbidden), [one for one in flat if one.op != "not"]
         if refused == EVERY or any(_within(one, refused) for one in wanted):
             return NOTHING
         flat = dict.fromkeys([*wanted, without(refused)])
@@ -191,10 +210,15 @@ def without(part: Regex) -> Regex:
     return NOTHING if part == EVERY else EVERY if part == NOTHING else Regex("not", (part,))
 
 
+@lru_cache(maxsize=1 << 12)
+def _character(char: str) -> Regex:
+    return Regex("set", ranges=((ord(char), ord(char)),))
+
+
 @lru_cache(maxsize=1 << 14)
 def literal(text: str) -> Regex:
     """This text."""
-    return cat(*(chars([(ord(char), ord(char))]) for char in text))
+    return _character(text) if len(text) == 1 else Regex("cat", tuple(map(_character, text)))
 
 
 def length(low: int, high: int | None) -> Regex:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from accelplug.constrained.regex.derive import is_empty, matches
-from accelplug.constrained.schema.atoms import Absent, Items, Keys, Property, Required, Size, Values
+from accelplug.constrained.schema.atoms import Absent, Items, Keys, Property, Required, Size, Some, Values
 from accelplug.constrained.schema.branches import Branch, Tableau
 from accelplug.constrained.schema.document import State
 from accelplug.constrained.schema.numbers import Numbers
@@ -20,41 +20,71 @@ def possible(tableau: Tableau, state: State, kind: str) -> bool:
 
 
 def _some(tableau: Tableau, branch: Branch, kind: str) -> bool:
-    if any(isinstance(atom, Values) for atom in branch):
-        return True
+    for atom in branch:
+        if isinstance(atom, Values):
+            return True
     if kind == "string":
         return not is_empty(text_of(branch))
     if kind == "number":
         return not Numbers.of(branch).is_empty
-    sizes = [atom for atom in branch if isinstance(atom, Size)]
-    low, high = max((size.low for size in sizes), default=0), min((size.high for size in sizes if size.high is not None), default=1 << 60)
-    if low > high:
+    if kind not in {"object", "array"}:
+        return True
+    low, high = size_of(branch)
+    if high is not None and low > high:
         return False
-    if kind == "object":
-        names = {atom.name for atom in branch if isinstance(atom, Required)}
-        properties = Properties(branch) if names else None
-        return len(names) <= high and (properties is None or all(_property(tableau, properties, name) for name in names))
     if kind == "array":
         return all(_item(tableau, branch, index) for index in range(min(low, 8)))
-    return True
+    properties = Properties(branch)
+    names = properties.required
+    return (high is None or len(names) <= high) and all(_property(tableau, properties, name) for name in names)
+
+
+def size_of(branch: Branch) -> tuple[int, int | None]:
+    """Return the bounds on the number of items or properties."""
+    low, high = 0, None
+    for atom in branch:
+        if isinstance(atom, Size):
+            low = max(low, atom.low)
+            high = atom.high if high is None else high if atom.high is None else min(high, atom.high)
+    return low, high
 
 
 class Properties:
     """What a branch says about properties, by their names."""
 
     def __init__(self, branch: Branch) -> None:
-        self.absent = {atom.name for atom in branch if isinstance(atom, Absent)}
-        self.keys = [atom for atom in branch if isinstance(atom, Keys)]
         self.named: dict[str, State] = {}
+        self.required: dict[str, None] = {}
+        self.absent: dict[str, None] = {}
+        self.keys: list[Keys] = []
+        self.some: list[Some] = []
         for atom in branch:
             if isinstance(atom, Property):
-                self.named[atom.name] = self.named.get(atom.name, frozenset()) | atom.conj
+                before = self.named.get(atom.name)
+                self.named[atom.name] = atom.conj if before is None else before | atom.conj
+            elif isinstance(atom, Required):
+                self.required[atom.name] = None
+            elif isinstance(atom, Absent):
+                self.absent[atom.name] = None
+            elif isinstance(atom, Keys):
+                self.keys.append(atom)
+            elif isinstance(atom, Some):
+                self.some.append(atom)
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that is spoken of, in the order in which they are written."""
+        return list(dict.fromkeys([*self.named, *self.required, *self.absent]))
 
     def state(self, name: str) -> State | None:
         """Return what holds of the property `name`, None where there must be none."""
         if name in self.absent:
             return None
-        return self.named.get(name, _NOTHING_KNOWN).union(*(atom.conj for atom in self.keys if matches(atom.regex, name)))
+        found = self.named.get(name, _NOTHING_KNOWN)
+        for atom in self.keys:
+            if matches(atom.regex, name):
+                found |= atom.conj
+        return found
 
 
 def _property(tableau: Tableau, properties: Properties, name: str) -> bool:

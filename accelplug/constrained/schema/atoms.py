@@ -1,46 +1,63 @@
-"""What can be known about a value of one type. A branch is a list of these, all of which hold.
+"""What can be known about a value of one type. A branch is a list of these, all of which hold. None is ever changed: they are not frozen
+because that doubles the time of making one, and a schema makes thousands.
 
 ``conj`` is a state: signed nodes that all hold of a value inside.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
+from accelplug.constrained.regex.derive import matches
 from accelplug.constrained.regex.tree import Regex
 from accelplug.constrained.schema.document import State
 
 KINDS: Final = ("null", "boolean", "number", "string", "array", "object")
+_KIND_OF: Final[dict[type, str]] = {
+    bool: "boolean",
+    type(None): "null",
+    int: "number",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
 
 
-@dataclass(frozen=True, slots=True)
+def kind_of(value: Any) -> str:
+    """Return the type of a JSON value, integers being numbers."""
+    return _KIND_OF[type(value)]
+
+
+@dataclass(slots=True, unsafe_hash=True)
 class Inexact:
     """Something holds that no mask of ours says: the keyword at this place is checked at the end."""
 
     place: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Values:
     """The value is one of these; each as JSON, so that 1 and true differ."""
 
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Integer:
     """The number is an integer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Fractional:
     """The number is no integer."""
 
     place: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Bound:
     """The number is at least (`lower`) or at most `value`, not equal to it where `exclusive`."""
 
@@ -49,21 +66,21 @@ class Bound:
     exclusive: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Multiple:
     """The number is a multiple of `step`."""
 
     step: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Text:
     """The string matches."""
 
     regex: Regex
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Size:
     """So many items, or properties."""
 
@@ -71,7 +88,7 @@ class Size:
     high: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Items:
     """Items `start` .. `stop` - 1, as far as there are any, are in `conj`."""
 
@@ -80,7 +97,7 @@ class Items:
     conj: State
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Contains:
     """From `low` to `high` of the items from `start` on are in `conj`; `others` is its complement."""
 
@@ -91,14 +108,14 @@ class Contains:
     high: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Unique:
     """No two items are equal."""
 
     place: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Property:
     """The property `name`, if there is one, is in `conj`."""
 
@@ -106,21 +123,21 @@ class Property:
     conj: State
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Required:
     """There is a property `name`."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Absent:
     """There is no property `name`."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Keys:
     """Every property whose name matches is in `conj`."""
 
@@ -129,7 +146,7 @@ class Keys:
     place: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Some:
     """There is a property whose name matches and which is in `conj`."""
 
@@ -156,3 +173,19 @@ Atom = (
     | Keys
     | Some
 )
+
+
+def satisfies(atom: Atom, value: Any) -> bool | None:
+    """Whether a string or a number satisfies an atom, None where that is not said here."""
+    if isinstance(value, str):
+        try:
+            return matches(atom.regex, value) if isinstance(atom, Text) else None
+        except RecursionError:
+            return None
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))):
+        return None
+    if isinstance(atom, Bound):
+        above = value > atom.value if atom.lower else value < atom.value
+        return bool(above or (value == atom.value and not atom.exclusive))
+    whole = value == int(value)
+    return whole if isinstance(atom, Integer) else not whole if isinstance(atom, Fractional) else None

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final
+from itertools import combinations
+from typing import Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values
+from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, kind_of, satisfies
 from accelplug.constrained.schema.clauses import Alternative, Alternatives, Clause, clauses
 from accelplug.constrained.schema.document import Document, Node, Signed, State
 from accelplug.hooks import CompileLimits
@@ -29,36 +28,78 @@ class TooManyBranchesError(Exception):
     """A state has more alternatives than a grammar should."""
 
 
-@dataclass
-class Path:
-    """What is known on the way to one branch."""
+class Ledger:
+    """Everything that a tableau's paths may come to know, numbered, so that what a path knows is one whole number, bit by bit.
 
-    todo: deque[Atom | Signed]
-    forks: list[Alternatives] = field(default_factory=list)
-    signed: dict[Signed, None] = field(default_factory=dict)
-    atoms: dict[Atom, None] = field(default_factory=dict)
+    Bit 0 is what every path knows: that what is always true is true. Item 1 is what is never true.
+    """
 
-    def copy(self, more: Alternative, forks: list[Alternatives]) -> Path:
-        """Go on along one alternative."""
-        return Path(deque(more), list(forks), dict(self.signed), dict(self.atoms))
+    def __init__(self) -> None:
+        self.items: list[Atom | Signed | None] = [None, None]
+        self.against: list[int] = [0, 1]
+        self._numbers: dict[Atom | Signed, int] = {}
+        self._bounds: list[int] = []
 
-    def refutes(self, item: Atom | Signed) -> bool:
-        """Whether something known contradicts it at sight."""
+    def number(self, item: Atom | Signed) -> int:
+        """Return the number of an item; what contradicts it at sight is noted in `against`."""
+        if isinstance(item, tuple) and isinstance(item[1].value, bool):
+            return int(item[1].value is not item[0])
+        found = self._numbers.get(item)
+        if found is None:
+            found = self._numbers[item] = len(self.items)
+            self.items.append(item)
+            self.against.append(0)
+            for other in self._opposed(item, found):
+                self.against[found] |= 1 << other
+                self.against[other] |= 1 << found
+        return found
+
+    def branch(self, numbers: tuple[int, ...]) -> Branch:
+        """Return the atoms of these numbers."""
+        return tuple([item for number in numbers if (item := self.items[number]) is not None and not isinstance(item, tuple)])
+
+    def _opposed(self, item: Atom | Signed, number: int) -> list[int]:
+        if isinstance(item, Bound):
+            found = [one for one in self._bounds if _apart(self.items[one], item)]
+            self._bounds.append(number)
+            return found
+        opposite: Atom | Signed | None = None
         if isinstance(item, tuple):
-            sign, node = item
-            return (not sign, node) in self.signed or node.value is (not sign)
-        if isinstance(item, Required):
-            return Absent(item.name) in self.atoms
-        if isinstance(item, Absent):
-            return Required(item.name) in self.atoms
-        return isinstance(item, Bound) and any(isinstance(one, Bound) and _apart(one, item) for one in self.atoms)
-
-    def knows(self, item: Atom | Signed) -> bool:
-        """Whether it is known already."""
-        return (item in self.signed or item[1].value is item[0]) if isinstance(item, tuple) else item in self.atoms
+            opposite = (not item[0], item[1])
+        elif isinstance(item, Required):
+            opposite = Absent(item.name)
+        elif isinstance(item, Absent):
+            opposite = Required(item.name)
+        other = None if opposite is None else self._numbers.get(opposite)
+        return [] if other is None else [other]
 
 
-def _apart(one: Bound, other: Bound) -> bool:
+class Choice(NamedTuple):
+    """One alternative: the numbers of what it says, in order, and their bits."""
+
+    numbers: tuple[int, ...]
+    bits: int
+
+
+Fork = list[Choice]
+
+
+class Path:
+    """What is known on the way to one branch.
+
+    :param todo: numbers of what is still to be taken in.
+    :param forks: choices that are open.
+    :param known: bits of all that was taken in.
+    :param atoms: those of it that are atoms, in order.
+    """
+
+    __slots__ = ("atoms", "forks", "known", "todo")
+
+    def __init__(self, todo: list[int], forks: list[Fork], known: int, atoms: list[int]) -> None:
+        self.todo, self.forks, self.known, self.atoms = todo, forks, known, atoms
+
+
+def _apart(one: Any, other: Bound) -> bool:
     if one.lower == other.lower:
         return False
     low, high = (one, other) if one.lower else (other, one)
@@ -79,7 +120,11 @@ class Tableau:
         self._clauses: dict[tuple[Node, str], list[Clause]] = {}
         self._branches: dict[tuple[State, str], list[Branch]] = {}
         self._possible: dict[State, bool] = {}
-        self._apart: dict[tuple[Node, Node, str], bool] = {}
+        self._apart: dict[tuple[Node, Node, str], bool | None] = {}
+        self._kinds: dict[int, frozenset[str]] = {}
+        self._expanded: dict[tuple[int, str, bool], list[Fork]] = {}
+        self._guesses = 0
+        self.ledger = Ledger()
 
     def branches(self, state: State, kind: str) -> list[Branch]:
         """Return the alternatives of a state for one type; those that contradict themselves at sight are left out.
@@ -97,31 +142,73 @@ class Tableau:
     def _all(self, state: State, kind: str) -> list[Branch]:
         if not state:
             return [()]
-        if any(sign and self._is_of_another_type(node.value, kind) for sign, node in state):
-            return []
+        for sign, node in state:
+            if sign and kind not in self.kinds_of(node):
+                return []
         start = sorted(state, key=lambda signed: (signed[1].number, signed[0]))
+        plain = self._without_choice(start, kind)
+        if plain is not None:
+            return plain
+        numbers = list(map(self.ledger.number, start))
         for loose in (True,) if self.loose else (False, True):
             try:
-                return list(dict.fromkeys(self._walk(Path(deque(start)), kind, [MOST_STEPS], loose=loose)))
+                found = dict.fromkeys(self._walk(numbers, kind, loose=loose))
+                return [self.ledger.branch(numbers) for numbers in found]
             except TooManyBranchesError:
                 continue
         return [(Inexact(start[0][1].place),)]
 
-    def _is_of_another_type(self, schema: Any, kind: str) -> bool:
-        """Whether a schema names one type, and not this."""
-        if not isinstance(schema, dict) or (self.document.draft <= 7 and "$ref" in schema):
-            return False
-        named = schema.get("type")
-        return isinstance(named, str) and named in _TYPES and named != kind and not (named == "integer" and kind == "number")
+    def _without_choice(self, start: list[Signed], kind: str) -> list[Branch] | None:
+        """Return the branches, one or none, of a state that leaves no choice and denies nothing, as most do; None of others."""
+        atoms: dict[Atom, None] = {}
+        todo, seen = list(start), set[Node]()
+        for sign, node in todo:  # grows on the way
+            if not sign:
+                return None
+            if node in seen or node.value is True:
+                continue
+            if node.value is False:
+                return []
+            seen.add(node)
+            for clause in self._clauses_of(node, kind):
+                if len(clause.holds) != 1:
+                    return None if clause.holds else []
+                for item in clause.holds[0]:
+                    if isinstance(item, tuple):
+                        todo.append(item)
+                    else:
+                        atoms[item] = None
+        bounds = [atom for atom in atoms if isinstance(atom, Bound)] if kind == "number" else []
+        return [] if any(_apart(one, other) for one, other in combinations(bounds, 2)) else [tuple(atoms)]
 
-    def _walk(self, path: Path, kind: str, steps: list[int], *, loose: bool) -> Iterator[Branch]:
-        """Follow a path to its branches; where `loose`, choices that hold by themselves a negation are given up."""
-        found, waiting = 0, [path]
+    def kinds_of(self, node: Node) -> frozenset[str]:
+        """Return the types of which a value may satisfy a node, as far as that is seen at sight."""
+        found = self._kinds.get(node.number)
+        if found is None:
+            self._kinds[node.number] = _ALL_KINDS  # while it is being worked out: references may go in circles
+            found = self._kinds[node.number] = self._kinds_at_sight(node)
+        return found
+
+    def _kinds_at_sight(self, node: Node) -> frozenset[str]:
+        schema = node.value
+        if not isinstance(schema, dict):
+            return _ALL_KINDS if schema else frozenset()
+        if "$ref" in schema and (self.document.draft <= 7 or "type" not in schema):
+            target = self.document.target(node, "$ref")
+            return _ALL_KINDS if target is None else self.kinds_of(target)
+        named = schema.get("type", schema)
+        names = [named] if isinstance(named, str) else named if isinstance(named, list) else ()
+        found = frozenset("number" if name == "integer" else name for name in names if isinstance(name, str)) if names else _ALL_KINDS
+        listed = schema.get("enum")
+        return found.intersection(map(kind_of, listed)) if isinstance(listed, list) else found & _ALL_KINDS
+
+    def _walk(self, start: list[int], kind: str, *, loose: bool) -> Iterator[tuple[int, ...]]:
+        """Follow a path to its branches, the numbers of their atoms; where `loose`, choices that hold by themselves a negation are given up."""
+        found, steps, waiting = 0, 0, [Path(list(start), [], 1, [])]
         while waiting:
             path = waiting.pop()
-            if not self._settle(path, kind, loose=loose):
-                continue
-            forks = self._open(path, kind)
+            forks = self._settled(path, kind, loose=loose)
+            steps += 1
             if forks is None:
                 continue
             if not forks:
@@ -130,40 +217,86 @@ class Tableau:
             else:
                 first = min(forks, key=len)
                 rest = [fork for fork in forks if fork is not first]
-                waiting.extend(path.copy(alternative, rest) for alternative in reversed(first))
-            steps[0] -= 1
-            if found > MOST_BRANCHES or steps[0] < 0 or len(waiting) > 10 * MOST_BRANCHES:
+                waiting.extend(Path(list(one.numbers), list(rest), path.known, list(path.atoms)) for one in reversed(first))
+            if found > MOST_BRANCHES or steps > MOST_STEPS or len(waiting) > 10 * MOST_BRANCHES:
                 raise TooManyBranchesError
 
+    def _settled(self, path: Path, kind: str, *, loose: bool) -> list[Fork] | None:
+        """Work off everything that leaves no choice; return the choices still open, None where the path ends."""
+        while True:
+            if not self._settle(path, kind, loose=loose):
+                return None
+            forks = self._open(path)
+            only = None if forks is None else next((fork for fork in forks if len(fork) == 1), None)
+            if only is None:
+                return forks
+            path.todo, path.forks = list(only[0].numbers), [fork for fork in forks or () if fork is not only]
+
     def _settle(self, path: Path, kind: str, *, loose: bool) -> bool:
-        """Work off everything that leaves no choice; return whether the path goes on."""
-        while path.todo:
-            item = path.todo.popleft()
-            if path.refutes(item):
+        """Take in what is to be done; return whether the path goes on."""
+        items, against = self.ledger.items, self.ledger.against
+        todo, known = path.todo, path.known
+        for number in todo:  # grows on the way
+            if against[number] & known:
                 return False
-            if path.knows(item):
+            if known >> number & 1:
                 continue
+            known |= 1 << number
+            item = items[number]
             if not isinstance(item, tuple):
-                path.atoms[item] = None
+                path.atoms.append(number)
                 continue
-            path.signed[item] = None
-            for fork in self._choices(item, kind, loose=loose):
-                if not fork:
-                    return False
+            for fork in self._forks(number, item, kind, loose=loose):
                 if len(fork) == 1:
-                    path.todo.extend(fork[0])
-                else:
+                    todo.extend(fork[0].numbers)
+                elif fork:
                     path.forks.append(fork)
+                else:
+                    return False
+        path.known = known
         return True
+
+    def _open(self, path: Path) -> list[Fork] | None:
+        """Return the choices still open, None where one of them has no way out."""
+        against, known = self.ledger.against, path.known
+        found: list[Fork] = []
+        for fork in path.forks:
+            left: Fork = []
+            for one in fork:
+                if one.bits & known == one.bits:
+                    break
+                for number in one.numbers:
+                    if against[number] & known:
+                        break
+                else:
+                    left.append(one)
+            else:
+                if not left:
+                    return None
+                found.append(left)
+        return found
+
+    def _forks(self, number: int, item: Signed, kind: str, *, loose: bool) -> list[Fork]:
+        """Return the choices that a signed node leaves."""
+        key = number, kind, loose
+        found = self._expanded.get(key)
+        if found is None:
+            before = self._guesses
+            found = [[self._choice(one) for one in fork] for fork in self._choices(item, kind, loose=loose)]
+            if self._guesses == before:  # else something was not told apart yet that may be later
+                self._expanded[key] = found
+        return found
+
+    def _choice(self, alternative: Alternative) -> Choice:
+        numbers = tuple(dict.fromkeys(map(self.ledger.number, alternative)))
+        bits = 0
+        for number in numbers:
+            bits |= 1 << number
+        return Choice(numbers, bits)
 
     def _choices(self, item: Signed, kind: str, *, loose: bool) -> list[Alternatives]:
         sign, node = item
-        if node.value is True or node.value is False:
-            return [[[]]] if node.value is sign else [[]]
-        key = node, kind
-        if key not in self._clauses:
-            self._clauses[key] = clauses(self.document, node, kind)
-        found = self._clauses[key]
+        found = self._clauses_of(node, kind)
         if sign:
             return [
                 _DEPENDING if loose and _depends(clause.holds) else self._told_apart(clause.holds, kind, loose=loose) for clause in found
@@ -171,8 +304,17 @@ class Tableau:
         alternatives = [alternative for clause in found for alternative in clause.fails]
         return [[[Inexact(f"{node.place}")]]] if loose and len(alternatives) > 1 else [alternatives]
 
+    def _clauses_of(self, node: Node, kind: str) -> list[Clause]:
+        key = node, kind
+        found = self._clauses.get(key)
+        if found is None:
+            found = self._clauses[key] = clauses(self.document, node, kind)
+        return found
+
     def _told_apart(self, alternatives: Alternatives, kind: str, *, loose: bool) -> Alternatives:
         """Leave out the negation of schemas that cannot hold beside the first one anyway."""
+        if len(alternatives) < 2:
+            return alternatives
         found: Alternatives = []
         for alternative in alternatives:
             first = alternative[0] if alternative else None
@@ -189,12 +331,13 @@ class Tableau:
 
     def possible(self, state: State) -> bool:
         """Whether some value may satisfy a state; True while that is being worked out."""
-        if state not in self._possible:
+        found = self._possible.get(state)
+        if found is None:
             from accelplug.constrained.schema.alive import possible
 
             self._possible[state] = True
-            self._possible[state] = any(possible(self, state, kind) for kind in KINDS)
-        return self._possible[state]
+            found = self._possible[state] = any(possible(self, state, kind) for kind in self.viable(state))
+        return found
 
     def apart(self, one: Node, other: Node, kind: str) -> bool:
         """Whether certainly no value of a type satisfies both nodes."""
@@ -202,28 +345,25 @@ class Tableau:
         if key not in self._apart:
             from accelplug.constrained.schema.alive import possible
 
-            self._apart[key] = False  # while it is being worked out: the answer that claims nothing
+            self._apart[key] = None  # while it is being worked out: the answer that claims nothing
             self._apart[key] = not possible(self, frozenset({(True, one), (True, other)}), kind)
-        return self._apart[key]
-
-    def _open(self, path: Path, kind: str) -> list[Alternatives] | None:
-        """Return the choices still open, None where one of them has no way out."""
-        del kind
-        found: list[Alternatives] = []
-        for fork in path.forks:
-            if any(all(path.knows(item) for item in alternative) for alternative in fork):
-                continue
-            left = [alternative for alternative in fork if not any(path.refutes(item) for item in alternative)]
-            if not left:
-                return None
-            found.append(left)
-        return found
+        found = self._apart[key]
+        self._guesses += found is None
+        return bool(found)
 
     def kinds(self, state: State) -> Iterator[tuple[str, list[Branch]]]:
         """Return every type with its branches."""
-        for kind in KINDS:
+        for kind in self.viable(state):
             if found := self.branches(state, kind):
                 yield kind, found
+
+    def viable(self, state: State) -> list[str]:
+        """Return the types that no schema of a state rules out by its own ``type``."""
+        left = _ALL_KINDS
+        for sign, node in state:
+            if sign:
+                left &= self.kinds_of(node)
+        return [kind for kind in KINDS if kind in left]
 
     def _with_values(self, state: State, branches: list[Branch]) -> list[Branch]:
         """Filter fixed values by the whole state, which leaves nothing else to be said about them."""
@@ -235,13 +375,20 @@ class Tableau:
                 continue
             good = tuple(text for text in given[0].texts if all(text in other.texts for other in given))
             if len(given) < len(branch):  # something else is known as well
-                good = tuple(text for text in good if all(self.document.holds(signed, json.loads(text)) for signed in state))
+                others: list[Atom] = [atom for atom in branch if not isinstance(atom, Values)]
+                good = tuple(text for text in good if self._holds(state, others, json.loads(text)))
             if good:
                 kept[Values(good),] = None
         return list(kept)
 
 
-_TYPES: Final = frozenset({*KINDS, "integer"})
+    def _holds(self, state: State, others: list[Atom], value: Any) -> bool:
+        """Whether a fixed value satisfies what else is known of it: the atoms themselves where they say it, else the whole state."""
+        said = [satisfies(atom, value) for atom in others]
+        return all(said) if None not in said else all(self.document.holds(signed, value) for signed in state)
+
+
+_ALL_KINDS: Final = frozenset(KINDS)
 _DEPENDING: Final[Alternatives] = [[Inexact("*/dependencies"), Inexact("*/dependentRequired"), Inexact("*/dependentSchemas")]]
 
 

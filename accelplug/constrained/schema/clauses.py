@@ -19,11 +19,23 @@ Alternative = list["Atom | Signed"]
 Alternatives = list[Alternative]
 
 
-class Clause(NamedTuple):
-    """One keyword: when it is satisfied, and when it is not."""
+class Clause:
+    """One keyword: when it is satisfied, and when it is not.
 
-    holds: Alternatives
-    fails: Alternatives
+    :param fails: the alternatives, or what works them out once they are asked for, which is seldom.
+    """
+
+    __slots__ = ("_fails", "holds")
+
+    def __init__(self, holds: Alternatives, fails: Alternatives | Callable[[], Alternatives]) -> None:
+        self.holds, self._fails = holds, fails
+
+    @property
+    def fails(self) -> Alternatives:
+        """When the keyword is violated."""
+        if not isinstance(self._fails, list):
+            self._fails = self._fails()
+        return self._fails
 
 
 class Place(NamedTuple):
@@ -78,12 +90,13 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
 
     :raises ConstraintError: a keyword's value is not what the specification asks for.
     """
-    from accelplug.constrained.schema.vocabulary import KEYWORDS
+    from accelplug.constrained.schema.vocabulary import KEYWORDS_OF
 
+    handlers = KEYWORDS_OF[kind]
     keywords = ["$ref"] if document.draft <= 7 and "$ref" in node.value else list(node.value)
     found: list[Clause] = []
     for keyword in keywords:
-        handler = KEYWORDS.get(keyword)
+        handler = handlers.get(keyword)
         if handler is None:
             continue
         place = Place(document, node, keyword, kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
+from math import comb
 
 from accelplug.constrained.schema.atoms import Absent, Required
 from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternatives, Clause, Place
@@ -40,12 +41,11 @@ def one_of(place: Place) -> Iterator[Clause]:
     holds: Alternatives = [  # told apart by where they stand: `true` is one node, however often it is written
         [(True, part), *((False, other) for other in parts[:index] + parts[index + 1 :])] for index, part in enumerate(parts)
     ]
-    pairs = list(combinations(parts, 2))
-    if len(pairs) > MOST_PAIRS:
+    if comb(len(parts), 2) > MOST_PAIRS:
         yield Clause(holds, place.unknown().fails)
         return
     none: Alternatives = [[(False, part) for part in parts]]
-    yield Clause(holds, none + [[(True, one), (True, other)] for one, other in pairs])
+    yield Clause(holds, lambda: none + [[(True, one), (True, other)] for one, other in combinations(parts, 2)])
 
 
 def negation(place: Place) -> Iterator[Clause]:

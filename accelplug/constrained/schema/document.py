@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.validation import validator_class
+from accelplug.constrained.schema.validation import Checking, validator_class
 
 if TYPE_CHECKING:
     from referencing._core import Resolver
@@ -23,21 +24,25 @@ DRAFTS: Final = {
     "2020-12": 2020,
 }
 MOST_DEPTH: Final = 150
-_MEANT_BY_PLACE: Final = ('"$id"', '"id": "', '"$dynamic', '"$recursive')
+_POINTER: Final = re.compile("#(/[^%/]*)*")
+_MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
+_PARTS: Final = (dict, list)
+_NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """A subschema. The same text at several places is one node, as far as it means the same there.
+    """A subschema, equal to itself alone. The same text at several places is one node, as far as it means the same there.
 
     :param number: in the order of the first visit, the same in every process.
     :param place: where it was met first, for sentences.
+    :param resolver: what its references are looked up by, None where they are pointers into a document that names no part of itself.
     """
 
     number: int
-    value: Any = field(compare=False, hash=False)
-    place: str = field(compare=False, hash=False)
-    resolver: Any = field(compare=False, hash=False, repr=False)
+    value: Any
+    place: str
+    resolver: Any = field(repr=False)
 
 
 Signed = tuple[bool, Node]
@@ -56,10 +61,11 @@ class Document:
         """
         if not isinstance(schema, dict | bool):
             raise ConstraintError(f"a JSON Schema is an object, true or false, got {json.dumps(schema):.60}")
-        if _depth(schema) > MOST_DEPTH:
+        self.seen = Seen(schema)
+        if self.seen.depth > MOST_DEPTH:
             raise ConstraintError(f"the schema is nested more than {MOST_DEPTH} deep; flatten it with $defs and $ref")
         self.schema, self.asserted = schema, asserted
-        self.draft = draft_of(schema)
+        self.draft = _draft_of(schema, self.seen)
         self._nodes: dict[int, Node] = {}
         self._truths: dict[bool, Node] = {value: Node(number, value, "", None) for number, value in enumerate((False, True))}
         self._valid: dict[tuple[int, str], bool] = {}
@@ -80,14 +86,30 @@ class Document:
     @cached_property
     def validator(self) -> Any:
         """The final check of this schema."""
-        return validator_class(self.draft, declared=_declared(self.schema) is not None).over(self.schema, asserted=self.asserted)
+        return self._checking.over(self.schema, asserted=self.asserted)
+
+    @property
+    def _checking(self) -> Checking:
+        return validator_class(self.draft, declared=_declared(self.schema) is not None)
 
     @cached_property
     def root(self) -> Node:
         """The whole schema."""
-        return self.node(self.schema, "#", self.validator._resolver)
+        self._checking  # noqa: B018  # said early: jsonschema is missing
+        return self.node(self.schema, "#", self._resolver if self._names_parts else None)
 
-    def node(self, value: Any, place: str, resolver: Resolver[Any]) -> Node:
+    @cached_property
+    def _resolver(self) -> Resolver[Any]:
+        found: Resolver[Any] = self.validator._resolver
+        return found
+
+    @cached_property
+    def _names_parts(self) -> bool:
+        """Whether the document names parts of itself, so that a reference means what it does by where it stands."""
+        given = _NAMING & self.seen.keywords
+        return bool(given) and any(isinstance(one.get(name), str | bool) for one in _objects(self.schema) for name in given)
+
+    def node(self, value: Any, place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema.
 
         :raises ConstraintError: it is no schema.
@@ -98,18 +120,18 @@ class Document:
             raise ConstraintError(f"{place} should be a schema and is {json.dumps(value):.60}")
         found = self._nodes.get(id(value))
         if found is None:
-            if place != "#" and ("$id" in value or "id" in value):
+            if resolver is not None and place != "#" and ("$id" in value or "id" in value):
                 resolver = resolver.in_subresource(self._specification.create_resource(value))
             found = self._nodes[id(value)] = self._met(value, place, resolver)
         return found
 
-    def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any]) -> Node:
+    def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema met for the first time, an older one where that says the same."""
         node = Node(len(self._nodes) + 2, value, place, resolver)
-        text = json.dumps(value)
-        if any(sign in text for sign in _MEANT_BY_PLACE):
+        text = repr(value)
+        if resolver is not None and any(sign in text for sign in _MEANT_BY_PLACE):
             return node
-        found = self._by_text.setdefault((text, resolver._base_uri if '"$ref"' in text else ""), node)
+        found = self._by_text.setdefault((text, resolver._base_uri if resolver is not None and "'$ref'" in text else ""), node)
         if found is not node:
             self._again.setdefault(found.place, []).append(place)
         return found
@@ -138,7 +160,7 @@ class Document:
         """Return the subschema at `path` below a node."""
         value, place = node.value, node.place
         for step in path:
-            value, place = value[step], f"{place}/{_escaped(step)}"
+            value, place = value[step], f"{place}/{escaped(step)}"
         return self.node(value, place, node.resolver)
 
     def target(self, node: Node, keyword: str) -> Node | None:
@@ -155,13 +177,26 @@ class Document:
         reference = node.value[keyword]
         if keyword != "$ref" and self._anchors(reference) > 1:
             return None
+        if node.resolver is None and (pointed := self.pointed(reference)) is not None:
+            return self.node(pointed, reference, None)
         try:
-            found = node.resolver.lookup(reference)
+            found = (node.resolver or self._resolver).lookup(reference)
         except Exception as exc:
             raise ConstraintError(
                 f"{node.place}/{keyword} names {reference!r:.100}, which is not in the schema; nothing is fetched"
             ) from exc
         return self.node(found.contents, reference if isinstance(reference, str) else node.place, found.resolver)
+
+    def pointed(self, reference: Any) -> Any:
+        """Return what a plain pointer into a document that names no part of itself leads to, None where `referencing` should say."""
+        if self._names_parts or not isinstance(reference, str) or not _POINTER.fullmatch(reference):
+            return None
+        found: Any = self.schema
+        for step in reference.split("/")[1:]:
+            if not isinstance(found, dict):
+                return None
+            found = found.get(step.replace("~1", "/").replace("~0", "~"))
+        return found
 
     def _anchors(self, reference: Any) -> int:
         name = str(reference).rpartition("#")[2]
@@ -175,7 +210,7 @@ class Document:
             return node.value is sign
         key = (node.number, json.dumps(value, sort_keys=True))
         if key not in self._valid:
-            self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver).is_valid(value)
+            self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver or self._resolver).is_valid(value)
         return self._valid[key] is sign
 
 
@@ -184,13 +219,13 @@ def _declared(schema: Any) -> str | None:
     return given if isinstance(given, str) else None
 
 
-def draft_of(schema: Any) -> int:
+def _draft_of(schema: Any, seen: Seen) -> int:
     """Return the draft that a schema declares; without one 2020-12, or 2019-09 where ``items`` is a list."""
     declared = _declared(schema)
     for name, draft in DRAFTS.items():
         if declared and name in declared:
             return draft
-    return 2019 if any(isinstance(one.get("items"), list) for one in _objects(schema)) else 2020
+    return 2019 if seen.lists_items else 2020
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
@@ -201,14 +236,39 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         yield from _objects(child)
 
 
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        parts = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
-        level = [child for children in parts for child in children if isinstance(child, dict | list)]
-    return depth
+class Seen:
+    """What one look at every object in a schema finds, whether it is a subschema or not.
+
+    :param depth: of nesting.
+    :param keywords: all names in it.
+    :param beside_references: those that stand beside a ``$ref``, it included.
+    :param formats: what stands as ``format``.
+    :param lists_items: whether ``items`` is a list somewhere.
+    """
+
+    def __init__(self, schema: Any) -> None:
+        self.keywords, self.beside_references = set[str](), set[str]()
+        self.formats: list[Any] = []
+        self.lists_items = False
+        self.depth, level = 0, [schema]
+        while level:
+            self.depth += 1
+            parts = [self._parts(one) for one in level]
+            level = [child for children in parts for child in children if isinstance(child, _PARTS)]
+
+    def _parts(self, one: Any) -> Iterable[Any]:
+        if not isinstance(one, dict):
+            return one if isinstance(one, list) else ()
+        self.keywords.update(one)
+        if "$ref" in one:
+            self.beside_references.update(one)
+        if "format" in one:
+            self.formats.append(one["format"])
+        if "items" in one and isinstance(one["items"], list):
+            self.lists_items = True
+        return one.values()
 
 
-def _escaped(step: str | int) -> str:
+def escaped(step: str | int) -> str:
+    """Return a step as JSON pointers write it."""
     return str(step).replace("~", "~0").replace("/", "~1")

@@ -16,8 +16,10 @@ def properties(place: Place) -> Iterator[Clause]:
     """``properties``."""
     if place.kind == "object":
         nodes = [(name, place.below(name)) for name in place.value]
-        fails: Alternatives = [[Required(name), Property(name, just((False, node)))] for name, node in nodes]
-        yield Clause([[Property(name, just((True, node))) for name, node in nodes]], fails)
+        yield Clause(
+            [[Property(name, just((True, node))) for name, node in nodes]],
+            lambda: [[Required(name), Property(name, just((False, node)))] for name, node in nodes],
+        )
 
 
 def required(place: Place) -> Iterator[Clause]:
@@ -67,9 +69,14 @@ def property_names(place: Place) -> Iterator[Clause]:
     if place.kind != "object" or place.document.draft < 6:
         return
     node, never = place.below(), just((True, place.document.false))
-    good, bad = texts_of(place.document, just((True, node))), texts_of(place.document, just((False, node)))
+    good = texts_of(place.document, just((True, node)))
     holds: Alternative = [Keys(without(good.regex), never, place.name), *good.inexact]
-    yield Clause([holds], [[Some(bad.regex, frozenset(), place.name), *bad.inexact]])
+
+    def fails() -> Alternatives:
+        bad = texts_of(place.document, just((False, node)))
+        return [[Some(bad.regex, frozenset(), place.name), *bad.inexact]]
+
+    yield Clause([holds], fails)
 
 
 def min_properties(place: Place) -> Iterator[Clause]:

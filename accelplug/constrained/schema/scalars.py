@@ -9,21 +9,13 @@ from typing import Any, Final
 from accelplug._errors import ConstraintError
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import alt, length, literal, without
-from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values
+from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values, kind_of
 from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternatives, Clause, Place, always
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.searching import check_readable
 
 MOST_LENGTH: Final = 100_000
 TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "string")
-
-
-def kind_of(value: Any) -> str:
-    """Return the type of a JSON value, integers being numbers."""
-    if isinstance(value, bool):
-        return "boolean"
-    kinds: dict[type, str] = {type(None): "null", int: "number", float: "number", str: "string", list: "array", dict: "object"}
-    return kinds[type(value)]
 
 
 def type_(place: Place) -> Iterator[Clause]:
@@ -55,7 +47,7 @@ def _one_of(place: Place, values: list[Any]) -> Clause:
     if not mine:
         return always(FALSE)
     texts = tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in mine))
-    return Clause([[Values(texts)]], _other_than(place, mine))
+    return Clause([[Values(texts)]], lambda: _other_than(place, mine))
 
 
 def _other_than(place: Place, values: list[Any]) -> Alternatives:

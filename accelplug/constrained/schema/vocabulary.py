@@ -8,7 +8,7 @@ from typing import Final
 from accelplug.constrained.schema import arrays, combining, objects, scalars, unevaluated
 from accelplug.constrained.schema.clauses import Keyword
 
-KEYWORDS: Final[Mapping[str, Keyword]] = {
+_OF_ALL: Final[Mapping[str, Keyword]] = {
     "$ref": combining.reference,
     "$dynamicRef": combining.reference,
     "$recursiveRef": combining.reference,
@@ -17,21 +17,24 @@ KEYWORDS: Final[Mapping[str, Keyword]] = {
     "oneOf": combining.one_of,
     "not": combining.negation,
     "if": combining.condition,
-    "dependencies": combining.dependencies,
-    "dependentRequired": combining.dependent_required,
-    "dependentSchemas": combining.dependent_schemas,
     "type": scalars.type_,
     "const": scalars.constant,
     "enum": scalars.enumeration,
+}
+_OF_NUMBERS: Final[Mapping[str, Keyword]] = {
     "minimum": scalars.bound,
     "maximum": scalars.bound,
     "exclusiveMinimum": scalars.exclusive_bound,
     "exclusiveMaximum": scalars.exclusive_bound,
     "multipleOf": scalars.multiple_of,
+}
+_OF_STRINGS: Final[Mapping[str, Keyword]] = {
     "minLength": scalars.min_length,
     "maxLength": scalars.max_length,
     "pattern": scalars.pattern,
     "format": scalars.format_,
+}
+_OF_ARRAYS: Final[Mapping[str, Keyword]] = {
     "prefixItems": arrays.prefix_items,
     "items": arrays.items,
     "additionalItems": arrays.additional_items,
@@ -39,6 +42,12 @@ KEYWORDS: Final[Mapping[str, Keyword]] = {
     "minItems": arrays.min_items,
     "maxItems": arrays.max_items,
     "uniqueItems": arrays.unique_items,
+    "unevaluatedItems": unevaluated.unevaluated,
+}
+_OF_OBJECTS: Final[Mapping[str, Keyword]] = {
+    "dependencies": combining.dependencies,
+    "dependentRequired": combining.dependent_required,
+    "dependentSchemas": combining.dependent_schemas,
     "properties": objects.properties,
     "required": objects.required,
     "patternProperties": objects.pattern_properties,
@@ -47,5 +56,14 @@ KEYWORDS: Final[Mapping[str, Keyword]] = {
     "minProperties": objects.min_properties,
     "maxProperties": objects.max_properties,
     "unevaluatedProperties": unevaluated.unevaluated,
-    "unevaluatedItems": unevaluated.unevaluated,
 }
+KEYWORDS: Final[Mapping[str, Keyword]] = {**_OF_ALL, **_OF_NUMBERS, **_OF_STRINGS, **_OF_ARRAYS, **_OF_OBJECTS}
+KEYWORDS_OF: Final[Mapping[str, Mapping[str, Keyword]]] = {
+    "null": _OF_ALL,
+    "boolean": _OF_ALL,
+    "number": {**_OF_ALL, **_OF_NUMBERS},
+    "string": {**_OF_ALL, **_OF_STRINGS},
+    "array": {**_OF_ALL, **_OF_ARRAYS},
+    "object": {**_OF_ALL, **_OF_OBJECTS},
+}
+"""The keywords that say something of values of a type."""

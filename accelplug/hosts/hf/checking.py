@@ -10,9 +10,8 @@ from transformers.generation import utils
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
-from accelplug.hosts.hf.forward import LOOKS_AGAIN, PREFILL, check_cache, growing, recurrent_layers
+from accelplug.hosts.hf.forward import LOOKS_AGAIN, PREFILL, check_cache
 from accelplug.hosts.hf.masks import check_trees
-from accelplug.hosts.hf.recurrent import mixers_to_slow
 
 # Their decoders build no causal mask for, or refuse, several tokens at once behind a cache.
 _ONE_AT_A_TIME = ("fsmt", "prophetnet")
@@ -83,8 +82,6 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
             raise HostError(f"accelplug does not run with {reason}")
     cache = model_kwargs.get(cache_argument(model))
     check_cache(model, cache)
-    if recurrent_layers(growing(cache)):
-        mixers_to_slow(model)
     if with_trees:
         check_trees(model, cache)
         if not model.config.is_encoder_decoder and model_kwargs.get("position_ids") is None:

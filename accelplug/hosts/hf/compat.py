@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from accelplug.hooks.capabilities import Host
@@ -83,8 +84,9 @@ ENGINE = Engine(
 
 
 def cache_argument(model: Any) -> str:
-    """Return what this model's ``forward()`` calls the cache: before 5.24 those called Mamba have a name of their own."""
-    return "cache_params" if cache_name() != "cache" and "mamba" in type(model).__name__.lower() else cache_name()
+    """Return what this model's ``forward()`` calls what it remembers: before 5.24 Mamba and xLSTM have a name of their own, RWKV has still."""
+    takes = signature(model.forward).parameters
+    return next((name for name in (cache_name(), "cache_params", "state") if name in takes), cache_name())
 
 
 @functools.cache
@@ -97,4 +99,4 @@ def cache_name() -> str:
 
 def given_cache(arguments: Mapping[str, Any]) -> Any:
     """Return the cache that a caller of ``generate()`` passes, by whichever name, or None."""
-    return next((arguments[name] for name in ("cache", "past_key_values", "cache_params") if arguments.get(name) is not None), None)
+    return next((arguments[name] for name in ("cache", "past_key_values", "cache_params", "state") if arguments.get(name) is not None), None)

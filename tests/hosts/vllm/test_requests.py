@@ -116,6 +116,7 @@ class Worded(Mixed):
 
 
 def test_tensors_hold_numbers_alone() -> None:
+    pytest.importorskip("vllm", reason="brings the copy to the device")
     options = RequestOptions()
     options.begin("a", SimpleNamespace(extra_args={"accelplug.hard": True}))
     found = options.tensors({"bar": 0.5, "hard": False}, ["b", "a"], torch.device("cpu"))
@@ -124,6 +125,14 @@ def test_tensors_hold_numbers_alone() -> None:
     refuse_no_numbers(Technique("verifier", "mixed", owner, Mixed(), Mixed, "mixed"))
     with pytest.raises(HostError, match=r"verifier 'worded' \(strange 2.0\) lets requests set 'most', which may be no number"):
         refuse_no_numbers(Technique("verifier", "worded", owner, Worded(), Worded, "worded"))
+
+
+def test_none_is_the_largest_number_for_device_drafters() -> None:
+    options = RequestOptions()
+    options.begin("a", SimpleNamespace(extra_args={"accelplug.most": 3}))
+    found = options.tensors({"most": None}, ["b", "a"], torch.device("cpu"))
+    assert found["most"].tolist() == [torch.iinfo(torch.int64).max, 3]
+    refuse_no_numbers(Technique("drafter", "worded", Owner("odd", "strange", "2.0"), Worded(), Worded, "worded"))
 
 
 class Recorder:
