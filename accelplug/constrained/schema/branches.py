@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, satisfies
+from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, in_all, satisfies
 from accelplug.constrained.schema.clauses import Alternative, Alternatives, Clause, clauses
 from accelplug.constrained.schema.document import Document, Node, Signed, State
 from accelplug.hooks import CompileLimits
@@ -326,7 +326,7 @@ class Tableau:
             if not given:
                 kept[branch] = None
                 continue
-            good = tuple(text for text in given[0].texts if all(text in other.texts for other in given))
+            good = in_all(given)
             if len(given) < len(branch):  # something else is known as well
                 others: list[Atom] = [atom for atom in branch if not isinstance(atom, Values)]
                 good = tuple(text for text in good if self._holds(state, others, json.loads(text)))

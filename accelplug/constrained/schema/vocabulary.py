@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 from accelplug.constrained.schema import arrays, combining, objects, scalars, unevaluated
@@ -20,6 +21,9 @@ KEYWORDS: Final[Mapping[str, Keyword]] = {
     "dependencies": combining.dependencies,
     "dependentRequired": combining.dependent_required,
     "dependentSchemas": combining.dependent_schemas,
+    "extends": combining.extends,
+    "disallow": combining.disallow,
+    "divisibleBy": scalars.multiple_of,
     "type": scalars.type_,
     "const": scalars.constant,
     "enum": scalars.enumeration,
@@ -49,3 +53,24 @@ KEYWORDS: Final[Mapping[str, Keyword]] = {
     "unevaluatedProperties": unevaluated.unevaluated,
     "unevaluatedItems": unevaluated.unevaluated,
 }
+_FIRST_DRAFTS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("allOf", "anyOf", "oneOf", "not", "multipleOf", "minProperties", "maxProperties"), 4),
+    **dict.fromkeys(("const", "contains", "propertyNames"), 6),
+    **dict.fromkeys(("if", "then", "else"), 7),
+    **dict.fromkeys(("dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems", "$recursiveRef"), 2019),
+    **dict.fromkeys(("minContains", "maxContains"), 2019),
+    **dict.fromkeys(("prefixItems", "$dynamicRef"), 2020),
+}
+_OF_DRAFT_3: Final = frozenset({"extends", "disallow", "divisibleBy"})
+
+
+def is_known(keyword: str, draft: int) -> bool:
+    """Whether a draft has a keyword: in earlier ones it is a word like any other."""
+    return _FIRST_DRAFTS.get(keyword, 0) <= draft and (draft == 3 or keyword not in _OF_DRAFT_3)
+
+
+@cache
+def later_than(draft: int) -> tuple[str, ...]:
+    """Return the keywords that came after a draft, in quotes."""
+    later = [keyword for keyword, first in _FIRST_DRAFTS.items() if first > draft]
+    return tuple(f'"{keyword}"' for keyword in (*later, *(("exclusiveMinimum", "exclusiveMaximum") if draft < 6 else ())))
