@@ -7,10 +7,14 @@ from typing import Any, NoReturn
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.validation import translated
 
 
 def problem(document: Document, text: str) -> str | None:
-    """Return what is wrong with a text that should satisfy a schema, None if nothing is."""
+    """Return what is wrong with a text that should satisfy a schema, None if nothing is.
+
+    :raises ConstraintError: the check cannot be made.
+    """
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as exc:
@@ -23,7 +27,8 @@ def fault(document: Document, value: Any) -> str | None:
     if not isinstance(document.schema, dict):
         return None if document.schema else "the schema is false, which nothing satisfies"
     try:
-        error = next(document.validator.iter_errors(value), None)
+        with translated():
+            error = next(document.validator.iter_errors(value), None)
     except RecursionError:
         return "the schema's references lead back to themselves, so that nothing can be checked"
     if error is None:
@@ -35,10 +40,11 @@ def fault(document: Document, value: Any) -> str | None:
 def check_ends(document: Document) -> None:
     """Refuse a schema that says of any value only what it says of it.
 
-    :raises ConstraintError: its references go round in a circle.
+    :raises ConstraintError: its references go round in a circle, or it cannot be checked at all.
     """
     try:
-        document.validator.is_valid(None)
+        with translated():
+            document.validator.is_valid(None)
     except RecursionError:
         raise ConstraintError("the schema's references lead back to themselves before they say anything; let one of them say what it is") from None
 

@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, kind_of, satisfies
+from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, in_all, kind_of, satisfies
 from accelplug.constrained.schema.clauses import Alternative, Alternatives, Clause, clauses
 from accelplug.constrained.schema.document import Document, Node, Signed, State
 from accelplug.hooks import CompileLimits
@@ -198,7 +198,8 @@ class Tableau:
             return _ALL_KINDS if target is None else self.kinds_of(target)
         named = schema.get("type", schema)
         names = [named] if isinstance(named, str) else named if isinstance(named, list) else ()
-        found = frozenset("number" if name == "integer" else name for name in names if isinstance(name, str)) if names else _ALL_KINDS
+        is_open = not names or any(not isinstance(name, str) or name not in _TYPES for name in names)  # what no type is, its keyword refuses
+        found = _ALL_KINDS if is_open else frozenset("number" if name == "integer" else name for name in names if isinstance(name, str))
         listed = schema.get("enum")
         return found.intersection(map(kind_of, listed)) if isinstance(listed, list) else found & _ALL_KINDS
 
@@ -373,7 +374,7 @@ class Tableau:
             if not given:
                 kept[branch] = None
                 continue
-            good = tuple(text for text in given[0].texts if all(text in other.texts for other in given))
+            good = in_all(given)
             if len(given) < len(branch):  # something else is known as well
                 others: list[Atom] = [atom for atom in branch if not isinstance(atom, Values)]
                 good = tuple(text for text in good if self._holds(state, others, json.loads(text)))
@@ -389,6 +390,7 @@ class Tableau:
 
 
 _ALL_KINDS: Final = frozenset(KINDS)
+_TYPES: Final = _ALL_KINDS | {"integer"}
 _DEPENDING: Final[Alternatives] = [[Inexact("*/dependencies"), Inexact("*/dependentRequired"), Inexact("*/dependentSchemas")]]
 
 
