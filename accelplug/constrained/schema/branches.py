@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, in_all, kind_of, satisfies
@@ -42,10 +42,10 @@ class Ledger:
 
     def number(self, item: Atom | Signed) -> int:
         """Return the number of an item; what contradicts it at sight is noted in `against`."""
-        if isinstance(item, tuple) and isinstance(item[1].value, bool):
-            return int(item[1].value is not item[0])
         found = self._numbers.get(item)
         if found is None:
+            if isinstance(item, tuple) and isinstance(item[1].value, bool):
+                return int(item[1].value is not item[0])
             found = self._numbers[item] = len(self.items)
             self.items.append(item)
             self.against.append(0)
@@ -164,7 +164,7 @@ class Tableau:
         todo, seen = list(start), set[Node]()
         for sign, node in todo:  # grows on the way
             if not sign:
-                return None
+                return self._only_denied(node, kind) if len(todo) == 1 and isinstance(node.value, dict) else None
             if node in seen or node.value is True:
                 continue
             if node.value is False:
@@ -180,6 +180,16 @@ class Tableau:
                         atoms[item] = None
         bounds = [atom for atom in atoms if isinstance(atom, Bound)] if kind == "number" else []
         return [] if any(_apart(one, other) for one, other in combinations(bounds, 2)) else [tuple(atoms)]
+
+    def _only_denied(self, node: Node, kind: str) -> list[Branch] | None:
+        """Return the branches of a negation that leads to atoms at once and leaves few choices, None of others."""
+        alternatives = [alternative for clause in self._clauses_of(node, kind) for alternative in clause.fails]
+        if [] in alternatives:
+            return [()]
+        if len(alternatives) > (1 if self.loose else MOST_BRANCHES) or any(isinstance(item, tuple) for one in alternatives for item in one):
+            return None
+        found = dict.fromkeys(tuple(dict.fromkeys(cast("list[Atom]", one))) for one in alternatives)
+        return None if any(map(_may_contradict, found)) else list(found)
 
     def kinds_of(self, node: Node) -> frozenset[str]:
         """Return the types of which a value may satisfy a node, as far as that is seen at sight."""
@@ -392,6 +402,11 @@ class Tableau:
 _ALL_KINDS: Final = frozenset(KINDS)
 _TYPES: Final = _ALL_KINDS | {"integer"}
 _DEPENDING: Final[Alternatives] = [[Inexact("*/dependencies"), Inexact("*/dependentRequired"), Inexact("*/dependentSchemas")]]
+
+
+def _may_contradict(branch: Branch) -> bool:
+    """Whether atoms may contradict each other at sight."""
+    return len(branch) > 1 and any(isinstance(atom, Absent | Bound) for atom in branch)
 
 
 def _depends(alternatives: Alternatives) -> bool:
