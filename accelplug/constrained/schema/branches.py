@@ -14,13 +14,14 @@ from itertools import combinations
 from typing import Any, Final, NamedTuple, cast
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, in_all, kind_of, satisfies
+from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Property, Required, Values, in_all, kind_of, satisfies
 from accelplug.constrained.schema.clauses import Alternative, Alternatives, Clause, clauses
 from accelplug.constrained.schema.document import Document, Node, Signed, State
 from accelplug.hooks import CompileLimits
 
 Branch = tuple[Atom, ...]
 MOST_BRANCHES: Final = 300
+FEW_STEPS: Final = 50
 MOST_STEPS: Final = 20_000
 
 
@@ -156,7 +157,15 @@ class Tableau:
                 return [self.ledger.branch(numbers) for numbers in found]
             except TooManyBranchesError:
                 continue
-        return [(Inexact(start[0][1].place),)]
+        return self._certain(numbers, kind)
+
+    def _certain(self, numbers: list[int], kind: str) -> list[Branch]:
+        """Return the one branch of what holds whatever is chosen. The choices themselves are checked."""
+        path = Path(list(numbers), [], 1, [])
+        if not self._settle(path, kind, loose=True):
+            return []
+        met = [item[1].place for number in path.todo if isinstance(item := self.ledger.items[number], tuple)]
+        return [(*self.ledger.branch(tuple(path.atoms)), *map(Inexact, dict.fromkeys(met)))]
 
     def _without_choice(self, start: list[Signed], kind: str) -> list[Branch] | None:
         """Return the branches, one or none, of a state that leaves no choice and denies nothing, as most do; None of others."""
@@ -220,7 +229,7 @@ class Tableau:
             path = waiting.pop()
             forks = self._settled(path, kind, loose=loose)
             steps += 1
-            if forks is None:
+            if forks is None or (steps > FEW_STEPS and self._is_hopeless(path)):
                 continue
             if not forks:
                 found += 1
@@ -242,6 +251,16 @@ class Tableau:
             if only is None:
                 return forks
             path.todo, path.forks = list(only[0].numbers), [fork for fork in forks or () if fork is not only]
+
+    def _is_hopeless(self, path: Path) -> bool:
+        """Whether a property that must be there has no value left. Looked at where alternatives are many, such as of one kind each."""
+        atoms = [self.ledger.items[number] for number in path.atoms]
+        needed = {atom.name for atom in atoms if isinstance(atom, Required)}
+        states: dict[str, list[State]] = {}
+        for atom in atoms:
+            if isinstance(atom, Property) and atom.name in needed:
+                states.setdefault(atom.name, []).append(atom.conj)
+        return any(len(found) > 1 and not self.possible(frozenset().union(*found)) for found in states.values())
 
     def _settle(self, path: Path, kind: str, *, loose: bool) -> bool:
         """Take in what is to be done; return whether the path goes on."""
