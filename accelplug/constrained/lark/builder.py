@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from itertools import permutations
 from typing import Any, Final
@@ -87,8 +88,9 @@ class Builder:
 
         :raises TooLargeError: the grammar has grown too large.
         """
-        self.rules[rule].append(list(symbols))
-        self._symbols += max(0, len(symbols) - 1)
+        self.rules[rule].append([*symbols])
+        if len(symbols) > 1:
+            self._symbols += len(symbols) - 1
         if self._symbols + len(self.rules) > MOST_SYMBOLS:
             raise TooLargeError(f"the schema becomes a grammar of more than {MOST_SYMBOLS} symbols; simplify its combinations")
 
@@ -131,7 +133,7 @@ class Builder:
             return ['"["', *self._listed([self.literal(one) for one in value]), '"]"']
         if value in ({}, []) and not isinstance(value, bool | int | float):
             return ['"{"', '"}"'] if value == {} else ['"["', '"]"']
-        return [self.texts([json.dumps(value, ensure_ascii=False)])]
+        return [self.texts(spellings(json.dumps(value, ensure_ascii=False)))]
 
     def _in_order(self, pairs: list[Symbols]) -> Symbols:
         """Put a fixed object's properties one after the other, in any order where that is asked for and they are few."""
@@ -164,10 +166,16 @@ class Builder:
         return "\n".join(lines) + "\n"
 
 
+def spellings(text: str) -> list[str]:
+    """Return how a value that is no object and no list may be written: as the schema has it, and a whole number without its fraction."""
+    value = json.loads(text)
+    return [text, str(int(value))] if isinstance(value, float) and value.is_integer() else [text]
+
+
 def _alive(needed: dict[str, list[list[str]]]) -> set[str]:
     """Return the rules that lead to a finished text, from what their alternatives need."""
     alive: set[str] = set()
-    uses: dict[str, list[list[Any]]] = {}
+    uses: defaultdict[str, list[list[Any]]] = defaultdict(list)
     ready: list[str] = []
     for name, alternatives in needed.items():
         if [] in alternatives:
@@ -176,13 +184,13 @@ def _alive(needed: dict[str, list[list[str]]]) -> set[str]:
         for rules in alternatives:
             left: list[Any] = [name, len(rules)]  # how many of them are not known to lead to a finished text
             for one in rules:
-                uses.setdefault(one, []).append(left)
+                uses[one].append(left)
     while ready:
         name = ready.pop()
         if name in alive:
             continue
         alive.add(name)
-        for left in uses.get(name, ()):
+        for left in uses[name]:
             left[1] -= 1
             if not left[1]:
                 ready.append(left[0])
@@ -191,7 +199,7 @@ def _alive(needed: dict[str, list[list[str]]]) -> set[str]:
 
 def _needed(symbols: Symbols, rules: dict[str, list[Symbols]]) -> list[str]:
     """Return the rules without which an alternative leads to no finished text: not those that may be left out."""
-    found = list(dict.fromkeys([symbol for symbol in symbols if symbol in rules]))
+    found = [symbol for symbol in symbols if symbol in rules]
     repeated = symbols[-1] if symbols else ""
     if repeated[-1:] == "}" and repeated[0].islower() and "{0," not in repeated:
         found.append(repeated.partition("{")[0])

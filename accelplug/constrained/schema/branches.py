@@ -11,16 +11,17 @@ import json
 import time
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Required, Values, kind_of, satisfies
+from accelplug.constrained.schema.atoms import KINDS, Absent, Atom, Bound, Inexact, Property, Required, Values, in_all, kind_of, satisfies
 from accelplug.constrained.schema.clauses import Alternative, Alternatives, Clause, clauses
 from accelplug.constrained.schema.document import Document, Node, Signed, State
 from accelplug.hooks import CompileLimits
 
 Branch = tuple[Atom, ...]
 MOST_BRANCHES: Final = 300
+FEW_STEPS: Final = 50
 MOST_STEPS: Final = 20_000
 
 
@@ -42,10 +43,10 @@ class Ledger:
 
     def number(self, item: Atom | Signed) -> int:
         """Return the number of an item; what contradicts it at sight is noted in `against`."""
-        if isinstance(item, tuple) and isinstance(item[1].value, bool):
-            return int(item[1].value is not item[0])
         found = self._numbers.get(item)
         if found is None:
+            if isinstance(item, tuple) and isinstance(item[1].value, bool):
+                return int(item[1].value is not item[0])
             found = self._numbers[item] = len(self.items)
             self.items.append(item)
             self.against.append(0)
@@ -156,7 +157,15 @@ class Tableau:
                 return [self.ledger.branch(numbers) for numbers in found]
             except TooManyBranchesError:
                 continue
-        return [(Inexact(start[0][1].place),)]
+        return self._certain(numbers, kind)
+
+    def _certain(self, numbers: list[int], kind: str) -> list[Branch]:
+        """Return the one branch of what holds whatever is chosen. The choices themselves are checked."""
+        path = Path(list(numbers), [], 1, [])
+        if not self._settle(path, kind, loose=True):
+            return []
+        met = [item[1].place for number in path.todo if isinstance(item := self.ledger.items[number], tuple)]
+        return [(*self.ledger.branch(tuple(path.atoms)), *map(Inexact, dict.fromkeys(met)))]
 
     def _without_choice(self, start: list[Signed], kind: str) -> list[Branch] | None:
         """Return the branches, one or none, of a state that leaves no choice and denies nothing, as most do; None of others."""
@@ -164,7 +173,7 @@ class Tableau:
         todo, seen = list(start), set[Node]()
         for sign, node in todo:  # grows on the way
             if not sign:
-                return None
+                return self._only_denied(node, kind) if len(todo) == 1 and isinstance(node.value, dict) else None
             if node in seen or node.value is True:
                 continue
             if node.value is False:
@@ -180,6 +189,16 @@ class Tableau:
                         atoms[item] = None
         bounds = [atom for atom in atoms if isinstance(atom, Bound)] if kind == "number" else []
         return [] if any(_apart(one, other) for one, other in combinations(bounds, 2)) else [tuple(atoms)]
+
+    def _only_denied(self, node: Node, kind: str) -> list[Branch] | None:
+        """Return the branches of a negation that leads to atoms at once and leaves few choices, None of others."""
+        alternatives = [alternative for clause in self._clauses_of(node, kind) for alternative in clause.fails]
+        if [] in alternatives:
+            return [()]
+        if len(alternatives) > (1 if self.loose else MOST_BRANCHES) or any(isinstance(item, tuple) for one in alternatives for item in one):
+            return None
+        found = dict.fromkeys(tuple(dict.fromkeys(cast("list[Atom]", one))) for one in alternatives)
+        return None if any(map(_may_contradict, found)) else list(found)
 
     def kinds_of(self, node: Node) -> frozenset[str]:
         """Return the types of which a value may satisfy a node, as far as that is seen at sight."""
@@ -198,7 +217,8 @@ class Tableau:
             return _ALL_KINDS if target is None else self.kinds_of(target)
         named = schema.get("type", schema)
         names = [named] if isinstance(named, str) else named if isinstance(named, list) else ()
-        found = frozenset("number" if name == "integer" else name for name in names if isinstance(name, str)) if names else _ALL_KINDS
+        is_open = not names or any(not isinstance(name, str) or name not in _TYPES for name in names)  # what no type is, its keyword refuses
+        found = _ALL_KINDS if is_open else frozenset("number" if name == "integer" else name for name in names if isinstance(name, str))
         listed = schema.get("enum")
         return found.intersection(map(kind_of, listed)) if isinstance(listed, list) else found & _ALL_KINDS
 
@@ -209,7 +229,7 @@ class Tableau:
             path = waiting.pop()
             forks = self._settled(path, kind, loose=loose)
             steps += 1
-            if forks is None:
+            if forks is None or (steps > FEW_STEPS and self._is_hopeless(path)):
                 continue
             if not forks:
                 found += 1
@@ -231,6 +251,16 @@ class Tableau:
             if only is None:
                 return forks
             path.todo, path.forks = list(only[0].numbers), [fork for fork in forks or () if fork is not only]
+
+    def _is_hopeless(self, path: Path) -> bool:
+        """Whether a property that must be there has no value left. Looked at where alternatives are many, such as of one kind each."""
+        atoms = [self.ledger.items[number] for number in path.atoms]
+        needed = {atom.name for atom in atoms if isinstance(atom, Required)}
+        states: dict[str, list[State]] = {}
+        for atom in atoms:
+            if isinstance(atom, Property) and atom.name in needed:
+                states.setdefault(atom.name, []).append(atom.conj)
+        return any(len(found) > 1 and not self.possible(frozenset().union(*found)) for found in states.values())
 
     def _settle(self, path: Path, kind: str, *, loose: bool) -> bool:
         """Take in what is to be done; return whether the path goes on."""
@@ -373,7 +403,7 @@ class Tableau:
             if not given:
                 kept[branch] = None
                 continue
-            good = tuple(text for text in given[0].texts if all(text in other.texts for other in given))
+            good = in_all(given)
             if len(given) < len(branch):  # something else is known as well
                 others: list[Atom] = [atom for atom in branch if not isinstance(atom, Values)]
                 good = tuple(text for text in good if self._holds(state, others, json.loads(text)))
@@ -389,7 +419,13 @@ class Tableau:
 
 
 _ALL_KINDS: Final = frozenset(KINDS)
+_TYPES: Final = _ALL_KINDS | {"integer"}
 _DEPENDING: Final[Alternatives] = [[Inexact("*/dependencies"), Inexact("*/dependentRequired"), Inexact("*/dependentSchemas")]]
+
+
+def _may_contradict(branch: Branch) -> bool:
+    """Whether atoms may contradict each other at sight."""
+    return len(branch) > 1 and any(isinstance(atom, Absent | Bound) for atom in branch)
 
 
 def _depends(alternatives: Alternatives) -> bool:
