@@ -9,7 +9,7 @@ from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.validation import translated
 
-_OF_EACH_TYPE: Final[tuple[object, ...]] = (None, True, 0, "", [], {})
+_OF_EACH_TYPE: Final[tuple[Any, ...]] = (None, True, 0, "", [], {})
 
 
 def problem(document: Document, text: str) -> str | None:
