@@ -182,6 +182,8 @@ CIRCLE = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref
         ({"json_schema": {"patternProperties": {"([": {}}}}, "the pattern '([' cannot be read"),
         ({"json_schema": {"$ref": "#"}}, "the schema's references lead back to themselves"),
         ({"json_schema": CIRCLE}, "the schema's references lead back to themselves"),
+        ({"json_schema": {"type": "string", "$ref": "#"}}, "the schema's references lead back to themselves"),
+        ({"json_schema": {"allOf": [{"type": "object"}, {"$ref": "#"}]}}, "the schema's references lead back to themselves"),
         ({"json_schema": '{"minimum": NaN}'}, "the json_schema is no JSON (ValueError: NaN is no JSON number)"),
         ({"json_schema": {"maximum": float("inf")}}, "the json_schema is no JSON (ValueError: Infinity is no JSON number)"),
         ({"json_schema": {"enum": {1}}}, "a grammar's json_schema is plain data or JSON text, got {'enum': {1}}"),
