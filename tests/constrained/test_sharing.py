@@ -72,6 +72,10 @@ def test_types_are_seen_through_references():
         ({"enum": [1, 5, 9], "exclusiveMinimum": 1, "maximum": 5}, [5], [1, 9]),
         ({"enum": ["2024-01-01", "x"], "format": "date"}, ["2024-01-01"], ["x"]),
         ({"enum": [{"a": 1}, {"b": 1}, []], "not": {"required": ["a"]}}, [{"b": 1}], [{"a": 1}, []]),
+        ({"enum": [{"a": 1}, {"b": 1}, {"a": "x"}], "properties": {"a": {"type": "integer"}}}, [{"a": 1}, {"b": 1}], [{"a": "x"}]),
+        ({"enum": [{"a": 1}, {"b": "x", "c": 1}], "not": {"additionalProperties": {"type": "integer"}}}, [{"b": "x", "c": 1}], [{"a": 1}]),
+        ({"enum": [{"a": 1}, {}, {"a": 1, "b": 1}], "minProperties": 1, "patternProperties": {"b": False}}, [{"a": 1}], [{}, {"a": 1, "b": 1}]),
+        ({"enum": [{"b": 1, "bb": "x"}, {"b": 1}], "patternProperties": {"^b": {"type": "integer"}}}, [{"b": 1}], [{"b": 1, "bb": "x"}]),
         ({"enum": [3, 4, 6], "not": {"multipleOf": 3}}, [4], [3, 6]),
     ],
 )
