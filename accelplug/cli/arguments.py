@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from argparse import ArgumentParser
 from typing import Any
 
 
-def at_least(low: float, kind: type[int] | type[float]) -> Any:
-    """Return a reader for argparse that refuses numbers below `low`."""
+def at_least(low: float, kind: type[int] | type[float], high: float = sys.float_info.max) -> Any:
+    """Return a reader for argparse that refuses numbers below `low` and above `high`, infinity by default."""
 
     def read(text: str) -> float:
         value = kind(text)
         if not value >= low:
             raise argparse.ArgumentTypeError(f"{text} is too small, it takes at least {low}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"{text} is too large")
         return value
 
     read.__name__ = kind.__name__

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from accelplug._version import __version__
-from accelplug.cli.command import Command, Document, no_arguments
+from accelplug.cli.command import Command, Document, no_arguments, table
 from accelplug.hosts.seams import Engine, Seam
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def look(host: str, engine: Engine) -> Document:
     rows = [{"path": seam.path, "used_for": seam.used_for, "problem": _problem(seam)} for seam in engine.seams_here()]
     tested = version is not None and engine.is_tested()
     ok = version is None or (tested and not any(row["problem"] for row in rows))
-    described = {"tested": tested, "tested_range": engine.tested_range, "only": engine.restriction()}
+    described = {"tested": tested, "tested_range": engine.tested_range, "only": engine.restriction(), "releases": dict(engine.releases)}
     return {"host": host, "version": version, **described, "seams": rows, "ok": ok}
 
 
@@ -60,16 +60,17 @@ def verdict(host: Document) -> str:
 def show(document: Document, console: Console) -> None:
     """Print a line per host and a table of its seams."""
     from rich.markup import escape
-    from rich.table import Table
 
     console.print(f"accelplug {document['accelplug']}, Python {document['python']}")
     for host in document["hosts"]:
         console.print(f"\n{host['host']} {host['version'] or ''} (tested range {host['tested_range']}): {verdict(host)}", soft_wrap=True)
-        table = Table("seam", "state", "used for", header_style="bold")
+        for releases, known in host["releases"].items():
+            console.print(f"  {releases}: {known}", soft_wrap=True)
+        seams = table("seam", "state", "used for")
         for row in host["seams"]:
-            table.add_row(escape(row["path"]), escape(row["problem"] or "alive"), escape(row["used_for"]))
+            seams.add_row(escape(row["path"]), escape(row["problem"] or "alive"), escape(row["used_for"]))
         if host["seams"]:
-            console.print(table)
+            console.print(seams)
 
 
 COMMAND: Final = Command("check", "check the installed engines and their seams", no_arguments, collect, show, lambda d: 0 if d["ok"] else 1)

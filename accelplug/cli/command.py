@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 Document = dict[str, Any]
+
+
+def table(*names: str) -> Table:
+    """Return a table with these columns, which wraps what is too wide for the terminal: rich by itself leaves it out."""
+    from rich.table import Column, Table
+
+    return Table(*(Column(name, overflow="fold") for name in names), header_style="bold")
 
 
 def no_arguments(_: ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -77,12 +78,15 @@ def _stdout_on_stderr() -> Iterator[None]:
 
 
 def _write(command: Command, document: Document, *, as_json: bool) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
+    is_ascii = "utf" not in (sys.stdout.encoding or "").lower()
     if as_json and (lines := command.lines(document)) is not None:
         for line in lines:
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            print(json.dumps(line, ensure_ascii=is_ascii), flush=True)
         return
     if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
+        print(json.dumps(document, indent=2, ensure_ascii=is_ascii), flush=True)
         return
     from rich.console import Console
 

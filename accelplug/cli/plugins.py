@@ -11,16 +11,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import PluginError
-from accelplug.cli.command import Command, Document, no_arguments
+from accelplug.cli.command import Command, Document, no_arguments, table
 from accelplug.hooks import Entry, Owner, Registry, VerifierTraits, registry
 from accelplug.hooks.options import fields_of
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 UNKNOWN: Final = "unknown"
 EXACTNESS: Final = {"sampling": "lossless for sampling and greedy", "greedy": "lossless for greedy only", None: "lossy"}
 RUN_KINDS: Final = ("drafter", "verifier")
+ROOM: Final = 120
+"""Columns of a terminal that the table takes to be read."""
 
 
 def offered_here() -> Registry:
@@ -105,17 +108,30 @@ def option_text(option: Document) -> str:
 
 
 def show(document: Document, console: Console) -> None:
-    """Print the techniques as a table, and below it one line for everything that went wrong."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("kind", "name", "distribution", "version", "exactness", "hosts", "options", header_style="bold")
-    for row in document["plugins"]:
-        last = f"broken: {row['problem']}" if row["problem"] else "\n".join(option_text(option) for option in row["options"])
-        table.add_row(*(escape(row[key]) for key in ("kind", "name", "distribution", "version", "exactness", "hosts")), escape(last))
-    console.print(table)
+    """Print the techniques as a table, or as a list where that is too wide, and below it one line for everything that went wrong."""
+    if console.width < ROOM:
+        for row in document["plugins"]:
+            console.print(f"{row['kind']} {row['name']} ({row['distribution']} {row['version']})", markup=False)
+            said = (row["exactness"], row["hosts"], *(_options(row) or "no options").split("\n"))
+            for line in said:
+                console.print(f"    {line}", markup=False)
+    else:
+        console.print(_table(document))
     for line in _complaints(document):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _table(document: Document) -> Table:
+    from rich.markup import escape
+
+    found = table("kind", "name", "distribution", "version", "exactness", "hosts", "options")
+    for row in document["plugins"]:
+        found.add_row(*(escape(row[key]) for key in ("kind", "name", "distribution", "version", "exactness", "hosts")), escape(_options(row)))
+    return found
+
+
+def _options(row: Document) -> str:
+    return f"broken: {row['problem']}" if row["problem"] else "\n".join(option_text(option) for option in row["options"])
 
 
 def _complaints(document: Document) -> list[str]:

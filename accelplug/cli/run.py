@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from accelplug.cli import report
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
-from accelplug.cli.command import Command, Document
+from accelplug.cli.command import Command, Document, table
 from accelplug.cli.job import Job, Measurement
 from accelplug.cli.plugins import offered_here
 from accelplug.cli.workload import job_of
@@ -33,7 +33,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a configuration that 'accelplug tune' wrote; what is given here overrules it")
     parser.add_argument("--max-new-tokens", type=at_least(1, int), metavar="N", default=256, help="(default: %(default)s)")
     parser.add_argument("--temperature", type=at_least(0.0, float), metavar="T", default=0.0, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--seed", type=at_least(0, int), metavar="S", default=0, help="of sampling (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0, int, 2**63 - 1), metavar="S", default=0, help="of sampling (default: %(default)s)")
     parser.add_argument("--compare", action="store_true", help="also generate without techniques, and compare")
     parser.add_argument("--rounds", type=at_least(1, int), metavar="N", default=3, help="timed rounds (default: %(default)s)")
     add_engine(parser)
@@ -68,15 +68,13 @@ def _progress(text: str) -> Iterator[None]:
 
 def show(document: Document, console: Console) -> None:
     """Print the generated text, then what it took."""
-    from rich.table import Table
-
     console.print(document["text"], markup=False, soft_wrap=True)
-    table = Table("", "plain", "accelerated", header_style="bold")
-    table.add_row("tokens/s", _number(document["plain_tokens_per_s"]), _number(document["tokens_per_s"]))
-    table.add_row("ratio", "1" if document["ratio"] else "-", _number(document["ratio"]))
-    table.add_row("tokens per forward", "1", f"{document['tokens_per_forward']:.2f}")
-    table.add_row("drafted, accepted", "-", f"{document['drafted']}, {document['accepted']} ({document['acceptance']:.0%})")
-    console.print(table)
+    figures = table("", "plain", "accelerated")
+    figures.add_row("tokens/s", _number(document["plain_tokens_per_s"]), _number(document["tokens_per_s"]))
+    figures.add_row("ratio", "1" if document["ratio"] else "-", _number(document["ratio"]))
+    figures.add_row("tokens per forward", "1", f"{document['tokens_per_forward']:.2f}")
+    figures.add_row("drafted, accepted", "-", f"{document['drafted']}, {document['accepted']} ({document['acceptance']:.0%})")
+    console.print(figures)
     for line in _lines(document):
         console.print(line, markup=False, soft_wrap=True)
 

@@ -8,11 +8,13 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
-from accelplug._errors import ConstraintError, OptionError
-from accelplug.cli.command import Command, Document
-from accelplug.hooks import CompileLimits, GrammarEngine, GrammarSpec, Vocabulary, registry
+from accelplug._errors import ConstraintError, HostError, OptionError
+from accelplug.cli.arguments import at_least
+from accelplug.cli.command import Command, Document, table
+from accelplug.cli.plugins import offered_here
+from accelplug.hooks import BuildContext, CompiledGrammar, CompileLimits, GrammarEngine, GrammarSpec, Technique, Vocabulary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,34 +34,61 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="refuse what the mask does not enforce")
     parser.add_argument("--format", choices=("assert", "annotate"), default="assert", help="whether the keyword format constrains")
     parser.add_argument("--order", choices=("declared", "any"), default="declared", help="of an object's properties")
-    parser.add_argument("--walks", type=int, default=0, metavar="N", help="also draw N texts by chance under each mask, and check them")
-    parser.add_argument("--forced", action="store_true", help="also say which share of the valid instances' tokens the grammars force")
-    parser.add_argument("--seconds", type=float, default=30.0, help="most time for compiling one schema")
+    parser.add_argument(
+        "--walks", type=at_least(0, int), default=0, metavar="N", help="of a file: also draw N texts by chance under each mask, and check them"
+    )
+    parser.add_argument("--forced", action="store_true", help="of a file: also say which share of the valid instances' tokens the grammars force")
+    parser.add_argument("--seconds", type=at_least(0.001, float), default=30.0, metavar="S", help="most time for compiling one schema (default: %(default)s)")
 
 
 def collect(given: Namespace) -> Document:
     """Look at one schema, or judge a file."""
+    path = Path(given.file).expanduser()
+    text = _read(path)
+    if path.suffix != ".jsonl" and (given.walks or given.forced):
+        raise OptionError(f"--walks and --forced are for a file of schemas with instances, a .jsonl, and {given.file} is one schema; leave them out")
     vocabulary = _vocabulary(given.tokenizer)
-    entry, _ = registry().find("grammar", given.engine)
-    engine: Any = entry.resolve()()
+    engine = offered_here().build("grammar", given.engine, _context(vocabulary))
     limits = CompileLimits(given.seconds)
-    path = Path(given.file)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise OptionError(f"cannot read {given.file!r} ({type(exc).__name__}: {exc}); name a JSON Schema or a .jsonl file") from exc
     if path.suffix == ".jsonl":
-        return {"lines": _judge(text.splitlines(), engine, vocabulary, limits, given)}
+        return {"lines": _judge(text.split("\n"), engine.instance, vocabulary, limits, given)}
     return _one(text, engine, vocabulary, limits, given)
 
 
-def _one(text: str, engine: GrammarEngine, vocabulary: Vocabulary, limits: CompileLimits, given: Namespace) -> Document:
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise OptionError(f"cannot read {path} ({type(exc).__name__}); name a JSON Schema or a .jsonl file") from exc
+
+
+def _context(vocabulary: Vocabulary) -> BuildContext:
+    """Describe a model of which nothing but the tokens is known."""
+    import torch
+
+    return BuildContext(
+        host="transformers", vocab_size=len(vocabulary), eos_token_ids=vocabulary.eos_token_ids, dtype=torch.float32,
+        device=torch.device("cpu"), hidden_size=0, max_length=1 << 30, num_slots=None,
+        vocabulary=lambda: vocabulary.tokens, embeddings=_no_weights, output_head=_no_weights,
+    )  # fmt: skip
+
+
+def _no_weights() -> NoReturn:
+    raise HostError("'accelplug schema' loads no model; name an engine that needs no matrices of one")
+
+
+def _options(given: Namespace) -> dict[str, Any]:
+    """Return what the command line says of every schema, as GrammarSpec takes it."""
+    return {"format": given.format, "strict": given.strict, "order": given.order}
+
+
+def _one(text: str, engine: Technique, vocabulary: Vocabulary, limits: CompileLimits, given: Namespace) -> Document:
     from accelplug.constrained.walking import example
 
     began = time.perf_counter()
-    spec = GrammarSpec("json_schema", text, format=given.format, strict=given.strict, order=given.order)
+    spec = GrammarSpec("json_schema", text, **_options(given))
     try:
-        compiled = engine.compile(spec, vocabulary, limits)
+        compiled: CompiledGrammar = engine.call(lambda wanted: engine.instance.compile(wanted, vocabulary, limits), spec)
     except ConstraintError as exc:
         refused = list(getattr(exc.statement, "refused", ()))
         return {"engine": None, "enforced": [], "checked": [], "refused": refused, "reason": str(exc), "compile_ms": None, "example": None}
@@ -74,10 +103,10 @@ def _judge(lines: Iterable[str], engine: GrammarEngine, vocabulary: Vocabulary, 
 
     rows, found, walks = list(read_rows(lines)), [], given.walks
     for row in _progress(rows):
-        line = judged(engine, row, vocabulary, limits)
+        line = judged(engine, row, vocabulary, limits, _options(given))
         if line["outcome"] != "refused":
-            line |= _walks(engine, row, line, vocabulary, limits, walks) if walks else {}
-            line |= _forced(engine, row, line, vocabulary, limits) if given.forced else {}
+            line |= _walks(engine, row, line, vocabulary, limits, given) if walks else {}
+            line |= _forced(engine, row, line, vocabulary, limits, given) if given.forced else {}
         found.append(line)
     last = summary(found)
     for name in _SPACINGS if given.forced else ():
@@ -89,26 +118,28 @@ def _judge(lines: Iterable[str], engine: GrammarEngine, vocabulary: Vocabulary, 
     return [*found, {"summary": last}]
 
 
-def _walks(engine: GrammarEngine, row: Document, line: Document, vocabulary: Vocabulary, limits: CompileLimits, count: int) -> Document:
+def _walks(engine: GrammarEngine, row: Document, line: Document, vocabulary: Vocabulary, limits: CompileLimits, given: Namespace) -> Document:
     from accelplug.constrained.walking import walk
 
-    compiled = engine.compile(
-        GrammarSpec("json_schema", json.dumps(row["schema"], ensure_ascii=False), order=line["order"]), vocabulary, limits
-    )
+    compiled = engine.compile(_spec(row, line, given), vocabulary, limits)
     chance = random.Random(0)
-    texts = [text for _ in range(count) if (text := walk(compiled, vocabulary, chance)) is not None]
+    texts = [text for _ in range(given.walks) if (text := walk(compiled, vocabulary, chance)) is not None]
     failed = [text for text in texts if compiled.check(text) is not None]
     return {"walks": len(texts), "walks_failed": len(failed)} | ({"walk_failed": failed[0][:200]} if failed else {})
 
 
-def _forced(engine: GrammarEngine, row: Document, line: Document, vocabulary: Vocabulary, limits: CompileLimits) -> Document:
+def _spec(row: Document, line: Document, given: Namespace, **options: Any) -> GrammarSpec:
+    """Return a row's schema as it was judged, where `options` do not say otherwise."""
+    return GrammarSpec("json_schema", json.dumps(row["schema"], ensure_ascii=False), **{**_options(given), "order": line["order"], **options})
+
+
+def _forced(engine: GrammarEngine, row: Document, line: Document, vocabulary: Vocabulary, limits: CompileLimits, given: Namespace) -> Document:
     """Count the forced tokens of the valid instances, written with blanks as `json.dumps` does, and without."""
     from accelplug.constrained.walking import forced_of
 
     found: Document = {}
     for name, separators in _SPACINGS.items():
-        spec = GrammarSpec("json_schema", json.dumps(row["schema"], ensure_ascii=False), order=line["order"], whitespace=name)
-        compiled = engine.compile(spec, vocabulary, limits)
+        compiled = engine.compile(_spec(row, line, given, whitespace=name), vocabulary, limits)
         texts = [json.dumps(test["data"], ensure_ascii=False, separators=separators) for test in row["tests"] if test["valid"]]
         counts = [forced_of(compiled.matcher(), text, vocabulary) for text in texts]
         found |= {f"{name}_forced": sum(forced for forced, _ in counts), f"{name}_tokens": sum(tokens for _, tokens in counts)}
@@ -139,8 +170,11 @@ def _vocabulary(name: str | None) -> Vocabulary:
 
     from accelplug.hosts.vocabulary import vocabulary_of
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    return vocabulary_of(tokenizer, len(tokenizer), (tokenizer.eos_token_id,))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError) as exc:
+        raise OptionError(f"cannot load the tokenizer {name!r} ({type(exc).__name__}); pass tekken, bytes, or a folder that holds one") from exc
+    return vocabulary_of(tokenizer, len(tokenizer), () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
 
 
 def lines_of(document: Document) -> list[Document] | None:
@@ -151,17 +185,18 @@ def lines_of(document: Document) -> list[Document] | None:
 
 def show(document: Document, console: Console) -> None:
     """Print a schema's statement, or a table of outcomes."""
-    from rich.table import Table
-
     if "lines" not in document:
         _show_one(document, console)
         return
+    from rich.markup import escape
+
     *rows, last = document["lines"]
-    table = Table("schema", "outcome", "engine", "order", "checked", "compile ms", header_style="bold")
+    outcomes = table("schema", "outcome", "engine", "order", "checked", "compile ms")
     for row in rows:
         if row["outcome"] != "right_by_mask":
-            table.add_row(row["name"], row["outcome"], row["engine"], row["order"], str(len(row["checked"])), f"{row['compile_ms']:.1f}")
-    console.print(table)
+            cells = (row["name"], row["outcome"], row["engine"], row["order"], str(len(row["checked"])), f"{row['compile_ms']:.1f}")
+            outcomes.add_row(*map(escape, cells))
+    console.print(outcomes)
     console.print(", ".join(f"{name} {value}" for name, value in last["summary"].items()), soft_wrap=True)
 
 

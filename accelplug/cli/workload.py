@@ -102,6 +102,8 @@ def prompt_of(arguments: Namespace) -> str:
         text = str(testbed("--prompt TEXT").prompts()[0]["prompt"])
     if not text:
         raise OptionError("the prompt is empty; pass --prompt TEXT or --prompt-file FILE with something in it")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise OptionError("the prompt is no UTF-8; pass it as such, or in a file by --prompt-file FILE")
     return text
 
 

@@ -19,7 +19,7 @@ from typing import Final
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.known import begin, enforces, label
 from accelplug.constrained.engines.matching import Compiled
-from accelplug.constrained.finishing import problem
+from accelplug.constrained.finishing import check_ends, problem
 from accelplug.constrained.intersecting import intersected
 from accelplug.constrained.routing import Route, route_other, route_schema
 from accelplug.constrained.schema.document import Document
@@ -73,6 +73,7 @@ class Auto(Cached):
         document = Document(spec.value(), asserted=spec.format == "assert")
         tried("auto", spec, limits)
         route = route_schema(document, spec, vocabulary, limits)
+        check_ends(document)  # last: what refuses keywords by their places says more
         return _checked(document, route)
 
 

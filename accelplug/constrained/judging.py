@@ -23,14 +23,17 @@ class Verdict(NamedTuple):
     in_the_end: bool
 
 
-def judged(engine: GrammarEngine, row: Mapping[str, Any], vocabulary: Vocabulary, limits: CompileLimits) -> dict[str, Any]:
+def judged(
+    engine: GrammarEngine, row: Mapping[str, Any], vocabulary: Vocabulary, limits: CompileLimits, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Judge one schema by its instances.
 
     Where the mask refuses a valid instance because of its order alone, the schema is judged again with properties in any order, and says so.
 
     :param row: ``name``, ``schema`` and ``tests``, a list of ``{"valid": ..., "data": ...}``.
+    :param options: of GrammarSpec.
     """
-    spec = GrammarSpec("json_schema", json.dumps(row["schema"], ensure_ascii=False))
+    spec = GrammarSpec("json_schema", json.dumps(row["schema"], ensure_ascii=False), **(options or {}))
     found = _with(engine, spec, row, vocabulary, limits)
     if found["outcome"] == "wrong" and found["refused_valid"]:
         free = _with(engine, replace(spec, order="any"), row, vocabulary, limits)
@@ -103,11 +106,13 @@ def summary(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Read rows of a file to judge.
+    """Read rows of a file to judge; empty lines are none.
 
     :raises ConstraintError: a line is no row.
     """
     for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
         try:
             row = json.loads(text)
             yield {"name": row["name"], "schema": row["schema"], "tests": list(row["tests"])}

@@ -33,11 +33,11 @@ def check_drafts(who: Technique, drafts: Drafts, budgets: IntArray, vocab_size: 
     bounds, num_nodes = drafts.offsets.tolist(), len(drafts.tokens)
     if len(bounds) != len(budgets) + 1 or bounds[0] != 0 or bounds[-1] != num_nodes:
         raise PluginError(f"{who} returned offsets {bounds} for {len(budgets)} requests and {num_nodes} nodes")
+    if not any(bounds):
+        return
     counts = [end - begin for begin, end in itertools.pairwise(bounds)]
     if not all(0 <= count <= most for count, most in zip(counts, budgets.tolist(), strict=True)):
         raise PluginError(f"{who} drafted {counts} nodes where {budgets.tolist()} were allowed; look at view.budgets")
-    if num_nodes == 0:
-        return
     lowest, highest = _range(drafts.tokens)
     if lowest < 0 or highest >= vocab_size:
         raise PluginError(f"{who} drafted token ids from {lowest} to {highest}, outside 0 .. {vocab_size - 1}")

@@ -84,18 +84,18 @@ def _recorded(owner: Owner, registry: Registry) -> Iterator[None]:
     """Note what a plugin raises, and go on."""
     try:
         yield
-    except Exception as exc:  # noqa: BLE001  a broken plugin must not break the others
-        registry.broken[owner] = _flattened(exc)
-        warnings.warn(f"accelplug plugin {owner.plugin!r} ({owner}) failed to load: {one_line(exc)}", stacklevel=4)
+    except (Exception, SystemExit) as exc:  # noqa: BLE001  a broken plugin must not break the others
+        registry.broken[owner] = reason = _reason(exc)
+        warnings.warn(f"accelplug plugin {owner.plugin!r} ({owner}) failed to load: {one_line(reason)}", stacklevel=4)
 
 
-def _flattened(exc: Exception) -> Exception:
-    """Return pluggy's validation errors, which span lines, as a sentence of one."""
-    if not isinstance(exc, pluggy.PluginValidationError):
+def _reason(exc: Exception | SystemExit) -> Exception:
+    """Return why a plugin failed: what it raised; as a sentence where that is pluggy's, which spans lines, or would have ended the process."""
+    if isinstance(exc, Exception) and not isinstance(exc, pluggy.PluginValidationError):
         return exc
-    flat = PluginError(one_line(exc))
-    flat.__cause__ = exc
-    return flat
+    reason = PluginError(f"importing it calls sys.exit({exc}); keep that behind if __name__ == '__main__'" if isinstance(exc, SystemExit) else one_line(exc))
+    reason.__cause__ = exc
+    return reason
 
 
 def _register(plugin: object, owner: Owner, registry: Registry) -> None:

@@ -194,7 +194,8 @@ class DeviceView:
     tokens: Tensor  # [num_slots, max_length] int32, committed tokens
     lengths: Tensor  # [num_reqs] int32
     num_tokens: int  # how many tokens to draft for each request
-    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)  # name -> [num_reqs]; None for a whole number is the largest int64
+    prompt_lengths: Tensor | None = None  # [num_reqs] int32; None where the host does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,8 @@ class Drafter(Protocol):
     Optional beside `propose`: ``traits`` (DrafterTraits), ``start(slots)`` and ``finish(slots)`` (slots are recycled:
     `start` initialises everything), ``observe(view: CommitView)`` (called once per step, before `propose`), and
     ``propose_on_device(view: DeviceView) -> DeviceDrafts`` for asynchronous engines, without synchronisation and with
-    fixed shapes. The same inputs must give the same drafts on every rank: no clock, no private random numbers.
+    fixed shapes; it may be a property that is None where the options allow no such thing.
+    The same inputs must give the same drafts on every rank: no clock, no private random numbers.
     """
 
     def propose(self, view: DraftView) -> Drafts:

@@ -23,8 +23,8 @@ def load_factory(who: str, path: str) -> Callable[..., object]:
         raise PluginError(f"{who} is registered with the path {path!r}; write it like 'package.module:Name'")
     try:
         loaded: Callable[..., object] = getattr(import_module(module), attribute)
-    except Exception as exc:
-        raise PluginError(f"{who} cannot be imported from {path!r}: {exc}; reinstall or remove its plugin") from exc
+    except (Exception, SystemExit) as exc:
+        raise PluginError(f"{who} cannot be imported from {path!r}: {type(exc).__name__}: {exc}; reinstall or remove its plugin") from exc
     return loaded
 
 

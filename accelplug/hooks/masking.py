@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Event
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol
 
 from accelplug._errors import ConstraintError, OptionError
 
@@ -92,7 +92,7 @@ class GrammarSpec:
         :raises ConstraintError: it is none.
         """
         try:
-            return json.loads(self.text)
+            return json.loads(self.text, parse_constant=_no_number)
         except (ValueError, RecursionError) as exc:
             raise ConstraintError(f"the {self.kind} is no JSON ({type(exc).__name__}: {exc}); write it as json.dumps does") from exc
 
@@ -117,10 +117,22 @@ class GrammarSpec:
         if kinds[0] == "all_of" and isinstance(text, list | tuple):
             text = [cls.of(part)._written() for part in text]
         if kinds[0] in _WRITTEN_AS_JSON and not isinstance(text, str):
-            text = json.dumps(text, ensure_ascii=False)
+            text = _as_json(kinds[0], text)
         if not isinstance(text, str):
             raise OptionError(f"a grammar's {kinds[0]} is text, got {text!r:.80}")
         return cls(kinds[0], text, **options)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _as_json(kind: str, given: object) -> str:
+    try:
+        return json.dumps(given, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as exc:
+        instead = ", of a pydantic model its model_json_schema()" if hasattr(given, "model_json_schema") else ""
+        raise OptionError(f"a grammar's {kind} is plain data or JSON text{instead}, got {given!r:.60} ({exc})") from exc
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,6 +106,11 @@ def is_number(annotation: object) -> bool:
     return bool(admitted) and {int, float, bool}.issuperset(admitted)
 
 
+def may_be_none(annotation: object) -> bool:
+    """Whether values of an option's type are whole numbers or None."""
+    return set(_admitted(annotation)) == {int, type(None)}
+
+
 def check_options(who: str, factory: Callable[..., object], options: Mapping[str, Any]) -> None:
     """Refuse an option that the factory does not have, lacks, or has with other bounds or another type.
 

@@ -163,8 +163,9 @@ class Registry:
 
     def _unknown(self, kind: str, spec: Spec) -> str:
         names = sorted(name for k, name in self.entries if k == kind)
-        near = get_close_matches(spec.name, names, 1)
-        hint = f" did you mean {near[0]!r}?" if near else ""
+        others = self.entries.get((kind, spec.name), [])
+        near = [] if others else get_close_matches(spec.name, names, 1)
+        hint = f" did you mean {near[0]!r}?" if near else f" did you mean '{others[0].owner.distribution}:{spec.name}'?" if others else ""
         whose = f" from {spec.distribution!r}" if spec.distribution else ""
         broken = "".join(f"; plugin {owner.plugin!r} ({owner}) failed to load: {one_line(exc)}" for owner, exc in self.broken.items())
         left_out = "".join(f"; plugin {owner.plugin!r} ({owner}) is left out by {ALLOW_LIST}" for owner in self.ignored)

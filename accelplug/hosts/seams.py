@@ -25,12 +25,18 @@ class Seam:
     :param parameters: names that its signature must have; empty where only its existence matters.
     :param used_for: what stops working without it, for people.
     :param since: the first release in which it is used; nothing of an older one is expected to have it.
+    :param before: the first release in which it no longer is.
     """
 
     path: str
     parameters: tuple[str, ...] = ()
     used_for: str = ""
     since: str = "0"
+    before: str | None = None
+
+    def is_used_in(self, version: str) -> bool:
+        """Whether a release is among those in which it is used."""
+        return Version(self.since) <= Version(version) and (self.before is None or Version(version) < Version(self.before))
 
     def resolve(self) -> Any:
         """Return the attribute.
@@ -76,6 +82,7 @@ class Engine:
     """An engine's distributions, the releases tested, and the seams used.
 
     :param partly: below which release only a part runs, and which part.
+    :param releases: what is known of each release, for people: the releases, and a sentence without its end.
     """
 
     name: str
@@ -84,6 +91,7 @@ class Engine:
     tested_below: str
     seams: tuple[Seam, ...]
     partly: tuple[str, str] | None = None
+    releases: tuple[tuple[str, str], ...] = ()
 
     def version(self) -> str | None:
         """Return the installed version, or None."""
@@ -107,7 +115,7 @@ class Engine:
     def seams_here(self) -> tuple[Seam, ...]:
         """Return the seams that are used in the installed release; none where there is none."""
         version = self.version()
-        return () if version is None else tuple(seam for seam in self.seams if Version(seam.since) <= Version(version))
+        return () if version is None else tuple(seam for seam in self.seams if seam.is_used_in(version))
 
     def restriction(self) -> str | None:
         """Return which part alone runs on the installed release; None where all does."""

@@ -12,7 +12,7 @@ Poor for   drafts that are nearly always right: they are best taken whole
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from accelplug.hooks.context import BuildContext
 from accelplug.hooks.drafting import ROOT, CommitView, DrafterTraits, Drafts, DraftView, IntArray, NodeKind
 from accelplug.hooks.options import option
 from accelplug.spec.branches import NEVER, Branches, above_bar, bar_of, pruned
-from accelplug.spec.worth import TRY, Worth, seconds_by_width
+from accelplug.spec.worth import TRY, Seconds, Worth, seconds_by_width
 
 
 @dataclass(slots=True)
@@ -33,7 +33,8 @@ class Adaptive:
 
     While none are, a source of deterministic drafts that needs nothing but tokens is still asked for one, or for its tree, which is
     not verified but compared with what comes; for one in every fourth step only, once it was wrong often enough in a row. Others
-    are tried, ever more rarely. Trees are drafted whole and pruned.
+    are tried, ever more rarely. A request's first draft is verified, and of a source that can be asked like that no other before
+    a token of its was right. Trees are drafted whole and pruned.
     """
 
     source: object = option("suffix", help="the drafter, spelled as always")
@@ -42,6 +43,9 @@ class Adaptive:
     _inner: BoundDrafter = field(init=False, repr=False)
     _guesses: bool = field(init=False, repr=False)
     _requests: dict[int, Any] = field(init=False, repr=False, default_factory=dict)
+    _step: int = field(init=False, repr=False, default=0)
+    _measured: tuple[tuple[int, float], ...] = field(init=False, repr=False, default=())
+    _seconds: Seconds = field(init=False, repr=False)  # that of what was measured
 
     def __post_init__(self) -> None:
         self._inner = bind_drafter(self.context.build("drafter", self.source))
@@ -58,7 +62,7 @@ class Adaptive:
 
     def start(self, slots: IntArray) -> None:
         """Begin hopefully with each slot."""
-        self._requests |= {slot: Branches() if self.traits.shape == "tree" else Worth() for slot in slots.tolist()}
+        self._requests |= {slot: Branches() if self.traits.shape == "tree" else Worth(self._guesses) for slot in slots.tolist()}
         self._inner.technique.call(self._inner.start, slots)
 
     def finish(self, slots: IntArray) -> None:
@@ -85,12 +89,14 @@ class Adaptive:
         if self.traits.shape == "tree":
             return self._trees(view, requests, rooms)
         lengths = self._lengths(requests, rooms)
-        guessed = [not length and self._guesses and request.guesses() for length, request in zip(lengths, requests, strict=True)]
+        self._step += 1
+        guessed = [not length and self._guesses and request.guesses(self._step) for length, request in zip(lengths, requests, strict=True)]
         asked = [length or min(room, guess) for length, room, guess in zip(lengths, rooms, guessed, strict=True)]
-        if any(asked):
-            drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
-        else:
-            drafts = Drafts.chains([()] * len(asked))
+        if not any(asked):
+            for request in requests:
+                request.went(0, None)
+            return Drafts.chains([[]] * len(asked))
+        drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
         bounds, tokens = drafts.offsets.tolist(), drafts.tokens
         counts = [(bounds[i + 1] - bounds[i]) if length else 0 for i, length in enumerate(lengths)]
         led = [False] * len(requests) if view.ahead is None else (view.ahead > 0).tolist()  # then what comes next is known already
@@ -103,10 +109,12 @@ class Adaptive:
 
     def _lengths(self, requests: Sequence[Worth], rooms: Sequence[int]) -> list[int]:
         """Return how many tokens to draft for each request."""
+        if self._guesses and not any(request.may_pay for request in requests):
+            return [0] * len(rooms)
         table = self.context.step_seconds()
         if 1 not in table:  # no plain step was measured, and that is the measure of all others
             return [0] * len(rooms)
-        seconds = seconds_by_width(table, 1 + self.num_tokens)
+        seconds = self._by_width(table)
         lengths = [request.length(seconds, room) for request, room in zip(requests, rooms, strict=True)]
         if self._guesses:
             return lengths
@@ -118,7 +126,7 @@ class Adaptive:
         tries = [not self._guesses and bar < NEVER and request.tries(is_worth=bar <= 1) for request, bar in zip(requests, bars, strict=True)]
         asked = [room if self._guesses or bar <= 1 else min(room, TRY * trial) for room, bar, trial in zip(rooms, bars, tries, strict=True)]
         if not any(asked):
-            return Drafts.chains([()] * len(asked))
+            return Drafts.chains([[]] * len(asked))
         drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
         parents = _parents(drafts)
         bounds, tokens, above = drafts.offsets.tolist(), drafts.tokens.tolist(), parents.tolist()
@@ -136,8 +144,15 @@ class Adaptive:
         table = self.context.step_seconds()
         if 1 not in table:  # no plain step was measured, and that is the measure of all others
             return rates, [NEVER] * len(requests)
-        seconds = seconds_by_width(table, 1 + self.num_tokens).tolist()
+        seconds = self._by_width(table).tolist()
         return rates, [bar_of(rate, seconds, room) for rate, room in zip(rates, rooms, strict=True)]
+
+    def _by_width(self, table: Mapping[int, float]) -> Seconds:
+        """Return what steps of every width take; most steps leave the table as it was."""
+        measured = tuple(table.items())
+        if measured != self._measured:
+            self._measured, self._seconds = measured, seconds_by_width(table, 1 + self.num_tokens)
+        return self._seconds
 
 
 def _parents(drafts: Drafts) -> IntArray:

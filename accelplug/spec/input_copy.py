@@ -5,7 +5,7 @@ Output     unchanged (the verifier decides)
 Needs      committed token ids only
 Hosts      transformers, vllm
 Devices    cpu, cuda
-Cost       host: a table of the span's n-grams once per request, then a few microseconds per step; memory: about 0.35 KB per token of the span
+Cost       host: a table of the span's n-grams once per request, 0.35 KB per token of it, then microseconds a step; device: a pass over the tokens
 Good for   answers that rewrite a part of their prompt from its beginning to its end: code edits, corrections
 Poor for   answers that copy here and there, in another order: use prompt_lookup or suffix
 """
@@ -15,9 +15,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray
+from accelplug._errors import PluginError
+from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, DrafterTraits, Drafts, DraftView, IntArray
 from accelplug.hooks.options import option
+
+if TYPE_CHECKING:
+    from accelplug.spec.pointers import Pointers
 
 _SEVERAL = -1
 """In place of a position: the n-gram stands in more than one."""
@@ -99,10 +104,13 @@ class InputCopy:
     traits: DrafterTraits = field(init=False, repr=False, default=DrafterTraits(continues=True))
     _prompts: dict[int, int] = field(init=False, repr=False, default_factory=dict)  # slot -> length of its prompt
     _slots: dict[int, _Copying] = field(init=False, repr=False, default_factory=dict)
+    _pointers: Pointers | None = field(init=False, repr=False, default=None)  # the same on the device, once it is asked there
 
     def start(self, slots: IntArray) -> None:
         """Begin without a source in each slot: prompt and span come with the first step."""
         self.finish(slots)
+        if self._pointers is not None:
+            self._pointers.start(slots)
 
     def finish(self, slots: IntArray) -> None:
         """Free the source of each slot."""
@@ -136,3 +144,14 @@ class InputCopy:
         span = slice(self.span_start if start is None else start[i], self.span_end if end is None else end[i])  # an end of None is one
         given = prompt if view.inputs is None else view.inputs[i]
         return _Copying(given[span].tolist(), self.max_ngram, len(prompt))
+
+    def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
+        """Do the same with tensor operations; of several tokens behind a change, the last ones alone tell where copying goes on."""
+        from accelplug.spec.pointers import Pointers, span
+
+        if view.prompt_lengths is None:
+            raise PluginError("input_copy copies from prompts, and this host's DeviceView has no prompt_lengths; let it tell them")
+        if self._pointers is None:
+            self._pointers = Pointers(view, self.max_ngram, _NEAR)
+        begin, end = span(view, self.span_start, self.span_end)
+        return self._pointers.propose(view, begin, end, self.num_tokens)

@@ -113,20 +113,10 @@ class PromptLookup:
         """Do the same with tensor operations of fixed shapes: longest match, then most recent."""
         import torch
 
-        tokens, lengths = view.tokens[view.slots], view.lengths.long().unsqueeze(1)
-        width = tokens.shape[1]
-        positions = torch.arange(width, device=tokens.device)
-        matched = torch.zeros_like(tokens)  # at j: how many tokens before j equal those at the end
-        run = positions < lengths
-        for n in range(1, self.max_ngram + 1):
-            last = tokens.gather(1, (lengths - n).clamp(min=0))
-            run = run & (positions >= n) & (tokens.roll(n, 1) == last) & (lengths >= n)
-            matched += run
-        score = torch.where(matched >= self.min_ngram, matched.long() * width + positions, -1)
-        best = score.max(1, keepdim=True).values
-        found = best >= 0
-        begin = torch.where(found, best % width, (lengths - 1).clamp(min=0))
-        period = (lengths - begin).clamp(min=1)
-        offsets = torch.arange(view.num_tokens, device=tokens.device) % period
-        counts = torch.where(found, min(self.num_tokens, view.num_tokens), 0).squeeze(1)
-        return DeviceDrafts(tokens.gather(1, begin + offsets).long(), counts.int())
+        from accelplug.spec import on_device
+
+        tokens, lengths = on_device.rows_of(view)
+        matched = on_device.matches(tokens, lengths, self.max_ngram)
+        place, found = on_device.best_places(matched, lengths, self.min_ngram, 1)
+        counts = torch.where(found.squeeze(1), min(self.num_tokens, view.num_tokens), 0)
+        return DeviceDrafts(on_device.following(tokens, lengths, place, view.num_tokens).squeeze(1).long(), counts.int())

@@ -5,21 +5,25 @@ Output     unchanged (the verifier decides)
 Needs      committed token ids only; trees where shape="tree"
 Hosts      transformers, vllm
 Devices    cpu, cuda
-Cost       host: two hash tables, tens of microseconds per step whatever the context; memory: about 0.4 KB per token, 0.3 KB of finished answers
+Cost       host: two hash tables, tens of microseconds a step, 0.4 KB per token, 0.3 KB of finished answers; device: a pass over the tokens, no memory
 Good for   agents, edits and loops: long repeats are drafted far ahead, doubtful ones hardly, and none where they keep going wrong
 Poor for   open-ended chat, where little repeats
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from accelplug.hooks.context import BuildContext
-from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray
+from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, DrafterTraits, Drafts, DraftView, IntArray
 from accelplug.hooks.options import option
 from accelplug.spec.record import Record
 from accelplug.spec.texts import LONG, Finished, Found, Guess, Text, grow
+
+_PLACES: Final = 16
+"""On the device every place is compared with every other, so there are at most so many."""
 
 
 @dataclass(slots=True)
@@ -27,6 +31,7 @@ class Suffix:
     """Draft the likeliest continuation by counts; of all match lengths, the one from which most tokens are expected.
 
     A token's chance is the share of its parent's places that go on with it, times how likely the request's copies have gone on lately.
+    On the device the longest match is taken, and the chance is the share alone: how copies went is not kept there.
     """
 
     num_tokens: int = option(64, ge=1, le=512, per_request=True, help="most tokens to draft")
@@ -112,3 +117,33 @@ class Suffix:
             guess, score = grow(text, places, limit, self.min_chance, branches, goes_on, self._ends)
             best = max(best, (score, length, guess), key=lambda found: found[0])
         return best
+
+    @property
+    def propose_on_device(self) -> Callable[[DeviceView], DeviceDrafts] | None:
+        """Drafting on the device; None for trees, and for finished answers, which are kept in host memory."""
+        return self._longest if (self.shape, self.scope) == ("chain", "request") else None
+
+    def _longest(self, view: DeviceView) -> DeviceDrafts:
+        """Of the longest match's newest places, draft what follows the one that the others agree with furthest."""
+        import torch
+
+        from accelplug.spec import on_device
+
+        tokens, lengths = on_device.rows_of(view)
+        near = max(self.min_match, LONG)
+        matched = on_device.matches(tokens, lengths, near)
+        places, found = on_device.best_places(matched, lengths, self.min_match, min(self.max_places, _PLACES))
+        length = on_device.match_lengths(tokens, lengths, places, max(self.max_match, near)) * found
+        longest = length.amax(1, keepdim=True)
+        found = found & (length == longest)
+        guesses = on_device.following(tokens, lengths, places, view.num_tokens)
+        same = (guesses.unsqueeze(1) == guesses.unsqueeze(2)).cumprod(3, dtype=torch.uint8) * found[:, None, :, None]
+        agreeing = same.sum(2)  # [num_reqs, num_places, num_tokens] how many places go on as this one does, so far
+        limit = (longest.double() * self.factor).long().clamp(max=self.num_tokens).unsqueeze(2)
+        chance = agreeing.double() / found.sum(1).clamp(min=1)[:, None, None]
+        likely = (chance >= self.min_chance) & (torch.arange(view.num_tokens, device=tokens.device) < limit)
+        right = torch.where(found, (agreeing * likely).sum(2), -1)
+        rank = torch.arange(right.shape[1], 0, -1, device=tokens.device)
+        best = (right * (_PLACES + 1) + rank).argmax(1)[:, None, None].expand(-1, 1, view.num_tokens)
+        guess, counts = guesses.gather(1, best).squeeze(1).long(), likely.gather(1, best).sum((1, 2))
+        return DeviceDrafts(guess, on_device.through_first(guess, counts, self._ends).int())

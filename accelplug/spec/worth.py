@@ -66,15 +66,20 @@ class Pause:
 
 @dataclass(slots=True)
 class Worth:
-    """How one request's drafts fared, recent ones counting more, and when to try again after giving up."""
+    """How one request's drafts fared, recent ones counting more, and when to try again after giving up.
 
+    :param guessing: what would be drafted can be asked for and compared with what comes. So a first draft that is wrong at once ends
+        all hope that was presumed: guesses cost less than drafts do, and one that is right brings it back.
+    """
+
+    guessing: bool = False
     accepted: float = HOPE
     judged: float = HOPE
     drafted: int = 0  # in the last step
     guess: int | None = None  # what was thought to come next in the last step, and not drafted
     pause: Pause = field(default_factory=Pause)
+    hoping: bool = True  # nothing was judged yet
     wrong: int = 0  # guesses in a row
-    since: int = 0  # steps since the last guess was asked for
 
     def learn(self, accepted: int, token: int) -> None:
         """Count the last draft, each of its tokens up to the first rejected one; or the guess, by the `token` that came."""
@@ -83,9 +88,22 @@ class Worth:
             accepted, judged = int(token == self.guess), 1
             self.wrong = 0 if accepted else self.wrong + 1
         if judged:
+            if self.hoping and self.guessing and not accepted:
+                self.accepted = 0.0
+            self.hoping = False
             self.accepted, self.judged = MEMORY * self.accepted + accepted, MEMORY * self.judged + judged
         if self.pause.is_trying and 0 < accepted == self.drafted:
             self.pause.over()  # one right try does not make up for all that went wrong: go on trying
+
+    @property
+    def rate(self) -> float:
+        """How likely the next drafted token is right."""
+        return self.accepted / (self.judged + DOUBT)
+
+    @property
+    def may_pay(self) -> bool:
+        """Whether a draft could be worth it if its tokens cost nothing, however many they are."""
+        return MARGIN * (1.0 - self.rate) <= 1.0
 
     def length(self, seconds: Seconds, most: int) -> int:
         """Return how many tokens to draft: those of most tokens per second.
@@ -93,8 +111,9 @@ class Worth:
         :param seconds: of steps over 1, 2, ... positions, [1 + most] or more.
         """
         self.pause.is_trying = False
-        rate = self.accepted / (self.judged + DOUBT)
-        gains = (rate ** np.arange(most + 1)).cumsum() / seconds[: most + 1]  # of no draft, one token, ...
+        if not self.may_pay:
+            return 0
+        gains = (self.rate ** np.arange(most + 1)).cumsum() / seconds[: most + 1]  # of no draft, one token, ...
         best = int(gains.argmax())
         if gains[best] < MARGIN * gains[0]:
             best = 0
@@ -106,13 +125,12 @@ class Worth:
         """Return how many tokens to draft although they are not known to be worth it."""
         return TRY if self.pause.tries() else 0
 
-    def guesses(self) -> bool:
-        """Whether to ask what would be drafted although it is not worth it: a search costs something too, so wrong guesses make it rarer."""
-        self.since += 1
-        if self.since < min(1 << self.wrong // _PATIENCE, _RAREST):
-            return False
-        self.since = 0
-        return True
+    def guesses(self, step: int) -> bool:
+        """Whether to ask what would be drafted although it is not worth it: a search costs something too, so wrong guesses make it rarer.
+
+        :param step: of all requests together, so that those that are seldom asked are asked in the same steps.
+        """
+        return step % min(1 << self.wrong // _PATIENCE, _RAREST) == 0
 
     def went(self, drafted: int, guess: int | None) -> None:
         """Note what was drafted; a try that found nothing to draft cost nothing and is repeated."""

@@ -23,15 +23,18 @@ def check_device_drafts(drafter: BoundDrafter) -> None:
         tokens = torch.from_numpy(rng.integers(0, 5, (NUM_SLOTS, MAX_LENGTH))).int()
         lengths = torch.tensor([1, MAX_LENGTH, int(rng.integers(2, MAX_LENGTH))], dtype=torch.int32)
         slots = torch.from_numpy(rng.permutation(NUM_SLOTS)[:NUM_REQS])
+        prompts = (lengths // 2).clamp(min=1)
         before = tokens.clone()
-        drafts = propose(DeviceView(slots, tokens, lengths, num_tokens))
+        drafter.start(slots.numpy())
+        drafts = propose(DeviceView(slots, tokens, lengths, num_tokens, {}, prompts))
         _check(who, drafts, num_tokens)
         require(torch.equal(tokens, before), f"{who} wrote into view.tokens; they are the engine's")
         order = torch.tensor([2, 0, 1])
-        moved = propose(DeviceView(slots[order], tokens, lengths[order], num_tokens))
+        moved = propose(DeviceView(slots[order], tokens, lengths[order], num_tokens, {}, prompts[order]))
         same = torch.equal(moved.counts, drafts.counts[order])
         for i, count in enumerate(moved.counts.tolist()):
             same = same and torch.equal(moved.tokens[i, :count], drafts.tokens[order[i], :count])
+        drafter.finish(slots.numpy())
         require(same, f"{who} drafts otherwise for the same requests in another order; row i of the view is request i, slots[i] its row of tokens")
 
 
@@ -54,7 +57,8 @@ def check_nothing_waits(drafter: BoundDrafter) -> None:
     assert drafter.propose_on_device is not None
     with FakeTensorMode(allow_non_fake_inputs=True):
         tokens = torch.zeros(NUM_SLOTS, MAX_LENGTH, dtype=torch.int32)
-        view = DeviceView(torch.arange(NUM_REQS), tokens, torch.ones(NUM_REQS, dtype=torch.int32), 4)
+        lengths = torch.ones(NUM_REQS, dtype=torch.int32)
+        view = DeviceView(torch.arange(NUM_REQS), tokens, lengths, 4, {}, lengths)
         try:
             drafts = drafter.propose_on_device(view)
         except Exception as exc:

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import accelplug
 from accelplug.hooks import DeviceView
+from accelplug.spec.input_copy import InputCopy
 from accelplug.spec.prompt_lookup import PromptLookup
+from accelplug.spec.suffix import Suffix
 from accelplug.testing.oracle import Oracle
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -42,6 +45,20 @@ def test_greedy_equals_plain(model, implementation, width):
         assert session.stats.accepted > 40
 
 
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("implementation", ["offloaded", "offloaded_static"])
+def test_offloaded_caches(model, implementation, count, width):
+    """Layers that are on their way back while drafts are taken out of them."""
+    model.set_attn_implementation("sdpa")
+    prompt = torch.randint(1, VOCAB, (count, 40), device="cuda")
+    arguments = {"max_new_tokens": 120, "do_sample": False, "cache_implementation": implementation, "disable_compile": True}
+    plain = model.generate(prompt, **arguments)
+    with accelplug.attach(model, drafter=Oracle(plain.tolist(), [(3, 1), (0, 2), (5, 0)], VOCAB, width)) as session:
+        assert model.generate(prompt, **arguments).tolist() == plain.tolist()
+    assert session.stats.accepted > 40
+
+
 def test_sampling_takes_the_same_seed_to_the_same_tokens(model):
     prompt = torch.randint(1, VOCAB, (1, 20), device="cuda")
     torch.manual_seed(1)
@@ -51,34 +68,64 @@ def test_sampling_takes_the_same_seed_to_the_same_tokens(model):
     assert fast.tolist() == plain.tolist()
 
 
-def test_device_prompt_lookup_runs_in_a_cuda_graph():
-    """Captured once, replayed with other tokens: no synchronisation, no allocation that moves."""
-    drafter, batch, width, count = PromptLookup(num_tokens=6), 8, 4096, 6
+DRAFTERS = {"prompt_lookup": PromptLookup(), "suffix": Suffix(min_match=1), "input_copy": InputCopy(span_start=-900)}
+
+
+def device_view(batch: int, width: int, length: int, count: int) -> DeviceView:
     tokens = torch.randint(0, 50, (batch, width), device="cuda", dtype=torch.int32)
-    slots = torch.arange(batch, device="cuda")
-    lengths = torch.full((batch,), 3000, device="cuda", dtype=torch.int32)
-    view = DeviceView(slots, tokens, lengths, count)
+    lengths = torch.full((batch,), length, device="cuda", dtype=torch.int32)
+    return DeviceView(torch.arange(batch, device="cuda"), tokens, lengths, count, {}, lengths - 20)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_device_drafter_runs_in_a_cuda_graph(name):
+    """Captured once, replayed with other tokens: no synchronisation, no allocation that moves; what it keeps of a slot goes on in the graph."""
+    drafter, view, slots = DRAFTERS[name], device_view(8, 4096, 3000, 6), np.arange(8)
+    drafter.start(slots)
     drafter.propose_on_device(view)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = drafter.propose_on_device(view)
+    found = 0
     for seed in range(3):
         torch.manual_seed(seed)
-        tokens.copy_(torch.randint(0, 50, (batch, width), device="cuda", dtype=torch.int32))
-        graph.replay()
-        eager = drafter.propose_on_device(view)
-        assert torch.equal(captured.tokens, eager.tokens)
-        assert torch.equal(captured.counts, eager.counts)
+        view.tokens.copy_(torch.randint(0, 50, view.tokens.shape, device="cuda", dtype=torch.int32))
+        replayed = []
+        for ask in (graph.replay, lambda: drafter.propose_on_device(view)):
+            view.lengths.fill_(3000)
+            drafter.start(slots)
+            for _ in range(3):  # steps of one request
+                said = ask() or captured
+                replayed.append((said.tokens.clone(), said.counts.clone()))
+                view.lengths.add_(2)
+        for (tokens, counts), (eager, of_eager) in zip(replayed[:3], replayed[3:], strict=True):
+            assert torch.equal(counts, of_eager)
+            assert torch.equal(tokens, eager)
+            found += int(counts.sum())
+    assert found
 
 
-def test_device_prompt_lookup_never_waits_for_the_device():
-    tokens = torch.randint(0, 50, (4, 2048), device="cuda", dtype=torch.int32)
-    view = DeviceView(torch.arange(4, device="cuda"), tokens, torch.full((4,), 900, device="cuda", dtype=torch.int32), 5)
-    drafter = PromptLookup()
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_device_drafter_never_waits_for_the_device(name):
+    drafter, view = DRAFTERS[name], device_view(4, 2048, 900, 5)
     drafter.propose_on_device(view)
     torch.cuda.set_sync_debug_mode("error")
     try:
+        drafter.start(np.arange(4))
         drafter.propose_on_device(view)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_the_device_drafts_what_a_cpu_does(name):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        view = device_view(8, 300, 200 + seed, 7)
+        view.tokens.remainder_(2 + 3 * (seed % 5))
+        here = DeviceView(view.slots.cpu(), view.tokens.cpu(), view.lengths.cpu(), 7, {}, (view.lengths - 20).cpu())
+        there, expected = type(DRAFTERS[name])().propose_on_device(view), type(DRAFTERS[name])().propose_on_device(here)
+        assert there.counts.tolist() == expected.counts.tolist()
+        for row, like, count in zip(there.tokens.tolist(), expected.tokens.tolist(), expected.counts.tolist(), strict=True):
+            assert row[:count] == like[:count]

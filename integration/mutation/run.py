@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -75,6 +76,7 @@ TESTS = {
 """What is mutated -> the tests that should notice, the most telling first; a file belongs to the longest path that it is under."""
 LOADED_ONCE = ("numpy", "pluggy", "pytest", "hypothesis", "scipy.stats", "torch", "transformers", "transformers.models.llama.modeling_llama", "coverage")
 FORK = multiprocessing.get_context("fork")
+MEMORY = 8 << 30  # bytes of address space for the tests of a mutant
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ def run_tests(copy: Path, tests: Sequence[str]) -> None:
     """Run tests in a fork, which has the engines loaded already and accelplug not yet, and leave with pytest's status."""
     import pytest
 
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))  # a loop that never ends may allocate without end
     files = list(dict.fromkeys(map(file_of, tests)))
     os._exit(in_copy(copy, lambda: int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files], plugins=[Chosen(tests)]))))
 

@@ -61,29 +61,33 @@ class VllmsNgram:
         import numba  # here, since vLLM looks through its own and others' modules for kernels and stumbles over numba's functions
         from vllm.v1.spec_decode.ngram_proposer import batch_propose_numba
 
-        self.set_num_threads = numba.set_num_threads
+        numba.set_num_threads(1)  # as vLLM's own does: the search is compiled for many threads, which cost more than they gain
         assert context.num_slots is not None
         self.search, self.max_length, self.vocab_size = batch_propose_numba, context.max_length, context.vocab_size
+        self.rows = np.zeros(context.num_slots, dtype=np.int64)
         self.lengths = np.zeros(context.num_slots, dtype=np.int32)
         self.drafts = np.zeros((context.num_slots, NUM_TOKENS), dtype=np.int32)
         self.counts = np.zeros(context.num_slots, dtype=np.int32)
         self.columns = np.arange(NUM_TOKENS)
-        self._search([0], np.zeros((1, self.max_length), dtype=np.int32))  # compiles
+        self._search(self.rows[:1], np.zeros((1, self.max_length), dtype=np.int32))  # compiles
 
     def propose(self, view: DraftView) -> Drafts:
         """Search every row; a request's budget cuts what vLLM would draft past its end."""
         rows = view.rows
         self.lengths[rows] = view.lengths
-        self._search(rows.tolist(), view.tokens)
+        self._search(rows, view.tokens)
         counts = np.minimum(self.counts[rows], view.budgets)
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        if not any(counts.tolist()):
+            return Drafts(offsets, view.lengths[:0])
         counts.cumsum(out=offsets[1:])
         return Drafts(offsets, self.drafts[rows][self.columns < counts[:, None]])
 
-    def _search(self, rows: list[int], tokens: Any) -> None:
-        if rows:
-            self.set_num_threads(1)  # as vLLM's own does: the search is compiled for many threads, which cost more than they gain
-            self.search(rows, self.lengths, tokens, MIN_N, MAX_N, self.max_length, NUM_TOKENS, self.drafts, self.counts)
+    def _search(self, rows: Any, tokens: Any) -> None:
+        if num_reqs := len(rows):
+            own = self.rows[:num_reqs]  # always of one type: numba compiles for every one it meets
+            own[:] = rows
+            self.search(own, self.lengths, tokens, MIN_N, MAX_N, self.max_length, NUM_TOKENS, self.drafts, self.counts)
 
 
 class DraftsNothing(VllmsNgram):

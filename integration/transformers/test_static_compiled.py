@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
+from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import accelplug
 from accelplug.testing.oracle import Oracle
@@ -64,5 +64,29 @@ def test_steps_share_a_graph_per_power_of_two(model, compiling, width):
         assert model.generate(prompt, **arguments).tolist() == known
     assert session.stats.accepted > 20
     assert 2 <= graphs <= 3 + width  # 1, 4 and 8 slots, 16 for trees, and 2 at the end of the cache
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+
+
+def test_windows_that_roll_take_a_few_graphs_more(compiling):
+    """One for each of: a window with room, one that fills inside a step, a full one."""
+    torch.manual_seed(7)
+    config = MistralConfig(
+        vocab_size=VOCAB, hidden_size=48, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        sliding_window=16, initializer_range=0.15, eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model, compiling.dynamic = MistralForCausalLM(config).eval(), None
+    prompt = torch.tensor([[5, 6, 7, 8, 9]])
+    known = model.generate(prompt, max_new_tokens=60, do_sample=False).tolist()
+    arguments = {"max_new_tokens": 60, "do_sample": False, "cache_implementation": "static", "compile_config": compiling}
+    for pattern in (PATTERN, [(0, 0)], [(11, 4), (0, 6)]):
+        with accelplug.attach(model, drafter=Oracle(known, pattern, VOCAB, 2)) as session:
+            assert model.generate(prompt, **arguments).tolist() == known
+    graphs = counters["stats"]["unique_graphs"]
+    assert 3 <= graphs <= 7
+    with accelplug.attach(model, drafter=Oracle(known, PATTERN, VOCAB, 2)) as session:
+        assert model.generate(prompt, **arguments).tolist() == known
+    assert session.stats.accepted > 20
+    assert session.stats.accepted < session.stats.drafted
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]

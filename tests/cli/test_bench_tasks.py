@@ -55,6 +55,12 @@ def test_a_bad_line_is_named_by_its_number(written, line):
         read_prompts(path)
 
 
+def test_a_line_ends_at_its_newline_alone(written):
+    """Python's splitlines() ends one at U+2028 and at form feeds too, which JSON may hold as they are."""
+    (text,) = read_prompts(written(json.dumps({"prompt": "one\u2028two\x85"}, ensure_ascii=False)))
+    assert text.text == "one\u2028two\x85"
+
+
 def test_a_deeply_nested_line_is_refused_like_any_other(written):
     with pytest.raises(OptionError, match="line 1: "):
         read_prompts(written("[" * 200_000))

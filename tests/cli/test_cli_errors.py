@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 
 from accelplug import HostError
-from accelplug.cli import on_vllm
+from accelplug.cli import entry, on_vllm
+from accelplug.cli.command import Command, no_arguments
 from accelplug.cli.entry import main
 from accelplug.cli.errors import sentence
-from accelplug.cli.workload import check_length, missing_weights
+from accelplug.cli.workload import check_length, missing_weights, prompt_of
 
 
 def chained(outer, cause):
@@ -42,7 +45,11 @@ def test_a_bug_keeps_its_traceback():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nothing"], ["run", "--rounds", "0"], ["run", "--temperature", "-1"], ["run", "--max-new", "3"]]
+    "arguments",
+    [
+        [], ["nothing"], ["run", "--rounds", "0"], ["run", "--temperature", "-1"], ["run", "--temperature", "inf"],
+        ["run", "--seed", str(2**63)], ["run", "--max-new", "3"],
+    ],
 )
 def test_wrong_arguments_are_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as left:
@@ -81,6 +88,22 @@ def test_the_last_words_of_a_silent_engine(tmp_path):
     assert on_vllm.last_words(tmp_path / "log") == "last"
     (tmp_path / "log").write_text("")
     assert on_vllm.last_words(tmp_path / "log").startswith("none")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_terminal_that_lacks_a_letter_gets_it_escaped(monkeypatch, as_json):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    shown = Command("made", "", no_arguments, lambda _: {}, lambda document, console: console.print(document["text"]), lambda _: 0)
+    entry._write(shown, {"text": "gr\u00fcn \U0001f642"}, as_json=as_json)
+    sys.stdout.flush()
+    text = written.getvalue().decode("ascii")
+    assert (json.loads(text)["text"] == "gr\u00fcn \U0001f642") if as_json else (text == "gr\\xfcn \\U0001f642\n")
+
+
+def test_a_prompt_that_is_no_utf_8_is_refused():
+    with pytest.raises(ValueError, match="the prompt is no UTF-8"):
+        prompt_of(Namespace(prompt="gr\udcfcn", prompt_file=None))
 
 
 def test_module_and_script_are_one_command():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import accelplug
 from accelplug.cli import check, plugins
@@ -98,6 +100,27 @@ def test_both_forms_of_the_listing_hold_the_same_techniques(capfd):
     assert all(found["name"] in shown for found in document["plugins"])
 
 
+def shown(width, show, document):
+    written = io.StringIO()
+    show(document, Console(highlight=False, width=width, file=written))
+    assert max(len(line) for line in written.getvalue().splitlines() if "tested range" not in line) <= width
+    assert "…" not in written.getvalue()  # by which rich says that it left something out
+    return "".join(written.getvalue().split())
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 119])
+def test_a_terminal_too_narrow_for_the_table_gets_all_of_it_as_a_list(width, listed):
+    document = listed()
+    text = shown(width, plugins.show, document)
+    for found in document["plugins"]:
+        assert all("".join(plugins.option_text(option).split()) in text for option in found["options"])
+
+
+@pytest.mark.parametrize("width", [120, 200])
+def test_the_table_leaves_nothing_out_where_there_is_room(width, listed):
+    shown(width, plugins.show, listed())
+
+
 ALIVE = Seam("json:loads", ("s",), "reading")
 DEAD = Seam("json:reads", (), "reading more")
 
@@ -117,6 +140,12 @@ def test_a_dead_seam_is_bad_news_with_what_it_was_for():
     assert "reading more needs it" in found["seams"][1]["problem"]
 
 
+def test_long_paths_of_seams_are_wrapped_and_not_cut():
+    found = check.look("made", engine(Seam("json.decoder:JSONDecoder.raw_decode", ("s", "idx"), "reading")))
+    text = shown(40, check.show, {"accelplug": "1", "python": "3", "hosts": [found]})
+    assert "".join(text.rpartition("┩")[2].replace("│alive│reading│", "").split("│")).startswith("json.decoder:JSONDecoder.raw_decode")
+
+
 def test_an_untested_release_is_bad_news():
     found = check.look("made", engine(ALIVE, below="1.1"))
     assert not found["ok"]
@@ -129,6 +158,15 @@ def test_a_release_of_which_only_a_part_runs_says_so_and_its_other_seams_are_not
     assert (found["ok"], found["only"], check.verdict(found)) == (True, "reading alone", "tested: reading alone; 1 of 1 seams alive")
     found = check.look("made", dataclasses.replace(engine(ALIVE, dataclasses.replace(DEAD, since="1.0")), partly=("1.0", "reading alone")))
     assert (found["ok"], found["only"], check.verdict(found)) == (False, None, "tested; 1 of 2 seams alive")
+
+
+def test_what_is_known_of_each_release_is_said(monkeypatch, capfd):
+    made = dataclasses.replace(engine(ALIVE), releases=(("1.0 to 1.4", "reading alone"), ("2.0", "all of it")))
+    monkeypatch.setattr(check, "engine_of", lambda host: made)
+    assert main(["check", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["hosts"][0]["releases"] == {"1.0 to 1.4": "reading alone", "2.0": "all of it"}
+    assert main(["check"]) == 0
+    assert "\n  1.0 to 1.4: reading alone\n  2.0: all of it\n" in capfd.readouterr().out
 
 
 def test_an_engine_that_is_not_installed_is_fine_and_is_not_looked_at():

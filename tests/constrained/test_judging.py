@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 
@@ -79,6 +80,46 @@ def test_one_schema_is_explained(tmp_path, capfd):
     assert json.loads(capfd.readouterr().out)["refused"] == ["#/uniqueItems"]
     assert main(["schema", str(tmp_path / "none.json"), "--tokenizer", "bytes"]) == 2
     assert "cannot read" in capfd.readouterr().err
+
+
+def test_what_is_asked_of_one_schema_is_asked_of_each_in_a_file(tmp_path, capfd):
+    """Also where a line holds U+2028, which is no end of it, and where lines are empty."""
+    row = {"name": "a\u2028b", "schema": {"type": "array", "uniqueItems": True}, "tests": [{"valid": True, "data": [1]}]}
+    dated = {"name": "date", "schema": {"format": "date", "type": "string"}, "tests": [{"valid": True, "data": "soon"}]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n\n".join(json.dumps(one, ensure_ascii=False) for one in (row, dated)) + "\n", encoding="utf-8")
+
+    def found(*asked):
+        main(["schema", str(path), "--tokenizer", "bytes", "--json", *asked])
+        *lines, _ = map(json.loads, capfd.readouterr().out.strip().split("\n"))
+        return [(line["outcome"], line["order"]) for line in lines]
+
+    assert found() == [("right_by_mask", "declared"), ("wrong", "declared")]
+    assert found("--strict", "--format", "annotate") == [("refused", "declared"), ("right_by_mask", "declared")]
+    assert found("--order", "any", "--format", "annotate", "--walks", "1") == [("right_by_mask", "any"), ("right_by_mask", "any")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (["--walks", "2"], "--walks and --forced are for a file of schemas with instances"),
+        (["--engine", "auto(speed=1)"], "grammar 'auto' (accelplug .*) has no option 'speed'; its options: none"),
+        (["--engine", "lguidance"], "no grammar named 'lguidance' is installed; did you mean 'llguidance'?"),
+        (["--tokenizer", "./nowhere"], "cannot load the tokenizer './nowhere'"),
+    ],
+)
+def test_what_would_not_be_heeded_is_refused(tmp_path, capfd, asked, reason):
+    path = tmp_path / "schema.json"
+    path.write_text("{}")
+    assert main(["schema", str(path), "--tokenizer", "bytes", *asked]) == 2
+    assert re.search(re.escape(reason).replace(re.escape(".*"), ".*"), capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("asked", [["--walks", "-1"], ["--seconds", "0"], ["--seconds", "nan"]], ids=" ".join)
+def test_numbers_without_a_meaning_are_usage_errors(tmp_path, asked, capsys):
+    with pytest.raises(SystemExit):
+        main(["schema", str(tmp_path / "any.json"), *asked])
+    assert "is too small" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

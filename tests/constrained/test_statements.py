@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from threading import Event, Timer
 
 import pytest
 
-from accelplug import ConstraintError
+from accelplug import AccelplugError, ConstraintError
 from accelplug.hooks import CompileLimits, GrammarSpec
 
 pytest.importorskip("llguidance")
@@ -16,7 +17,9 @@ pytest.importorskip("jsonschema")
 
 from accelplug.constrained.auto import Alone, Auto
 from accelplug.constrained.engines.matching import in_one_line
+from accelplug.constrained.finishing import problem
 from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.schema.document import Document
 from accelplug.constrained.walking import legal_by_mask
 from accelplug.constrained.worker import tried
 
@@ -163,6 +166,44 @@ def test_a_large_grammar_reaches_the_process_that_compiles_on_trial():
 def test_what_an_engine_says_when_it_breaks_is_one_line_without_its_frames():
     assert in_one_line("panic: assertion failed:\n  symbols\n<backtrace>\n   0: <unknown>\n") == "panic: assertion failed: symbols"
     assert in_one_line(ValueError("a\nb" * 300), 20) == ("a b" * 300)[:20]
+
+
+CIRCLE = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"json_schema": {"type": "strng"}}, '#/type is "strng"; the types are array, boolean'),
+        ({"json_schema": {"anyOf": [{"type": "integer"}, {"type": ["strng", "null"]}]}}, '#/anyOf/1/type is "strng"'),
+        ({"json_schema": {"type": "integer", "multipleOf": 0}}, "#/multipleOf should be a number above 0 and is 0"),
+        ({"json_schema": {"multipleOf": "2"}}, '#/multipleOf should be a number above 0 and is "2"'),
+        ({"json_schema": {"type": "string", "pattern": "(["}}, "the pattern '([' cannot be read"),
+        ({"json_schema": {"patternProperties": {"([": {}}}}, "the pattern '([' cannot be read"),
+        ({"json_schema": {"$ref": "#"}}, "the schema's references lead back to themselves"),
+        ({"json_schema": CIRCLE}, "the schema's references lead back to themselves"),
+        ({"json_schema": {"type": "string", "$ref": "#"}}, "the schema's references lead back to themselves"),
+        ({"json_schema": {"allOf": [{"type": "object"}, {"$ref": "#"}]}}, "the schema's references lead back to themselves"),
+        ({"json_schema": '{"minimum": NaN}'}, "the json_schema is no JSON (ValueError: NaN is no JSON number)"),
+        ({"json_schema": {"maximum": float("inf")}}, "the json_schema is no JSON (ValueError: Infinity is no JSON number)"),
+        ({"json_schema": {"enum": {1}}}, "a grammar's json_schema is plain data or JSON text, got {'enum': {1}}"),
+        ({"json_schema": type("Model", (), {"model_json_schema": None})}, "of a pydantic model its model_json_schema(), got"),
+        ({"regex": r"[^\s\S]"}, "no text satisfies the grammar, whose rules never end or contradict each other (llguidance: NoExtensionBias)"),
+        ({"lark": 'start: start "a"'}, "no text satisfies the grammar"),
+    ],
+    ids=str,
+)
+def test_what_can_never_be_written_or_checked_is_refused_before_anything_is(given, reason):
+    """Each was found out while an answer was written, or at its end, which was then lost."""
+    with pytest.raises(AccelplugError, match=re.escape(reason)) as caught:
+        Auto().compile(GrammarSpec.of(given), bytes_only(), CompileLimits())
+    assert "\n" not in str(caught.value)
+
+
+def test_references_that_go_round_somewhere_inside_fail_the_final_check_and_nothing_else():
+    document = Document({"properties": {"a": {"$ref": "#/properties/a"}}}, asserted=True)
+    assert problem(document, '{"a": 1}') == "the schema's references lead back to themselves, so that nothing can be checked"
+    assert problem(document, '{"b": 1}') is None
 
 
 def test_one_of_nested_nine_deep_compiles():

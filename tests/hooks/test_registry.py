@@ -235,9 +235,24 @@ def test_an_unknown_name_lists_what_there_is_and_what_broke(install):
         assert part in str(caught.value)
 
 
+def test_a_plugin_that_ends_the_process_when_it_is_imported_is_broken_like_any_other(install):
+    install("accelplug-script", "import sys; sys.exit(3)")
+    with pytest.warns(UserWarning, match=r"plugin 'accelplug-script' .* failed to load: importing it calls sys.exit\(3\); keep that behind"):
+        registry = load_registry()
+    assert registry.find("drafter", "prompt_lookup")
+
+
+def test_so_is_a_technique_whose_module_does(context, tmp_path, monkeypatch):
+    (tmp_path / "accelplug_leaves.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = load_registry([Offering("accelplug_leaves:Echo")], entry_points=False)
+    with pytest.raises(accelplug.PluginError, match="cannot be imported from 'accelplug_leaves:Echo': SystemExit: 3; reinstall"):
+        registry.build("drafter", "echo", context)
+
+
 def test_an_unknown_distribution_is_named(install):
     install("accelplug-echo", GOOD)
-    with pytest.raises(accelplug.UnknownTechniqueError, match="no drafter named 'echo' from 'nobody'"):
+    with pytest.raises(accelplug.UnknownTechniqueError, match=r"no drafter named 'echo' from 'nobody' is installed; did you mean 'accelplug-echo:echo'\?"):
         load_registry().find("drafter", "nobody:echo")
 
 

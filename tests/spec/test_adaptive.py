@@ -15,7 +15,7 @@ from accelplug.hooks import CommitView, DrafterTraits, Drafts, DraftView, NodeKi
 from accelplug.hosts.costs import StepCosts
 from accelplug.spec.adaptive import Adaptive
 from accelplug.spec.branches import above_bar, bar_of, pruned
-from accelplug.spec.worth import MARGIN, seconds_by_width
+from accelplug.spec.worth import MARGIN, Worth, seconds_by_width
 
 FLAT = {width: 1.0 + 0.02 * (width - 1) for width in range(1, 10)}
 STEEP = {1: 1.0, 3: 1.6, 9: 4.0}
@@ -88,10 +88,11 @@ def test_where_tokens_are_dear_drafts_begin_short_and_grow_while_they_are_right(
 
 
 @pytest.mark.parametrize("table", [FLAT, STEEP], ids=["flat", "steep"])
-def test_useless_drafts_of_tokens_alone_end_soon_and_are_never_verified_again(table):
+def test_useless_drafts_of_tokens_alone_are_verified_once_and_never_again(table):
     lengths, gain = run(lambda _: 0, 3000, table)
     assert gain > 0.999
-    assert not any(lengths[30:])
+    assert lengths[0]
+    assert not any(lengths[1:])
     assert sum(seconds_of(table, 1 + length) - table[1] for length in lengths) < 2 * table[1], "less than two steps are lost, cheap or dear"
 
 
@@ -125,6 +126,14 @@ def test_it_is_seen_when_drafts_become_useful(source):
         assert set(lengths[410:]) == {8}
 
 
+@pytest.mark.parametrize("silence", [1, 8, 40, 400, 2000])
+def test_it_wakes_up_as_soon_after_a_long_silence_as_after_a_short_one(silence):
+    lengths, _ = run(lambda step: 0 if step < silence else 99, silence + 40, source=Always())
+    assert sum(map(bool, lengths[:silence])) == 1
+    assert any(lengths[silence : silence + 7]), "a guess in one of four steps, and those that it takes to believe it"
+    assert set(lengths[silence + 10 :]) == {8}
+
+
 def test_a_source_that_is_always_wrong_is_asked_in_every_fourth_step():
     class Counting(Always):
         steps = 0
@@ -139,6 +148,26 @@ def test_a_source_that_is_always_wrong_is_asked_in_every_fourth_step():
     source.steps = 0
     run(lambda _: 99, 400, source=source)
     assert source.steps == 400
+
+
+def test_requests_whose_drafts_are_useless_are_guessed_for_in_the_same_steps():
+    class Counting:
+        steps = 0
+
+        def propose(self, view):
+            self.steps += 1
+            return Drafts.chains([[RIGHT] * int(budget) for budget in view.budgets])
+
+    source, slots, text = Counting(), np.arange(8), np.full((8, 500), WRONG)
+    drafter = Adaptive(num_tokens=8, context=Given(source=source))
+    for step in range(200):  # they begin one after the other
+        here = slots[: 1 + step]
+        if step < len(slots):
+            drafter.start(slots[step : step + 1])
+        lengths, fresh = 4 + step - here, np.where(here == step, 4, 1)
+        drafter.observe(CommitView(here, here, text, lengths, fresh, np.zeros(len(here), np.int64)))
+        drafter.propose(DraftView(here, here, text, lengths, np.full(len(here), 9)))
+    assert 25 < source.steps < 80, "a fourth, and those in which they were found out"
 
 
 def test_a_try_that_was_right_is_repeated_at_once():
@@ -161,7 +190,7 @@ def test_a_batch_keeps_each_rows_own_length():
         lengths = lengths + 1 + accepted
     assert [count[0] for count in counts] == [8] * 6
     assert [count[2] for count in counts] == [3] * 6
-    assert counts[5][1] < counts[1][1] < counts[0][1] == 8
+    assert [count[1] for count in counts] == [8, 0, 0, 0, 0, 0]
 
 
 def test_a_guess_behind_tokens_that_are_forced_is_not_held_against_the_source():
@@ -238,6 +267,34 @@ def test_slow_steps_do_not_count():
     assert costs.seconds == {1: 3.0}
 
 
+@given(st.floats(0, 10), st.floats(0, 10), st.lists(st.floats(0, 2), min_size=8, max_size=8), st.integers(1, 8))
+def test_what_may_not_pay_would_not_be_drafted_at_any_cost(accepted, rejected, added, most):
+    worth = Worth(accepted=accepted, judged=accepted + rejected)
+    seconds = np.array([1.0, *(1.0 + more for more in added)])  # a plain step is no dearer than any
+    gains = [sum(worth.rate**n for n in range(width + 1)) / seconds[width] for width in range(most + 1)]
+    if not worth.may_pay:
+        assert max(gains) <= MARGIN * gains[0] * (1 + 1e-9)
+        assert worth.length(seconds, most) == 0
+    elif max(gains) > MARGIN * gains[0] * (1 + 1e-9):
+        assert worth.length(seconds, most) == int(np.argmax(gains))
+
+
+def test_a_tables_figures_are_taken_anew_when_they_change():
+    drafter = Adaptive(num_tokens=8, context=Given({1: 1.0, 9: 2.0}))
+    table = {1: 1.0, 9: 2.0}
+    assert drafter._by_width(table) is drafter._by_width(dict(table))
+    before = drafter._by_width(table).tolist()
+    table[9] = 5.0  # in place, as a host does it
+    assert drafter._by_width(table).tolist() == seconds_by_width({1: 1.0, 9: 5.0}, 9).tolist() != before
+
+
+def test_what_pays_again_begins_without_the_pauses_of_before():
+    worth = Worth()
+    worth.pause.length, worth.pause.left = 64, 30
+    assert worth.length(np.ones(9), 8) == 8
+    assert (worth.pause.length, worth.pause.left) == (4, 0)
+
+
 # Trees: each level has a wrong sibling before the right one, both behind the right one above.
 
 
@@ -302,6 +359,25 @@ def test_of_a_tree_the_places_that_are_right_are_kept():
     assert drafted[0] == []  # what was right is known without verifying it
     assert all(tokens == [RIGHT] * 4 for tokens in drafted[1:])
     assert gain > 4
+
+
+def test_chains_of_a_source_of_trees_are_pruned_each_by_its_own_nodes():
+    """Chains have no parents, so that they are worked out: from each request's own first node."""
+
+    class Long(Always):
+        traits = DrafterTraits(shape="tree")
+
+    drafter = Adaptive(num_tokens=3, context=Given(source=Long()))
+    slots, text, lengths = np.arange(2), np.zeros((2, 100), np.int64), np.array([4, 4])
+    drafter.start(slots)
+    drafted = []
+    for _ in range(20):
+        drafts = drafter.propose(DraftView(slots, slots, text, lengths.copy(), np.array([3, 3])))
+        drafted.append(drafts.offsets.tolist())
+        lengths += 4
+        drafter.observe(CommitView(slots, slots, text, lengths.copy(), np.array([4, 4]), np.array([3, 3])))
+    assert drafted[-1] == [0, 3, 6]
+    assert drafter._requests[0].rates(in_order=False) == drafter._requests[1].rates(in_order=False)
 
 
 def test_drawn_siblings_are_kept_in_order():

@@ -11,7 +11,15 @@ from accelplug.hooks import BuildContext, CommitView, DraftView, load_registry
 from accelplug.hooks.binding import bind_drafter
 
 SLOTS = np.zeros(1, dtype=np.int64)
-NAMES = ["prompt_lookup", "suffix", "suffix(shape='tree')", "suffix(scope='process')", "input_copy", "fusion(sources=('input_copy', 'suffix'))"]
+NAMES = [
+    "prompt_lookup",
+    "prompt_lookup(min_ngram=2, max_ngram=2)",
+    "suffix",
+    "suffix(shape='tree')",
+    "suffix(scope='process')",
+    "input_copy",
+    "fusion(sources=('input_copy', 'suffix'))",
+]
 TEXTS = st.lists(st.integers(1, 4), min_size=4, max_size=40)
 
 

@@ -12,7 +12,7 @@ from accelplug.cli.arguments import at_least
 from accelplug.cli.bench import results, tasks
 from accelplug.cli.bench.client import Answer, Server, accepted
 from accelplug.cli.bench.figures import paired_ratio
-from accelplug.cli.command import Command, Document
+from accelplug.cli.command import Command, Document, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,17 +119,16 @@ def quantiles(rounds: Sequence[Sequence[float]]) -> dict[str, float | None]:
 def show(document: Document, console: Console) -> None:
     """Print a row for each concurrency and server."""
     from rich.markup import escape
-    from rich.table import Table
 
     names = ("at a time", "server", "tokens/s", "x first (95 %)", "first token p50, p99", "per token p50, p99", "accepted", "same text")
-    table = Table(*names, header_style="bold")
+    found = table(*names)
     before: Any = None
     for own in document["rows"]:
         if before not in {None, own["concurrency"]}:
-            table.add_section()
-        table.add_row(*map(escape, ("" if own["concurrency"] == before else str(own["concurrency"]), *cells(own))))
+            found.add_section()
+        found.add_row(*map(escape, ("" if own["concurrency"] == before else str(own["concurrency"]), *cells(own))))
         before = own["concurrency"]
-    console.print(table)
+    console.print(found)
     asked = f"{document['prompts']} prompts ({', '.join(document['tasks'])}), {document['max_new_tokens']} tokens at most, greedy; milliseconds"
     console.print(f"{asked}; medians of {document['rounds']} rounds after one warm-up, servers in turns", markup=False, soft_wrap=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from accelplug.cli.command import Document
+from accelplug.cli.command import Document, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,19 +29,18 @@ def show(document: Document, console: Console) -> None:
 def table_of(names: tuple[str, ...], rows: list[Document], group_of: Callable[[Document], tuple[str, ...]]) -> Table:
     """Return a table of rows, a section for each group, whose own columns are `names`."""
     from rich.markup import escape
-    from rich.table import Column, Table
 
     every = (*names, "technique", "x plain (95 %)", "CPU, worst", "tokens/forward", "ms/forward", "accepted", "output")
-    table = Table(*(Column(name, no_wrap=True) for name in every), header_style="bold")
+    found = table(*every)
     before = None
     for row in rows:
         group = group_of(row)
         if before is not None and group != before:
-            table.add_section()
+            found.add_section()
         first = group if group != before else ("",) * len(names)
-        table.add_row(*map(escape, (*first, row["technique"], *figures(row))))
+        found.add_row(*map(escape, (*first, row["technique"], *figures(row))))
         before = group
-    return table
+    return found
 
 
 def shown(rows: list[Document]) -> list[Document]:

@@ -88,7 +88,7 @@ def read_prompts(path: Path) -> list[Text]:
     :raises OptionError: the file cannot be read, a line is neither, or there is none; the message has the line's number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would end lines at U+2028 too, inside of texts
     except (OSError, UnicodeDecodeError) as exc:
         raise OptionError(f"cannot read the prompts in {path} ({type(exc).__name__}); pass a UTF-8 file of JSON lines") from exc
     found = [_read_line(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]

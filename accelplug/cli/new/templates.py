@@ -86,7 +86,7 @@ VERIFIER: Final = '''\
 """The verifier $technique: keep a drafted token with probability min(1, target / draft).
 
 Output     unchanged under greedy decoding; unchanged in distribution under sampling
-Hosts      transformers
+Hosts      transformers, vllm
 """
 
 from typing import TYPE_CHECKING, ClassVar

@@ -38,8 +38,8 @@ class ByVocabulary(Generic[Made]):
 
 
 def in_one_line(words: object, most: int = 300) -> str:
-    """Return what an engine says as one line, without the frames of its own code."""
-    return " ".join(str(words).partition("<backtrace>")[0].split())[:most]
+    """Return what an engine says as one line, without the frames and the state of its own code."""
+    return " ".join(str(words).partition("<backtrace>")[0].partition("<state>")[0].split())[:most]
 
 
 class EndingMatcher:

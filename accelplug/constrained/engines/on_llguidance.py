@@ -38,12 +38,14 @@ class _Tokens:
         names = {index: name.encode() for name, index in vocabulary.special.items()}
         self.tokens = [names.get(index, token) for index, token in enumerate(vocabulary.tokens)]
         self.special_token_ids = sorted({*names, *vocabulary.eos_token_ids})
-        self._encode = vocabulary.encode or _greedy(vocabulary)
+        self._greedy = _greedy(vocabulary)
+        self._encode = vocabulary.encode or self._greedy
 
     def __call__(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise TypeError("text is expected")  # llguidance asks with bytes first, to see whether those will do
-        return [int(token) for token in self._encode(text)]
+        # A tokenizer takes the name of a special token in a text for the token, which is no way of writing that name.
+        return [int(token) for token in self._encode(text) or self._greedy(text)]
 
 
 def _new_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
@@ -124,7 +126,7 @@ def _spacing(spec: GrammarSpec) -> Any:
 def template(source: str, vocabulary: Vocabulary) -> LLMatcher:
     """Compile a grammar; the matcher is only ever copied.
 
-    :raises ConstraintError: llguidance refuses it, with its words.
+    :raises ConstraintError: llguidance refuses it, with its words; or no text begins as it asks, which it says at the first mask only.
     """
     from llguidance import LLMatcher, LLParserLimits
 
@@ -132,6 +134,11 @@ def template(source: str, vocabulary: Vocabulary) -> LLMatcher:
     found = LLMatcher(_tokenizer(vocabulary), source, limits=limits, log_level=0)
     if found.is_error():
         raise ConstraintError(f"llguidance refuses the grammar: {in_one_line(found.get_error())}")
+    beginning = found.deep_copy()
+    beginning.compute_bitmask()
+    if beginning.is_error():
+        why = in_one_line(beginning.get_error())
+        raise ConstraintError(f"no text satisfies the grammar, whose rules never end or contradict each other (llguidance: {why}); loosen it")
     return found
 
 

@@ -135,7 +135,7 @@ class Builder:
             return ['"["', *self._listed([self.literal(one) for one in value]), '"]"']
         if value in ({}, []) and not isinstance(value, bool | int | float):
             return ['"{"', '"}"'] if value == {} else ['"["', '"]"']
-        return [self.texts([json.dumps(value, ensure_ascii=False)])]
+        return [self.texts(spellings(json.dumps(value, ensure_ascii=False)))]
 
     def _in_order(self, pairs: list[Symbols]) -> Symbols:
         """Put a fixed object's properties one after the other, in any order where that is asked for and they are few."""
@@ -172,6 +172,12 @@ class Builder:
 def _string(regex: Regex) -> str:
     """Return the terminal of the JSON strings whose value matches; formats come again with many schemas."""
     return terminal(quoted(regex))
+
+
+def spellings(text: str) -> list[str]:
+    """Return how a value that is no object and no list may be written: as the schema has it, and a whole number without its fraction."""
+    value = json.loads(text)
+    return [text, str(int(value))] if isinstance(value, float) and value.is_integer() else [text]
 
 
 def _alive(needed: dict[str, list[list[str]]]) -> set[str]:

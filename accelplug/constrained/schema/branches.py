@@ -27,6 +27,7 @@ from accelplug.constrained.schema.atoms import (
     Size,
     Some,
     Values,
+    in_all,
     kind_of,
     satisfies,
 )
@@ -36,6 +37,7 @@ from accelplug.constrained.schema.ledger import Branch, Choice, Fork, Ledger, Pa
 from accelplug.hooks import CompileLimits
 
 MOST_BRANCHES: Final = 300
+FEW_STEPS: Final = 50
 MOST_STEPS: Final = 20_000
 
 
@@ -93,7 +95,15 @@ class Tableau:
                 return [self.ledger.branch(numbers) for numbers in found]
             except TooManyBranchesError:
                 continue
-        return [(Inexact(start[0][1].place),)]
+        return self._certain(numbers, kind)
+
+    def _certain(self, numbers: list[int], kind: str) -> list[Branch]:
+        """Return the one branch of what holds whatever is chosen. The choices themselves are checked."""
+        path = Path(list(numbers), [], 1, [])
+        if not self._settle(path, kind, loose=True):
+            return []
+        met = [item[1].place for number in path.todo if isinstance(item := self.ledger.items[number], tuple)]
+        return [(*self.ledger.branch(tuple(path.atoms)), *map(Inexact, dict.fromkeys(met)))]
 
     def _without_choice(self, start: list[Signed], kind: str) -> list[Branch] | None:
         """Return the branches, one or none, of a state that leaves no choice and denies nothing, as most do; None of others."""
@@ -145,7 +155,8 @@ class Tableau:
             return _ALL_KINDS if target is None else self.kinds_of(target)
         named = schema.get("type", schema)
         names = [named] if isinstance(named, str) else named if isinstance(named, list) else ()
-        found = frozenset("number" if name == "integer" else name for name in names if isinstance(name, str)) if names else _ALL_KINDS
+        is_open = not names or any(not isinstance(name, str) or name not in _TYPES for name in names)  # what no type is, its keyword refuses
+        found = _ALL_KINDS if is_open else frozenset("number" if name == "integer" else name for name in names if isinstance(name, str))
         listed = schema.get("enum")
         return found.intersection(map(kind_of, listed)) if isinstance(listed, list) else found & _ALL_KINDS
 
@@ -156,7 +167,7 @@ class Tableau:
             path = waiting.pop()
             forks = self._settled(path, kind, loose=loose)
             steps += 1
-            if forks is None:
+            if forks is None or (steps > FEW_STEPS and self._is_hopeless(path)):
                 continue
             if not forks:
                 found += 1
@@ -178,6 +189,16 @@ class Tableau:
             if only is None:
                 return forks
             path.todo, path.forks = list(only[0].numbers), [fork for fork in forks or () if fork is not only]
+
+    def _is_hopeless(self, path: Path) -> bool:
+        """Whether a property that must be there has no value left. Looked at where alternatives are many, such as of one kind each."""
+        atoms = [self.ledger.items[number] for number in path.atoms]
+        needed = {atom.name for atom in atoms if isinstance(atom, Required)}
+        states: dict[str, list[State]] = {}
+        for atom in atoms:
+            if isinstance(atom, Property) and atom.name in needed:
+                states.setdefault(atom.name, []).append(atom.conj)
+        return any(len(found) > 1 and not self.possible(frozenset().union(*found)) for found in states.values())
 
     def _settle(self, path: Path, kind: str, *, loose: bool) -> bool:
         """Take in what is to be done; return whether the path goes on."""
@@ -320,14 +341,13 @@ class Tableau:
             if not given:
                 kept[branch] = None
                 continue
-            good = tuple(text for text in given[0].texts if all(text in other.texts for other in given))
+            good = in_all(given)
             if len(given) < len(branch):  # something else is known as well
                 others: list[Atom] = [atom for atom in branch if not isinstance(atom, Values)]
                 good = tuple(text for text in good if self._holds(state, others, json.loads(text)))
             if good:
                 kept[Values(good),] = None
         return list(kept)
-
 
     def _object_is(self, atom: Atom, value: dict[str, Any]) -> bool | None:
         """Whether an object satisfies an atom, None where that is not said here."""
@@ -355,6 +375,7 @@ class Tableau:
 
 
 _ALL_KINDS: Final = frozenset(KINDS)
+_TYPES: Final = _ALL_KINDS | {"integer"}
 _DEPENDING: Final[Alternatives] = [[Inexact("*/dependencies"), Inexact("*/dependentRequired"), Inexact("*/dependentSchemas")]]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import GenerationMixin
+from transformers.generation import utils
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
-from accelplug.hosts.hf.forward import LOOKS_AGAIN, PREFILL, check_cache, growing, recurrent_layers
+from accelplug.hosts.hf.forward import LOOKS_AGAIN, PREFILL, check_cache
 from accelplug.hosts.hf.masks import check_trees
-from accelplug.hosts.hf.recurrent import mixers_to_slow
 
 # Their decoders build no causal mask for, or refuse, several tokens at once behind a cache.
 _ONE_AT_A_TIME = ("fsmt", "prophetnet")
@@ -29,6 +30,13 @@ def check_weights(model: Any) -> None:
             )
 
 
+def no_model(given: Any) -> HostError:
+    """Return the error for whoever attaches to something that does not generate."""
+    wraps = "; of a wrapper pass what it wraps, its .module" if callable(getattr(getattr(given, "module", None), "generate", None)) else ""
+    what = type(given).__name__ if hasattr(given, "modules") else " ".join(repr(given).split())
+    return HostError(f"accelplug takes a loaded model, such as AutoModelForCausalLM.from_pretrained(...), and got {what:.60}{wraps}")
+
+
 def attached_already() -> HostError:
     """Return the error for whoever attaches to, or generates through, a model twice."""
     return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
@@ -37,6 +45,12 @@ def attached_already() -> HostError:
 def unpicklable() -> HostError:
     """Return the error for whoever pickles a model that a session is attached to."""
     return HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether each forward pass waits for other processes, as in plain ``generate(synced_gpus=True)``, which here would be different numbers of them."""
+    world = torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    return world > 1 and (utils.is_deepspeed_zero3_enabled() or utils.is_fsdp_managed_module(model))
 
 
 def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_trees: bool) -> None:
@@ -49,6 +63,10 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
     refusals = {
         f"{mode.replace('_', ' ')}; use greedy search or sampling, with num_beams=1": mode not in ("greedy_search", "sample"),
         "use_cache=False, since drafts are verified against the cache; leave it on": not model_kwargs.get("use_cache"),
+        "gradient checkpointing in a model that is training, which takes its cache away; call model.eval() first": bool(
+            model.training and getattr(model, "is_gradient_checkpointing", False)
+        ),
+        "weights that FSDP or ZeRO 3 shards over processes, which must all call the model as often; gather them, or use one process": is_sharded(model),
         f"{text.model_type} models, which read one token at a time; use another model": text.model_type in _ONE_AT_A_TIME,
         "experts of limited capacity, where a token's output depends on those read with it; use a model without expert_capacity": bool(
             getattr(text, "expert_capacity", None)
@@ -64,8 +82,6 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
             raise HostError(f"accelplug does not run with {reason}")
     cache = model_kwargs.get(cache_argument(model))
     check_cache(model, cache)
-    if recurrent_layers(growing(cache)):
-        mixers_to_slow(model)
     if with_trees:
         check_trees(model, cache)
         if not model.config.is_encoder_decoder and model_kwargs.get("position_ids") is None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from accelplug.hosts.hf.layers import await_layers
+
 # Columns are taken out when they are more than a share of the cache, and worth a copy of it.
 _SHARE, _FEW = 0.25, 64
 
@@ -67,5 +69,6 @@ class Columns:
         return True
 
     def _replace(self, made: Callable[[Tensor], Tensor]) -> None:
+        await_layers(self.cache)
         for layer in self.cache.layers:
             layer.keys, layer.values = made(layer.keys), made(layer.values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from accelplug.hooks.capabilities import Host
@@ -46,6 +47,8 @@ ENGINE = Engine(
         Seam("transformers.generation.utils:MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", (), "images, audio and video in prompts"),
         Seam(f"{GENERATE}._update_model_kwargs_for_generation", ("model_kwargs",), "telling which models look at images with each token"),
         Seam("transformers.generation.configuration_utils:GenerationConfig.get_generation_mode", (), "refusing beams"),
+        Seam("transformers.generation.utils:is_fsdp_managed_module", (), "refusing weights that are sharded over processes"),
+        Seam("transformers.generation.utils:is_deepspeed_zero3_enabled", (), "refusing weights that are sharded over processes"),
         Seam("transformers.generation.stopping_criteria:StopStringCriteria", ("tokenizer", "stop_strings"), "stop strings"),
         Seam("transformers.generation.stopping_criteria:EosTokenCriteria", ("eos_token_id",), "stopping at EOS inside a draft"),
         Seam("transformers.generation.stopping_criteria:MaxLengthCriteria", ("max_length",), "stopping at the length limit inside a draft"),
@@ -81,8 +84,9 @@ ENGINE = Engine(
 
 
 def cache_argument(model: Any) -> str:
-    """Return what this model's ``forward()`` calls the cache: before 5.24 those called Mamba have a name of their own."""
-    return "cache_params" if cache_name() != "cache" and "mamba" in type(model).__name__.lower() else cache_name()
+    """Return what this model's ``forward()`` calls what it remembers: before 5.24 Mamba and xLSTM have a name of their own, RWKV has still."""
+    takes = signature(model.forward).parameters
+    return next((name for name in (cache_name(), "cache_params", "state") if name in takes), cache_name())
 
 
 @functools.cache
@@ -95,4 +99,4 @@ def cache_name() -> str:
 
 def given_cache(arguments: Mapping[str, Any]) -> Any:
     """Return the cache that a caller of ``generate()`` passes, by whichever name, or None."""
-    return next((arguments[name] for name in ("cache", "past_key_values", "cache_params") if arguments.get(name) is not None), None)
+    return next((arguments[name] for name in ("cache", "past_key_values", "cache_params", "state") if arguments.get(name) is not None), None)

@@ -13,7 +13,6 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
-    EncoderDecoderCache,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndStaticFullAttentionLayer,
     LinearAttentionCacheLayerMixin,
@@ -26,7 +25,18 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
-from accelplug.hosts.hf.layers import Overwritten, crop, filled, most_drafts, with_limits
+from accelplug.hosts.hf.layers import (
+    Overwritten,
+    await_layers,
+    crop,
+    filled,
+    growing,
+    has_attention,
+    is_fp8,
+    most_drafts,
+    states_of,
+    with_limits,
+)
 from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
 from accelplug.hosts.hf.tree import Tree
 
@@ -37,7 +47,7 @@ _ROLLED_BACK = (
 
 # What plain generate() hands to the prefill alone or to no forward pass, or what is given anew at every step.
 PER_STEP = {
-    "cache", "past_key_values", "cache_params", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
+    "cache", "past_key_values", "cache_params", "state", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
     "decoder_position_ids", "decoder_attention_mask", "token_type_ids", "mm_token_type_ids",
 }  # fmt: skip
 # Models that give every token a part of their own of these, as they give the first token behind the prompt.
@@ -55,15 +65,20 @@ class Forward:
 
     def __init__(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
         self.model = model
-        self.past: Cache = model_kwargs[cache_argument(model)]
-        self.cache = growing(self.past)
+        self.cache_name = cache_argument(model)
+        self.past: Any = model_kwargs.get(self.cache_name)
         self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
+        if self.past is None:  # some make it themselves
+            self.past = outputs.get(self.cache_name)
+        if self.past is None:
+            raise state_elsewhere(model)
+        self.cache = growing(self.past)
         self.is_watched = bool(generation_config.output_attentions or generation_config.output_hidden_states)
         self.outputs = outputs if self.is_watched else None  # of the last forward pass
         ahead = inputs_ahead(model, input_ids, outputs, model_kwargs) if asks_ahead(model) else None
         if ahead is not None:
-            self.past = ahead[cache_argument(model)]  # prefix tuning puts another in its place
+            self.past = ahead[self.cache_name]  # prefix tuning puts another in its place
             self.cache = growing(self.past)
         self.device = input_ids.device
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
@@ -127,7 +142,7 @@ class Forward:
         own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
         if self.token_type is not None:
             own["token_type_ids"] = self.token_type.expand(-1, width)
-        own = {**{f"{self.side}{name}": value for name, value in own.items()}, cache_argument(self.model): self.past}
+        own = {**{f"{self.side}{name}": value for name, value in own.items()}, self.cache_name: self.past}
         own |= {name: of_tokens(self.extra[name], self.cached, width) for name in self.per_token}
         if self.overwritten.layers and width > 1:
             self.overwritten.save()
@@ -184,28 +199,14 @@ class Forward:
 
     def _gather(self, slots: list[list[int]], width: int) -> None:
         """Move the accepted slots' keys and values to the front of the step's own, in place."""
+        await_layers(self.cache)
         chosen = torch.tensor(slots, device=self.device)
         for layer in self.layers:
-            first = self.cached if isinstance(layer, StaticLayer) else layer.keys.shape[-2] - width
-            for states in (layer.keys, layer.values):
+            for states in states_of(layer):
+                first = self.cached if isinstance(layer, StaticLayer) else states.shape[-2] - width
                 _, heads, _, size = states.shape
                 index = (first + chosen.to(states.device))[:, None, :, None].expand(-1, heads, -1, size)
                 states[:, :, first : first + chosen.shape[1]] = states.gather(2, index)
-
-
-def has_attention(cache: Cache) -> bool:
-    """Whether some layer keeps keys and values of its tokens; a cache that has no layers yet will have such."""
-    return not cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
-
-
-def recurrent_layers(cache: Cache) -> list[LinearAttentionCacheLayerMixin]:
-    """Return the cache's layers that keep a running state, beside keys and values or in place of them."""
-    return [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
-
-
-def growing(cache: Cache) -> Cache:
-    """Return the part of a cache that grows with the output: of an encoder-decoder model's, the decoder's self-attention."""
-    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
 
 
 def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
@@ -257,9 +258,9 @@ def answers_type(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) ->
 
 def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
     """Whether plain ``generate()`` would compile the forward pass of this call, as it does for static caches on accelerators."""
-    cache = growing(model_kwargs[cache_argument(model)])
+    cache = growing(model_kwargs.get(cache_argument(model)))
     # Recurrent states would read the padding of a step; windows that roll keep their place in a number, of which a graph is made each.
-    is_static = {type(layer) for layer in cache.layers} == {StaticLayer}
+    is_static = {type(layer) for layer in cache.layers} <= {StaticLayer, StaticSlidingWindowLayer}
     # A graph is given masks of its own, which attention by cache slot cannot take.
     return is_static and not unfit_for_own_masks(model) and bool(model._valid_auto_compile_criteria(model_kwargs, generation_config))
 
@@ -280,9 +281,7 @@ def check_cache(model: Any, cache: Any) -> None:
 
     :raises HostError: naming the layer type and what to use.
     """
-    if cache is None or (getattr(model, "_is_stateful", False) and not recurrent_layers(cache)):  # some keep their state in the model itself
-        raise state_elsewhere(model)
-    if not isinstance(cache, Cache):
+    if isinstance(cache, tuple | list) and cache_argument(model) != "state":
         raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave it out")
     cache = growing(cache)
     if not cache.layers and getattr(cache, "layer_class_to_replicate", None) is not DynamicLayer:
@@ -294,7 +293,7 @@ def check_layers(cache: Cache) -> None:
     """Refuse layers that cannot be cropped; a cache may make them as late as in the prefill."""
     for layer in cache.layers:
         # Releases differ in what stands for layers that keep nothing.
-        known = type(layer) in _ROLLED_BACK or isinstance(layer, QuantizedLayer)
+        known = type(layer) in _ROLLED_BACK or isinstance(layer, QuantizedLayer) or is_fp8(layer)
         if isinstance(layer, CacheLayerMixin | LinearAttentionCacheLayerMixin) and not known:
             raise HostError(
                 f"rejected drafts cannot be taken out of a {type(layer).__name__}; use the dynamic cache (cache_implementation='dynamic')"

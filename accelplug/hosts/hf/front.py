@@ -58,6 +58,8 @@ class Front:
             raise HostError(
                 f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
             )
+        if _heals_tokens(session.model, generation_config, arguments):
+            raise HostError("Transformers hands no tokenizer to token_healing beside a decoding loop of another's; leave it out, or heal the prompt first")
         criteria = StoppingCriteriaList(stopping_criteria or [])
         strings, generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
         if strings:
@@ -93,6 +95,12 @@ class Front:
 
     def __reduce__(self) -> Any:
         raise unpicklable()
+
+
+def _heals_tokens(model: Any, config: Any, arguments: dict[str, Any]) -> bool:
+    """Whether a call asks for ``token_healing``, itself or by the configuration that it goes by."""
+    chosen = arguments["token_healing"] if "token_healing" in arguments else getattr(config or model.generation_config, "token_healing", False)
+    return bool(chosen)
 
 
 def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:

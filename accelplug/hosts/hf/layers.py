@@ -11,10 +11,39 @@ from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
     DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
     QuantizedLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+
+
+def growing(past: Any) -> Cache:
+    """Return the part of what a model remembers that grows with the output: of an encoder-decoder model's cache, the decoder's self-attention.
+
+    What is no cache of Transformers' (RWKV's list, xLSTM's states), or not there before the prompt is read, stands as a cache without attention.
+    """
+    if isinstance(past, EncoderDecoderCache):
+        return past.self_attention_cache
+    return past if isinstance(past, Cache) else Cache(layers=[LinearAttentionLayer()])
+
+
+def has_attention(cache: Cache) -> bool:
+    """Whether some layer keeps keys and values of its tokens; a cache that has no layers yet will have such."""
+    return not cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+
+
+def recurrent_layers(cache: Cache) -> list[LinearAttentionCacheLayerMixin]:
+    """Return the cache's layers that keep a running state, beside keys and values or in place of them."""
+    return [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+
+
+def is_recurrent(model: Any, past: Any) -> bool:
+    """Whether the model keeps a running state: in this cache, in a cache of its own kind, or in its modules."""
+    types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    return bool(recurrent_layers(growing(past))) or "linear_attention" in types or bool(getattr(model, "_is_stateful", False))
 
 
 def filled(cache: Cache) -> list[Any]:
@@ -28,11 +57,34 @@ def crop(layer: Any, count: int) -> None:
         layer.cumulative_length.sub_(count)  # in place, as compiled graphs know it by its address
     elif isinstance(layer, DynamicSlidingWindowLayer):
         layer.crop(-count)
+    elif count and is_fp8(layer):
+        for name in ("_quantized_keys", "_quantized_values"):
+            states, scale = getattr(layer, name)
+            setattr(layer, name, (states[..., :-count, :], scale))
+        layer.cumulative_length -= count
     elif count:
         layer.keys = layer.keys[..., :-count, :]
         layer.values = layer.values[..., :-count, :]
         if isinstance(layer, QuantizedLayer):
             layer.cumulative_length -= count
+
+
+def is_fp8(layer: Any) -> bool:
+    """Whether a layer keeps all its tokens in eight-bit floats, each rounded alone; Transformers has them from 5.24 on."""
+    return hasattr(layer, "fp8_dtype")
+
+
+def states_of(layer: Any) -> tuple[Tensor, Tensor]:
+    """Return where a layer keeps the keys and values of its newest tokens, [count, heads, length, size]."""
+    if is_fp8(layer):
+        return layer._quantized_keys[0].view(torch.uint8), layer._quantized_values[0].view(torch.uint8)
+    return layer.keys, layer.values
+
+
+def await_layers(cache: Cache) -> None:
+    """Have the device wait for the layer that an offloaded cache brings back ahead of its use, before anything reads it or writes to it."""
+    if cache.offloading and (device := next((layer.device for layer in cache.layers if getattr(layer, "device", None)), None)):
+        torch.cuda.default_stream(device).wait_stream(cache.prefetch_stream)
 
 
 def with_limits(cache: Cache) -> list[Any]:
@@ -61,12 +113,14 @@ class Overwritten:
     """Static layers with windows, and what they held before a step: drafts push out what has to come back where they are rejected."""
 
     def __init__(self, cache: Cache) -> None:
+        self.cache = cache
         self.layers = [layer for layer in filled(cache) if isinstance(layer, StaticSlidingWindowLayer)]
         self.held = [(layer, torch.empty_like(layer.keys), torch.empty_like(layer.values)) for layer in self.layers]
         self.cached = 0
 
     def save(self) -> None:
         """Copy what the layers hold."""
+        await_layers(self.cache)
         for layer, keys, values in self.held:
             keys.copy_(layer.keys)
             values.copy_(layer.values)
@@ -74,12 +128,13 @@ class Overwritten:
 
     def put_back(self, slots: Tensor, width: int) -> None:
         """Keep, of a step that was `width` slots wide, those of every row's committed tokens, int64 [count, num_kept]."""
+        await_layers(self.cache)
         for layer, keys, values in self.held:
             size, end = layer.max_cache_len, self.cached + slots.shape[1]
             first = self.cached if self.cached + width <= size else size - width
             for now, before in ((layer.keys, keys), (layer.values, values)):
                 index = (first + slots.to(now.device))[:, None, :, None].expand(-1, now.shape[1], -1, now.shape[3])
-                rolled = torch.cat([before[:, :, : self.cached], now.gather(2, index)], 2)[:, :, -size:]
+                rolled = torch.cat([before[:, :, : self.cached].to(now.device), now.gather(2, index)], 2)[:, :, -size:]
                 now[:, :, : rolled.shape[2]] = rolled
             layer.cumulative_length_int = end
             layer.cumulative_length.fill_(min(end, size))

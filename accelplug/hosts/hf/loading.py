@@ -53,7 +53,7 @@ def _from_pretrained(name: str, target: Any) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
     except (OSError, ValueError) as exc:
         # Transformers takes a folder that is not there for a name on the hub, and complains of its spelling.
-        is_missing = Path(name).is_absolute() and not Path(name).exists()
+        is_missing = name.startswith(("/", ".", "~")) and not Path(name).exists()
         reason = "there is no such folder" if is_missing else " ".join(str(exc).split()).rstrip(".")
         raise HostError(f"the second model {name!r} cannot be loaded: {reason}; give a folder, a name on the hub, or a loaded model") from exc
     try:

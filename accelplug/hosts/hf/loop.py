@@ -20,13 +20,14 @@ from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.compat import HOST, cache_argument, cache_name
-from accelplug.hosts.hf.forward import Forward, growing, recording_past, recurrent_layers
+from accelplug.hosts.hf.forward import Forward, recording_past
 from accelplug.hosts.hf.guided import Guide, forced_share
 from accelplug.hosts.hf.inside import Inside
+from accelplug.hosts.hf.layers import growing, is_recurrent
 from accelplug.hosts.hf.masks import capacity
 from accelplug.hosts.hf.processors import warping
 from accelplug.hosts.hf.ragged import Ragged, Rows, choose_batches, has_windows_to_keep, obstacle_to_ragged
-from accelplug.hosts.hf.recurrent import Recurrent
+from accelplug.hosts.hf.recurrent import Recurrent, mixers_to_slow
 from accelplug.hosts.hf.request import Requests, encoder_tokens, own_tokens
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verified import verified
@@ -70,14 +71,12 @@ class Loop:
         )
         requests = requests_of(model, input_ids, stopping_criteria, generation_config, inputs_tensor, model_kwargs, on_device=not walk.plain)
         obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
-        drawback = None if obstacle else self._drawback(generation_config, model_kwargs[cache_argument(model)])
+        drawback = None if obstacle else self._drawback(generation_config, model_kwargs.get(cache_argument(model)))
         batch = choose_batches(session, requests, obstacle, drawback)
         if self.masking is not None:
             self.masking.begin(requests, generation_config.num_return_sequences or 1)
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
             forward, inside = self._decode(model, input_ids, generation_config, model_kwargs, batch, walk)
-        if wants or self.keeps_cache:
-            forward.finish()
         if self.streamer is not None:
             self.streamer.end()
         if self.masking is not None:
@@ -107,7 +106,7 @@ class Loop:
         stats.requests += requests.count
         guide = None if self.masking is None else Guide(self.masking, requests.tokens, self.session.selection, stats)
         warp = warping(walk.processors) if config.do_sample else None
-        with Drafting(self.session, requests, temperature_of(config), guide, warp) as drafting, recording_past(model_kwargs[cache_argument(model)]):
+        with Drafting(self.session, requests, temperature_of(config), guide, warp) as drafting, recording_past(model_kwargs.get(cache_argument(model))):
             prompt = (model, input_ids, config, model_kwargs)
             forward = forward_of(*prompt, requests)
             if isinstance(requests, Requests):
@@ -133,7 +132,11 @@ class Loop:
                 if isinstance(requests, Requests):
                     requests.most_drafts = forward.most_drafts
                 if verdict.done:
+                    if config.return_dict_in_generate or self.keeps_cache:
+                        forward.finish()
                     return forward, inside
+                if isinstance(requests, Requests):
+                    requests.check_room()
                 began = time.perf_counter()
                 trees = drafting.propose(verdict.paths, logits, trees)
                 logits = forward.step(requests.last(), trees)
@@ -262,8 +265,10 @@ def forward_of(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[st
     """Return the target model with its cache, the prompts read, as its layers and the rows need it."""
     if isinstance(requests, Rows):
         return Ragged(model, input_ids, config, model_kwargs, requests)
-    kind = Recurrent if recurrent_layers(growing(model_kwargs[cache_argument(model)])) else Forward
-    return kind(model, input_ids, config, model_kwargs)
+    prompt = (model, input_ids, config, model_kwargs)
+    if is_recurrent(model, model_kwargs.get(cache_argument(model))):
+        return Recurrent(*prompt, mixers_to_slow(model, len(input_ids)))
+    return Forward(*prompt)
 
 
 def requests_of(
@@ -278,7 +283,7 @@ def requests_of(
         pad_token_id=0 if pad is None else int(pad),
         on_device=on_device,
     )
-    if slots := capacity(growing(model_kwargs[cache_argument(model)])):
+    if slots := capacity(growing(model_kwargs.get(cache_argument(model)))):
         requests.room = min(requests.room, slots + 1)
     side = "decoder_" if model.config.is_encoder_decoder else ""
     if side:

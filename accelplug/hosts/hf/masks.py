@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin, StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.columns import Columns
+from accelplug.hosts.hf.layers import is_recurrent
 from accelplug.hosts.hf.tree import Tree
 
 # Their attention is biased or windowed by cache slot rather than by position, so branches would see wrong distances.
@@ -154,7 +155,7 @@ def check_trees(model: Any, cache: Any) -> None:
     implementation = text._attn_implementation or "eager"
     if implementation not in _MASKABLE:
         raise HostError(f"attn_implementation {implementation!r} cannot verify a tree of drafts; load the model with 'sdpa' or 'eager'")
-    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in getattr(cache, "self_attention_cache", cache).layers):
+    if is_recurrent(model, cache):
         raise HostError("a tree of drafts cannot be verified in recurrent layers, which read one token after the other; use a drafter of chains")
     if _by_slot(model) or not types <= _WINDOWS:
         what = ", ".join(sorted(types - _WINDOWS)) or f"{text.model_type}'s"

@@ -21,6 +21,8 @@ class Parameters:
     """
 
     def __init__(self, selection: Selection, given: Mapping[str, Any]) -> None:
+        if not isinstance(given, Mapping):
+            raise OptionError(f"parameters are a mapping such as {{'num_tokens': 4}}, got {given!r:.60}")
         self.given = dict(given)
         techniques = [technique for technique in (selection.drafter, selection.verifier) if technique is not None]
         self._offers = {technique.kind: offers_of(str(technique), technique.factory) for technique in techniques}

@@ -15,7 +15,8 @@ from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.hf.columns import Columns
 from accelplug.hosts.hf.compat import cache_argument, cache_name
-from accelplug.hosts.hf.forward import PER_STEP, Forward, growing, has_virtual_tokens, recurrent_layers
+from accelplug.hosts.hf.forward import PER_STEP, Forward, has_virtual_tokens
+from accelplug.hosts.hf.layers import growing, is_recurrent
 from accelplug.hosts.hf.masks import unfit_for_own_masks
 from accelplug.hosts.hf.processors import is_prefix_pure
 from accelplug.hosts.hf.request import Requests
@@ -42,15 +43,15 @@ def obstacle_to_ragged(model: Any, processors: Any, criteria: Any, model_kwargs:
     for_all = [name for name, value in model_kwargs.items() if isinstance(value, Tensor) and name not in PER_STEP - {"token_type_ids"}]
     if for_all:
         return f"{for_all[0]}, which the model is given for all rows at once"
-    if which := _unfit_cache(model_kwargs[cache_argument(model)]):
+    if which := _unfit_cache(model, model_kwargs.get(cache_argument(model))):
         return which
     if has_virtual_tokens(model):
         return "virtual tokens before the prompts, which PEFT counts for all rows at once"
     return "positions that the model counts itself" if model_kwargs.get("position_ids") is None else None
 
 
-def _unfit_cache(cache: Any) -> str | None:
-    if recurrent_layers(cache):
+def _unfit_cache(model: Any, cache: Any) -> str | None:
+    if is_recurrent(model, cache):
         return "recurrent layers, whose state has no room for what a row rejected while another kept it"
     return None if all(type(layer) in _LAYERS for layer in cache.layers) else "a cache that is not dynamic"
 
@@ -153,7 +154,7 @@ class Ragged(Forward):
 
     def __init__(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], rows: Rows) -> None:
         if any(layer.is_sliding for layer in model_kwargs[cache_name()].layers):
-            model_kwargs[cache_name()] = DynamicCache()
+            model_kwargs[cache_name()] = DynamicCache(offloading=model_kwargs[cache_name()].offloading)
         super().__init__(model, input_ids, generation_config, model_kwargs)
         self.rows, self.batch = rows, list(range(rows.count))  # the rows in the cache, in its order
         self.columns = Columns(self.device, self.cache)

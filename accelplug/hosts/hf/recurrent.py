@@ -6,57 +6,97 @@ its drafts, so that going back costs no pass of its own; once they are many, a s
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, LinearAttentionCacheLayerMixin
+from transformers import GenerationConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
 from accelplug._errors import HostError
-from accelplug.hosts.hf.compat import cache_argument
-from accelplug.hosts.hf.forward import Forward, recurrent_layers, state_elsewhere
-from accelplug.hosts.hf.tree import Tree
+from accelplug.hosts.hf.forward import Forward, state_elsewhere
+from accelplug.hosts.hf.layers import growing, has_attention, recurrent_layers
+from accelplug.hosts.hf.tree import EMPTY, Tree
 
 _MOST_UNREAD = 16
 _NO_LIMIT = (0.0, float("inf"))
-_known: WeakKeyDictionary[nn.Module, tuple[torch.device, list[nn.Module] | None]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[tuple[torch.device, torch.dtype, bool], list[nn.Module] | None]] = WeakKeyDictionary()
 
 
 class States:
-    """What the recurrent and convolution layers of a cache hold, and a copy of it to go back to."""
+    """What a model's recurrent and convolution layers remember, and a copy of it to go back to."""
 
-    def __init__(self, layers: Sequence[LinearAttentionCacheLayerMixin]) -> None:
-        held = [states for layer in layers for states in (layer.conv_states, layer.recurrent_states)]
-        self.kept = [(states, i, torch.empty_like(state)) for states in held for i, state in states.items() if state is not None]
+    def __init__(self, model: Any, past: Any) -> None:
+        self.model, self.past = model, past
+        self.kept = [torch.empty_like(state) for state in self.now()]
+
+    def now(self) -> list[Tensor]:
+        """Return the states as they are: in the cache's layers, beside them in a cache of the model's own kind, or in its modules."""
+        layers = recurrent_layers(growing(self.past))
+        held = self.past if isinstance(self.past, list) else vars(self.past)
+        return [*_tensors([[layer.conv_states, layer.recurrent_states] for layer in layers]), *_tensors(held)] or [
+            state for module in self.model.modules() for state in vars(module).values() if isinstance(state, Tensor)
+        ]
 
     def save(self) -> None:
         """Copy the states as they are."""
-        for states, i, kept in self.kept:
-            kept.copy_(states[i])
+        for kept, state in zip(self.kept, self.now(), strict=True):
+            kept.copy_(state)
 
     def restore(self) -> None:
         """Put the copy back, in place: compiled graphs know a state by its address."""
-        for states, i, kept in self.kept:
-            states[i].copy_(kept)
+        for kept, state in zip(self.kept, self.now(), strict=True):
+            state.copy_(kept)
+
+
+def _tensors(held: Any) -> Iterator[Tensor]:
+    """Yield the tensors in lists and mappings of any depth."""
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, dict | list | tuple):
+        for inner in held.values() if isinstance(held, dict) else held:
+            yield from _tensors(inner)
 
 
 class Recurrent(Forward):
-    """The target model where some layers keep a running state, for chains of drafts in rows that advance together."""
+    """The target model where some layers keep a running state, for chains of drafts in rows that advance together.
 
-    def __init__(self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
+    :param mixers: the modules that have to read one token after the other.
+    """
+
+    def __init__(
+        self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], mixers: Sequence[nn.Module]
+    ) -> None:
         super().__init__(model, input_ids, generation_config, model_kwargs)
-        self.states = States(recurrent_layers(self.cache))
+        self.states = States(model, self.past)
         if not self.states.kept:
             raise state_elsewhere(model)
-        self.mixers = mixers_to_slow(model)
+        if self.forgets_padding and self.masks.padding is not None and not self.masks.padding.all():
+            raise HostError(
+                f"{type(model).__name__} forgets padding behind the prompt in this release of Transformers, where its output is wrong; "
+                "give it prompts of one length"
+            )
+        if len([weights for weights in (self.outputs or {}).get("attentions") or () if weights.ndim == 4]) > len(self.layers):
+            raise HostError(
+                f"{type(model).__name__} returns the states of its recurrent layers as their attentions, which drafts leave no trace of; "
+                "leave output_attentions out"
+            )
+        self.mixers = mixers
         # Per row: the committed tokens, but the last, that the layers have gone back behind; and those of the last forward pass.
         self.unread: list[list[int]] = [[] for _ in input_ids]
         self.read: list[list[int]] = []
+
+    def _look_at_cache(self, prompt_length: int) -> None:
+        # What a recurrent layer leaves empty, for its state to lie elsewhere, is none of attention's: masks would be made by its length.
+        before = _mask_sizes(self.cache)
+        for i, layer in enumerate(self.cache.layers):
+            if isinstance(layer, CacheLayerMixin) and not layer.is_initialized:
+                self.cache.layers[i] = LinearAttentionLayer()
+        self.forgets_padding = _mask_sizes(self.cache) != before
+        super()._look_at_cache(prompt_length)
 
     @property
     def behind(self) -> int:
@@ -79,6 +119,13 @@ class Recurrent(Forward):
         self.read = rows
         with one_by_one(self.mixers):
             return super().step([row[0] for row in rows], [Tree(row[1:]) for row in rows])
+
+    def alone(self, tokens: Sequence[int]) -> Tensor:
+        """Read one more token of each row and keep it; return its logits [count, vocab_size]."""
+        trees = [EMPTY] * len(tokens)
+        logits = self.step(tokens, trees)[:, 0]
+        self.commit(trees, [[]] * len(tokens), 0)
+        return logits
 
     def slots(self, paths: Sequence[Sequence[int]], kept: int) -> list[list[int]]:
         """Return the last forward pass's slots of every row's committed tokens, those read again first."""
@@ -106,66 +153,82 @@ class Recurrent(Forward):
             self._advance(width)
 
 
-def mixers_to_slow(model: Any) -> list[nn.Module]:
+def _mask_sizes(cache: Cache) -> tuple[int, int]:
+    """Return what Transformers makes masks by."""
+    layer = cache.is_sliding.index(True) if any(cache.is_sliding) else 0
+    return cache.get_mask_sizes(1, layer) if has_attention(cache) else (0, 0)
+
+
+def mixers_to_slow(model: Any, count: int = 1) -> list[nn.Module]:
     """Return the model's mixers if they have to read one token after the other: some forget their state when they read several.
 
+    :param count: how many rows the model is to read.
     :raises HostError: the model cannot read on from its state, whatever is done.
     """
-    found = _known.get(model)
-    if found is None or found[0] != model.device:
-        found = _known[model] = (model.device, _mixers_to_slow(model))
-    if found[1] is None:
+    known = _known.setdefault(model, {})
+    key = (model.device, model.dtype, count > 1)
+    if key not in known:
+        known[key] = _mixers_to_slow(model, min(count, 2))
+    if (slowed := known[key]) is None:
+        if count > 1:
+            mixers_to_slow(model)
+            raise HostError(f"{type(model).__name__} mixes the rows of a batch where it reads one token, so drafts cannot be verified; give it one prompt")
         raise HostError(
-            f"{type(model).__name__} makes of several tokens something else than of one after the other, so drafts cannot be verified; "
-            "use another model"
+            f"{type(model).__name__} makes of several tokens something else than of one after the other, or keeps its state out of reach, "
+            "so drafts cannot be verified; use another model"
         )
-    return found[1]
+    return slowed
 
 
-def _mixers_to_slow(model: Any) -> list[nn.Module] | None:
-    mixers = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "conv1d")]
+def _mixers_to_slow(model: Any, count: int) -> list[nn.Module] | None:
+    mixers = [module for module in model.modules() if any(isinstance(child, nn.Conv1d) for child in module.children())]
     # One form of Mamba 2 heeds limits of its time steps and the other does not, which a probe may not come across.
     is_limited = any(tuple(getattr(mixer, "time_step_limit", _NO_LIMIT)) != _NO_LIMIT for mixer in mixers)
     for slowed in [mixers] if is_limited else [[], mixers]:
-        if reads_on(model, slowed):
+        if reads_on(model, slowed, count):
             return slowed
     return None
 
 
 @torch.no_grad()
-def reads_on(model: Any, slowed: Sequence[nn.Module] = ()) -> bool:
-    """Whether the model makes of two tokens behind its state what it makes of them one by one, in its logits and in every state."""
+def reads_on(model: Any, slowed: Sequence[nn.Module] = (), count: int = 1) -> bool:
+    """Whether the model makes of two tokens behind its state, and of the next behind a draft that was rejected, what it makes of them
+    one by one, in its logits and in every state.
+    """
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    tokens = (torch.arange(2, 36, device=model.device) % vocab_size).unsqueeze(0)
-    prompt, drafts = tokens[:, :32], tokens[:, 32:]
-    name, takes_positions = cache_argument(model), "position_ids" in signature(model.forward).parameters
-    num_read: dict[int, int] = {}  # of each cache
+    tokens = torch.arange(2, 37, device=model.device) % vocab_size
+    rows = torch.stack([tokens.roll(row) for row in range(count)])
+    first, second, third = rows[:, 32:].T.tolist()
+    wrong = [Tree([token, (token + 1) % vocab_size]) for token in second]
 
-    def read(tokens: Tensor, cache: Cache) -> Tensor:
-        begin = num_read.get(id(cache), 0)
-        num_read[id(cache)] = end = begin + tokens.shape[1]
-        positions = {"position_ids": torch.arange(begin, end, device=model.device).unsqueeze(0)} if takes_positions else {}
-        logits: Tensor = model(input_ids=tokens, **positions, **{name: cache}, use_cache=True).logits[:, -1]
-        return logits
-
-    apart = DynamicCache(config=model.config.get_text_config(decoder=True))
-    read(prompt, apart)
-    together = copy.deepcopy(apart)
-    num_read[id(together)] = num_read[id(apart)]
-    logits = [read(token, apart) for token in drafts.tensor_split(2, dim=1)]
+    apart = _behind(model, rows[:, :32], ())
+    one_by_one_logits = [apart.alone(token) for token in (first, second, third)]
+    expected = [*one_by_one_logits, *(state.clone() for state in apart.states.now())]
     try:
-        with one_by_one(slowed):
-            found = read(drafts, together)
+        together = _behind(model, rows[:, :32], slowed)
+        logits = together.step(first, wrong)
+        together.commit(wrong, [[0]] * count, 1)
+        found = [logits[:, 0], logits[:, 1], together.alone(third), *together.states.now()]
     except (RuntimeError, TypeError, ValueError):  # some refuse, or stumble over, what they cannot do
         return False
-    pairs = zip([found, *_all_states(together)], [logits[-1], *_all_states(apart)], strict=True)
     # A prompt of 32 tokens is most of a state, and rounding far below that.
     most = 3e-4 if model.dtype in (torch.float32, torch.float64) else 0.1
+    pairs = zip(found, expected, strict=True)
     return all(bool((ours.double() - theirs.double()).norm() <= most * theirs.double().norm()) for ours, theirs in pairs)
 
 
-def _all_states(cache: Cache) -> list[Tensor]:
-    return [states[i] for states, i, _ in States(recurrent_layers(cache)).kept]
+def _behind(model: Any, prompt: Tensor, mixers: Sequence[nn.Module]) -> Recurrent:
+    """Return the model behind a prompt, prepared by Transformers as any."""
+    made: list[Recurrent] = []
+
+    def take(model: Any, input_ids: Tensor, generation_config: Any, **given: Any) -> Tensor:
+        model_kwargs = {name: value for name, value in given.items() if name not in ("logits_processor", "stopping_criteria", "inputs_tensor")}
+        made.append(Recurrent(model, input_ids, generation_config, model_kwargs, mixers))
+        return input_ids
+
+    config = GenerationConfig(max_new_tokens=4, do_sample=False, num_beams=1, pad_token_id=0)
+    type(model).generate(model, prompt, generation_config=config, attention_mask=torch.ones_like(prompt), custom_generate=take)
+    return made[0]
 
 
 @contextmanager
@@ -183,10 +246,17 @@ def one_by_one(mixers: Sequence[nn.Module]) -> Iterator[None]:
                 mixer.forward = forward
 
 
-def _slowed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def read(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _slowed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def read(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if "attention_mask" in kwargs:
             kwargs["attention_mask"] = None  # of padding, which no draft is
-        return torch.cat([forward(token, *args, **kwargs) for token in hidden_states.tensor_split(hidden_states.shape[1], dim=1)], dim=1)
+        positions = kwargs.get("position_ids")
+        outputs = []
+        for i, token in enumerate(hidden_states.tensor_split(hidden_states.shape[1], dim=1)):
+            own = {} if positions is None else {"position_ids": positions[..., i : i + 1]}
+            outputs.append(forward(token, *args, **{**kwargs, **own}))
+        if isinstance(outputs[0], tuple):
+            return torch.cat([output[0] for output in outputs], dim=1), *outputs[-1][1:]
+        return torch.cat(outputs, dim=1)
 
     return read

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
+from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.hf.tree import Tree
 
@@ -78,6 +79,17 @@ class Requests:
     def lengths(self, _rows: IntArray) -> IntArray | int:
         """Return how many tokens these rows have, [num_rows], or one number where all have the same."""
         return self.length
+
+    def check_room(self) -> None:
+        """Refuse to go on where a cache of fixed size is full, which Transformers leaves to the layer that overflows.
+
+        :raises HostError: naming its size.
+        """
+        if self.length >= self.room:
+            raise HostError(
+                f"the static cache is full: it has {self.room - 1} slots, and prompt and answer need more; make it as long as both may become, "
+                "or lower max_new_tokens"
+            )
 
     def budgets(self, _lengths: IntArray | int) -> IntArray | int:
         """Return how many nodes fit behind rows of these lengths. One less than the room left, since the target model

@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from accelplug.hooks.masking import CompileLimits, GrammarSpec
 from accelplug.hooks.registry import Registry, Technique, registry
 from accelplug.hosts.costs import StepCosts
 from accelplug.hosts.hf import continuous
-from accelplug.hosts.hf.checking import attached_already, check_weights
+from accelplug.hosts.hf.checking import attached_already, check_weights, no_model
 from accelplug.hosts.hf.compat import ENGINE, HOST
 from accelplug.hosts.hf.context import build_context
 from accelplug.hosts.hf.front import Front
@@ -26,6 +26,9 @@ from accelplug.hosts.hf.parameters import Parameters
 from accelplug.hosts.hf.positions import Positions
 from accelplug.hosts.stats import Stats, TechniqueStats
 from accelplug.hosts.vocabulary import vocabulary_of
+
+_TAKING: Final = threading.RLock()
+"""Held by whoever looks whether a model is free, and takes it or gives it back: of two threads one is refused."""
 
 
 class Session:
@@ -56,7 +59,7 @@ class Session:
             raise OptionError(f"batches={batches!r} is no way to advance rows; it takes 'auto', 'ragged' or 'lockstep'")
         self.batches = batches
         if not callable(getattr(model, "generate", None)) or not hasattr(model, "config"):
-            raise HostError(f"accelplug takes a loaded model, such as AutoModelForCausalLM.from_pretrained(...), and got {model!r:.60}")
+            raise no_model(model)
         if not allow_lossy:
             check_weights(model)
         offered = self.offered = plugins or registry()
@@ -80,6 +83,7 @@ class Session:
         self.parameters = parameters or {}
         self.stats = Stats(techniques=[TechniqueStats.of(technique) for technique in self.selection])
         self.model, self.tokenizer, self.vocab_size = model, tokenizer, context.vocab_size
+        self.taken = getattr(model, "_orig_mod", model)  # what torch.compile() returns hands attributes on to the model that it wraps
         self.busy = threading.Lock()
         self.entered = False
 
@@ -114,19 +118,22 @@ class Session:
 
     def __enter__(self) -> Session:
         self.entered = True
-        if isinstance(vars(self.model).get("generate"), Front):
-            raise attached_already()
-        self._shadowed = vars(self.model).get("generate")
-        self._continuous = continuous.governed(self)
-        self._continuous.__enter__()
-        self.model.generate = Front(self, self.model.generate)
+        with _TAKING:
+            self._shadowed = vars(self.taken).get("generate")
+            if isinstance(self._shadowed, Front):
+                raise attached_already()
+            self._continuous = continuous.governed(self)
+            self._continuous.__enter__()
+            self._front = self.taken.generate = Front(self, self.model.generate)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
-        del self.model.generate
-        self._continuous.__exit__(None, None, None)
-        if self._shadowed is not None:
-            self.model.generate = self._shadowed
+        with _TAKING:
+            if vars(self.taken).get("generate") is self._front:  # else somebody has put another one there since, which stays
+                del self.taken.generate
+                if self._shadowed is not None:
+                    self.taken.generate = self._shadowed
+            self._continuous.__exit__(None, None, None)
 
 
 def attach(  # noqa: PLR0913 - each is a choice of the user's

@@ -140,8 +140,12 @@ class Walk:
         return trees[row].follow(nodes[row], requests.pad_token_id) if requests.is_over(row) else child
 
     def _process(self, logits: Tensor, nodes: list[int], requests: Requests) -> Tensor:
-        rows = logits[torch.arange(len(nodes), device=logits.device), torch.tensor(nodes, device=logits.device) + 1]
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # [count, vocab_size], a copy: processors may write into it
+        if len(nodes) == 1:
+            rows = logits[:, nodes[0] + 1]
+        else:
+            rows = logits[torch.arange(len(nodes), device=logits.device), torch.tensor(nodes, device=logits.device) + 1]
+        # [count, vocab_size], a copy: processors may write into it
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=len(nodes) == 1)
         if self.logits is not None:
             self.logits.append(rows.clone())
         processors = self.processors if requests.count > 1 else self.processors_of(requests.numbers[0])

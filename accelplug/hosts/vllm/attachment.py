@@ -11,6 +11,10 @@ from accelplug.hosts.vllm.board import Counters
 class Attachment(Protocol):
     """A runner's drafter seam, from the worker's side."""
 
+    @property
+    def quiet(self) -> bool:
+        """Whether the last step changed no counter but the seconds spent."""
+
     def begin_step(self, scheduler_output: Any) -> None:
         """Learn which requests begin and end, before the engine runs the step."""
 
@@ -35,6 +39,8 @@ class Attachment(Protocol):
 
 class NoDrafts:
     """The attachment of a pipeline-parallel rank other than the last, where vLLM asks for no drafts."""
+
+    quiet = True
 
     def begin_step(self, scheduler_output: Any) -> None:
         """Do nothing."""

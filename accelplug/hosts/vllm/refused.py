@@ -18,6 +18,8 @@ class Refused:
     :param drafts: whether that place is accelplug's; otherwise vLLM's own drafter has it.
     """
 
+    quiet = True
+
     def __init__(self, runner: Any, reason: AccelplugError, *, v2: bool, drafts: bool) -> None:
         LOG.error("accelplug: %s; the engine serves without it, as on_refused='serve' asks", reason)
         self.reason, self.v2, self.drafts = str(reason), v2, drafts
@@ -31,10 +33,12 @@ class Refused:
             runner.speculator = Speculator(source, runner.req_states.max_num_reqs, num_tokens, runner.device)
             self.trims = trims(self.config)
         elif drafts:
+            from accelplug.hosts.vllm.undrafted import Undrafted
             from accelplug.hosts.vllm.v1 import repair
 
             runner.drafter.attachment = self
             repair(runner)  # vLLM still takes it that something drafts
+            Undrafted(runner, lambda _: None)
             self.trims = True
 
     def propose(self, sampled: list[list[int]], *_: Any) -> list[list[int]]:

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from accelplug._errors import HostError
-from accelplug.hooks.options import Offer, check_request, fields_of, is_number, offers_of, per_request_options
+from accelplug._errors import HostError, OptionError
+from accelplug.hooks.options import Offer, check_request, fields_of, is_number, may_be_none, offers_of, per_request_options
 from accelplug.hooks.registry import Technique, registry
 from accelplug.hosts.vllm.grammar_request import OFFERS
 from accelplug.hosts.vllm.plugin import KEY
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CAP: Final = "num_tokens"
 """The option that is the host's own, for every drafter: the most tokens to draft for the request, 0 for none."""
+_NONE: Final = (1 << 63) - 1
+"""In tensors, in place of a whole number that may be None."""
 
 
 def read_request(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def read_request(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     if not extra_args:
         return {}
     nested = extra_args.get(KEY, {})
-    found = dict(nested) if isinstance(nested, Mapping) else {KEY: nested}
+    found = dict(nested) if isinstance(nested, Mapping) else {KEY: nested}  # which no technique takes, see `check_params`
     return found | {name.removeprefix(f"{KEY}."): value for name, value in extra_args.items() if name.startswith(f"{KEY}.")}
 
 
@@ -60,6 +62,8 @@ def check_params(vllm_config: Any, params: Any) -> None:
     given = read_request(getattr(params, "extra_args", None))
     settings = (vllm_config.additional_config or {}).get(KEY) if given else None
     if settings is not None:
+        if KEY in given:
+            raise OptionError(f"a request's options are a mapping such as {{'num_tokens': 4}}, over HTTP names like {KEY}.num_tokens, got {given[KEY]!r:.60}")
         check_request("accelplug", given, _offers(json.dumps(settings)))
 
 
@@ -107,10 +111,11 @@ class RequestOptions:
 
 
     def tensors(self, defaults: Mapping[str, Any], req_ids: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Return the same as `values` does, name -> [num_reqs]."""
-        import torch
+        """Return the same as `values` does, name -> [num_reqs], without waiting for the device; None becomes the largest int64."""
+        from vllm.utils.torch_utils import async_tensor_h2d
 
-        return {name: torch.tensor(values, device=device) for name, values in self.values(defaults, req_ids).items()}
+        found = self.values(defaults, req_ids)
+        return {name: async_tensor_h2d([_NONE if value is None else value for value in values], device) for name, values in found.items()}
 
 
 def refuse_no_numbers(technique: Technique) -> None:
@@ -119,7 +124,8 @@ def refuse_no_numbers(technique: Technique) -> None:
     :raises HostError: naming the option.
     """
     for name, offer in offers_of(str(technique), technique.factory).items():
-        if not is_number(offer.annotation):
+        is_limit = technique.kind == "drafter" and may_be_none(offer.annotation)
+        if not (is_number(offer.annotation) or is_limit):
             raise HostError(f"{technique} lets requests set {name!r}, which may be no number, and vLLM's requests share tensors; make it int, float or bool")
 
 

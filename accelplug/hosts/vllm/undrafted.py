@@ -1,51 +1,51 @@
-"""Steps of the V1 runner in which nobody has a draft: they should cost what they cost in an engine that never speculates.
+"""Steps of the V1 runner in which nobody has a draft: they run as they do in an engine that never speculates.
 
-vLLM works out in every step whose logits are whose, which takes some thirty small operations where anything speculates. Without
-drafts the answer depends on the number of requests alone.
+A runner with a speculative configuration works out in every step whose logits are whose, tells the padding of drafts from tokens, and
+asks for drafts in between. Without drafts none of that changes the step, so it takes place without the configuration.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
-
-import torch
-from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
-
-from accelplug.hooks.drafting import IntArray
 
 
 class Undrafted:
-    """Stands in for a runner's `_calc_spec_decode_metadata`, which goes on to answer where there are drafts.
+    """Stands in for a runner's `execute_model` and `sample_tokens`, which are what a step consists of.
 
-    :param runner: vLLM's V1 model runner, which has sent each step's `query_start_loc` to the device by then.
+    :param runner: vLLM's V1 model runner.
+    :param draft: called behind a step without drafts, in which the runner does not ask for any, with what it returned.
+    :ivar is_plain: whether the step that began last is such a one.
     """
 
-    def __init__(self, runner: Any) -> None:
-        self.calculate = runner._calc_spec_decode_metadata
-        self.starts = runner.query_start_loc.gpu
-        self.always = functools.cache(functools.partial(_always, device=runner.device))
+    def __init__(self, runner: Any, draft: Callable[[Any], None]) -> None:
+        self.runner, self.draft, self.speculative = runner, draft, runner.speculative_config
+        self.execute, self.sample = runner.execute_model, runner.sample_tokens
+        model = runner.model_config
+        self.applies = not (model.is_hybrid or model.is_attention_free)  # recurrent states are laid out for drafts in every step
+        self.is_plain = False
+        runner.execute_model, runner.sample_tokens = self.execute_model, self.sample_tokens
 
-    def __call__(self, num_draft_tokens: IntArray, cu_num_scheduled_tokens: IntArray) -> SpecDecodeMetadata:
-        """Return whose logits are whose.
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Begin a step.
 
-        :param num_draft_tokens: [num_reqs].
-        :param cu_num_scheduled_tokens: [num_reqs], tokens of the requests so far, each one's own included.
+        :param scheduler_output: vLLM's SchedulerOutput.
         """
-        if num_draft_tokens.any():
-            return self.calculate(num_draft_tokens, cu_num_scheduled_tokens)
-        num_reqs = len(num_draft_tokens)
-        return SpecDecodeMetadata(num_draft_tokens=[0] * num_reqs, logits_indices=self.starts[1 : num_reqs + 1] - 1, **self.always(num_reqs))
+        self.is_plain = self.applies and not scheduler_output.scheduled_spec_decode_tokens
+        return self._run(self.execute, scheduler_output, *args, **kwargs)
 
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Finish it."""
+        output = self._run(self.sample, *args, **kwargs)
+        if self.is_plain:
+            self.draft(output)
+        return output
 
-def _always(num_reqs: int, device: torch.device) -> Mapping[str, torch.Tensor]:
-    """Return what is the same in every such step of as many requests: each has one row of logits, and no row is a draft's."""
-    none, ends = torch.zeros(0, dtype=torch.int32, device=device), torch.arange(num_reqs, dtype=torch.int32, device=device)
-    return {
-        "draft_token_ids": none,
-        "cu_num_draft_tokens": torch.zeros_like(ends),
-        "cu_num_sampled_tokens": ends + 1,
-        "target_logits_indices": none,
-        "bonus_logits_indices": ends,
-    }
+    def _run(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.is_plain:
+            return method(*args, **kwargs)
+        self.runner.speculative_config = None
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self.runner.speculative_config = self.speculative

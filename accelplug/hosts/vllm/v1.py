@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+from vllm.v1.outputs import DraftTokenIds
 
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
-from accelplug.hosts.vllm import cpu_expand
+from accelplug.hosts.vllm import cpu_expand, cpu_kernels
 from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.chains import Batch, Chains
@@ -70,8 +71,9 @@ def repair(runner: Any) -> list[str]:
         return sample(logits, spec_decode_metadata if drafted else None)
 
     runner._sample = sample_plainly_without_drafts
-    expanded = runner.device.type == "cpu" and cpu_expand.repair()
-    return ["_sample", *(["expand_batch_to_tokens"] if expanded else [])]
+    if runner.device.type != "cpu":
+        return ["_sample"]
+    return ["_sample", *cpu_kernels.hand_over(), *(["expand_batch_to_tokens"] if cpu_expand.repair() else [])]
 
 
 class V1Attachment:
@@ -90,7 +92,7 @@ class V1Attachment:
         self.proposer.attachment = self
         self.chains = Chains(session, self.proposer.num_tokens, config.model_config.max_model_len, config.scheduler_config.max_num_seqs)
         self.repaired = repair(runner)
-        runner._calc_spec_decode_metadata = Undrafted(runner)
+        self.undrafted = Undrafted(runner, self.draft)
         # accelplug's scheduler puts what a grammar forces behind a request's drafts, whether it has any or not
         self._reads_empty = read_settings(config.additional_config[KEY]).grammar is not None
         self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=False)
@@ -98,6 +100,7 @@ class V1Attachment:
         self._rows = np.arange(config.scheduler_config.max_num_seqs)
         self._rows.flags.writeable = False  # drafters are shown this very array
         self._asked = False
+        self._drafted: DraftTokenIds | None = None  # behind a step in which vLLM itself asks for nothing
 
     def begin_step(self, scheduler_output: Any) -> None:
         """Finish requests that ended or begin anew, and remember which drafts this step verifies."""
@@ -108,7 +111,7 @@ class V1Attachment:
             self.chains.begin(request.req_id, token_limit(num_prompt_tokens, request.sampling_params, self.chains.max_length), request.sampling_params)
         drafts = scheduler_output.scheduled_spec_decode_tokens.items()
         self._scheduled = {req_id: len(tokens) - tokens.count(-1) for req_id, tokens in drafts} | forced_in(scheduler_output)
-        self._asked = False
+        self._asked, self._drafted = False, None
         self.session.stats.requests += len(new)
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
         self.session.clock.begin(scheduler_output)
@@ -123,6 +126,15 @@ class V1Attachment:
         chains = iter(drafted)
         return [next(chains) if new else [] for new in sampled]
 
+    def draft(self, output: Any) -> None:
+        """Draft behind a step without drafts, in which vLLM does not ask."""
+        if not output.sampled_token_ids:
+            return
+        rows = self.runner.input_batch
+        drafts = self.propose(output.sampled_token_ids, rows.num_tokens_no_spec, rows.token_ids_cpu)
+        if self._reads_empty or any(drafts):
+            self._drafted = DraftTokenIds(list(rows.req_ids), drafts)
+
     def end_step(self, output: Any) -> None:
         """Show the step to the drafter where vLLM asked for no drafts, as it does near the maximum length."""
         sampled = getattr(output, "sampled_token_ids", None)
@@ -131,11 +143,17 @@ class V1Attachment:
         rows = self.runner.input_batch
         self.chains.commit(self._batch(sampled, rows.num_tokens_no_spec, rows.token_ids_cpu), self._scheduled)
 
+    @property
+    def quiet(self) -> bool:
+        """Whether the last step had nothing to count, as those without drafts, and nothing failed."""
+        return self.undrafted.is_plain and self.session.switched_off is None
+
     def trim(self, drafts: Any) -> Any:
         """Return no drafts where the drafter was not asked; vLLM would schedule rows of token 0 instead.
 
         None spares vLLM the way through its scheduler where nobody has a draft: it takes drafts off a request as it lays them out.
         """
+        drafts = self._drafted or drafts
         if drafts is None:
             return None
         if not self._asked:
@@ -154,7 +172,8 @@ class V1Attachment:
 
     def status(self) -> dict[str, Any]:
         """Return what runs and what came of it."""
-        seams = ["custom_class proposer", "_calc_spec_decode_metadata", *([] if self.seat is None else ["rejection_sampler"]), *self.repaired]
+        steps = ["execute_model", "sample_tokens"] if self.undrafted.applies else []
+        seams = ["custom_class proposer", *steps, *([] if self.seat is None else ["rejection_sampler"]), *self.repaired]
         return {"runner": "V1", "async": False, **self.session.status(), "seams": seams}
 
     def _batch(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> Batch:

@@ -22,6 +22,7 @@ from accelplug.hosts.vllm.seat import Seat
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import token_limit
 from accelplug.hosts.vllm.v2_device import DeviceSource
+from accelplug.hosts.vllm.v2_form import drafts_on_device, expected_cost
 from accelplug.hosts.vllm.v2_host import HostSource
 from accelplug.hosts.vllm.v2_source import Source
 
@@ -73,12 +74,14 @@ class V2Attachment:
     :param runner: vLLM's V2 model runner, its model loaded, nothing profiled or captured yet.
     """
 
+    quiet = False
+
     def __init__(self, runner: Any, session: Session) -> None:
         config = runner.vllm_config
         if not isinstance(runner.speculator, NgramGPUSpeculator):
             raise HostError(f"vLLM's V2 runner drafts with a {type(runner.speculator).__name__} and not with the n-gram drafter accelplug replaces")
         num_tokens = config.speculative_config.num_speculative_tokens
-        on_device = session.bound.propose_on_device is not None
+        on_device = drafts_on_device(session.bound, config)
         self.runner = runner
         self.session = session
         self.source: Source = (DeviceSource if on_device else HostSource)(session, runner.req_states, num_tokens)
@@ -87,9 +90,7 @@ class V2Attachment:
         self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=True, real=self.source.real)
         self.is_async = bool(config.scheduler_config.async_scheduling)
         self.trims = trims(config)
-        if not on_device:
-            wait = "no wait on a CPU" if runner.device.type == "cpu" else "one wait for the device a step, which asynchronous scheduling would save"
-            LOG.info("accelplug: %s drafts in host memory: %s", session.bound.technique, wait)
+        LOG.info("accelplug: %s", expected_cost(session.bound, config, runner.device.type))
         if not self.trims:
             LOG.info("accelplug: every step verifies %d drafts of every request, drafted or padding", num_tokens)
 
@@ -99,7 +100,7 @@ class V2Attachment:
         self.source.end(scheduler_output.finished_req_ids | new | (scheduler_output.preempted_req_ids or set()))
         for request in scheduler_output.scheduled_new_reqs:
             limit = token_limit(request.prompt_len, request.sampling_params, self.runner.req_states.max_model_len)
-            self.source.arrive(request.req_id, request.prefill_token_ids, limit, request.sampling_params)
+            self.source.arrive(request.req_id, request.prefill_token_ids, request.prompt_len, limit, request.sampling_params)
             # A preempted request comes back with what it had generated, and was counted the first time.
             self.session.stats.requests += len(request.prefill_token_ids) == request.prompt_len
         self.source.force(forced_in(scheduler_output), scheduler_output.scheduled_spec_decode_tokens)
@@ -132,4 +133,5 @@ class V2Attachment:
         """Return what runs and what came of it."""
         self.source.settle()
         seams = ["speculator", *(["take_draft_token_ids"] if self.trims else []), *([] if self.seat is None else ["rejection_sampler"])]
-        return {"runner": "V2", "async": self.is_async, **self.session.status(), "seams": seams}
+        drafts_in = "device" if isinstance(self.source, DeviceSource) else "host"
+        return {"runner": "V2", "async": self.is_async, "drafts_in": drafts_in, **self.session.status(), "seams": seams}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from accelplug.hooks.drafting import DeviceView
 from accelplug.hosts.vllm.session import Session
@@ -26,8 +27,9 @@ class DeviceSource:
         self.table = SlotTable(req_states.max_num_reqs)
         device = req_states.total_len.gpu.device
         self.real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=device)  # [num_slots] drafts that are no padding
-        self._limits = torch.zeros_like(self.real).repeat(2, 1)  # [2, num_slots] the most tokens of each request, and the most to draft for it
-        self._arriving: dict[str, tuple[int, int]] = {}
+        # [3, num_slots] each request's prompt length, the most tokens that it may have, and the most to draft for it
+        self._known = torch.zeros_like(self.real).repeat(3, 1)
+        self._arriving: dict[str, tuple[int, int, int]] = {}
         self._own: Mapping[str, int] = {}
         self._totals = torch.zeros(3, dtype=torch.int64, device=device)  # drafted, accepted, tokens; since settle()
 
@@ -38,10 +40,10 @@ class DeviceSource:
         for req_id in req_ids:
             self._arriving.pop(req_id, None)
 
-    def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
-        """Remember the limits; the tokens are on the device."""
+    def arrive(self, req_id: str, tokens: Sequence[int], prompt_length: int, limit: int, params: Any) -> None:
+        """Remember the lengths; the tokens are on the device."""
         del tokens
-        self._arriving[req_id] = limit, self.session.begin(req_id, params, self.num_tokens)
+        self._arriving[req_id] = prompt_length, limit, self.session.begin(req_id, params, self.num_tokens)
 
     def force(self, own: Mapping[str, int], drafts: Mapping[str, Sequence[int]]) -> None:
         """Remember how many of a request's drafts are the drafter's; what is forced is no padding either."""
@@ -57,7 +59,9 @@ class DeviceSource:
         states = self.req_states
         lengths = states.total_len.gpu[slots]
         parameters = self.session.requests.tensors(self.session.defaults, input_batch.req_ids, self.real.device)
-        found = self.session.propose_on_device(DeviceView(slots, states.all_token_ids.gpu, lengths, self.num_tokens, parameters))
+        prompts, limits, most = self._known[:, slots]
+        view = DeviceView(slots, states.all_token_ids.gpu, lengths, self.num_tokens, parameters, prompts.int())
+        found = self.session.propose_on_device(view)
         if found is None:
             drafts.copy_(last_sampled[slots].unsqueeze(1).expand_as(drafts))
             self.real[slots] = 0
@@ -66,7 +70,6 @@ class DeviceSource:
         # a draft, and the verifier judges it like any other.
         drafts.copy_(found.tokens.clamp(0, self.session.vocab_size - 1))
         # Drafts past a request's limit would be verified and thrown away; the target model adds one token of its own.
-        limits, most = self._limits[:, slots]
         room = torch.minimum(limits - lengths.long() - 1, most).clamp(min=0)
         self.real[slots] = torch.minimum(found.counts.long().clamp(min=0), room) * (num_sampled > 0)
 
@@ -93,7 +96,8 @@ class DeviceSource:
         """
         verified = cu_num_logits.diff().long() - 1
         if self._own:  # of these drafts the drafter's are not all
-            verified = torch.tensor([self._own.get(req_id, self.num_tokens) for req_id in req_ids], device=slots.device).minimum(verified)
+            own = [self._own.get(req_id, self.num_tokens) for req_id in req_ids]
+            verified = async_tensor_h2d(own, slots.device).minimum(verified)
         real = torch.minimum(self.real[slots], verified) * (num_sampled > 0)
         accepted = torch.minimum(real, num_sampled.long() - 1).clamp(min=0)
         self._totals += torch.stack([real.sum(), accepted.sum(), num_sampled.long().sum()])
@@ -108,6 +112,7 @@ class DeviceSource:
         self.session.finish(lost)
         self.session.start(started)
         if started:
-            unlimited = self.req_states.max_model_len, self.num_tokens
-            limits = [self._arriving.pop(req_id, unlimited) for req_id, slot in zip(req_ids, slots, strict=True) if slot in started]
-            self._limits[:, torch.tensor(started, device=self._limits.device)] = torch.tensor(limits, device=self._limits.device).T
+            unknown = 0, self.req_states.max_model_len, self.num_tokens
+            known = [self._arriving.pop(req_id, unknown) for req_id, slot in zip(req_ids, slots, strict=True) if slot in started]
+            rows = async_tensor_h2d([[slot, *lengths] for slot, lengths in zip(started, known, strict=True)], self._known.device)
+            self._known[:, rows[:, 0]] = rows[:, 1:].T

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.vllm.chains import Batch, Chains
@@ -37,8 +38,9 @@ class HostSource:
         for req_id in req_ids:
             self._arriving.pop(req_id, None)
 
-    def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
+    def arrive(self, req_id: str, tokens: Sequence[int], prompt_length: int, limit: int, params: Any) -> None:
         """Keep a copy: within one process the scheduler goes on to append to the same list."""
+        del prompt_length
         self.chains.begin(req_id, limit, params)
         self._arriving[req_id] = np.array(tokens, dtype=np.int32)
 
@@ -62,7 +64,7 @@ class HostSource:
         for i, chain in zip(active.tolist(), chains, strict=True):
             padded[i, : len(chain)] = chain
         padded[:, -1] = self.counts(input_batch.req_ids)
-        both = torch.from_numpy(padded).to(drafts.device)  # one transfer for the drafts and how many they are
+        both = async_tensor_h2d(padded, drafts.device)  # one transfer for the drafts and how many they are, and nobody waits for it
         drafts.copy_(both[:, :-1])
         self.real[input_batch.idx_mapping.long()] = both[:, -1]
 

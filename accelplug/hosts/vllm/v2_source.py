@@ -20,8 +20,8 @@ class Source(Protocol):
     def end(self, req_ids: set[str]) -> None:
         """Finish requests; unknown ones are passed over."""
 
-    def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
-        """Learn the tokens that a request comes with, the most that it may have, and vLLM's SamplingParams."""
+    def arrive(self, req_id: str, tokens: Sequence[int], prompt_length: int, limit: int, params: Any) -> None:
+        """Learn the tokens that a request comes with, how many of them are its prompt, the most that it may have, and vLLM's SamplingParams."""
 
     def force(self, own: Mapping[str, int], drafts: Mapping[str, Sequence[int]]) -> None:
         """Learn what a grammar forced in the coming step.
@@ -57,7 +57,7 @@ class Nothing:
     def end(self, req_ids: set[str]) -> None:
         """Do nothing."""
 
-    def arrive(self, req_id: str, tokens: Sequence[int], limit: int, params: Any) -> None:
+    def arrive(self, req_id: str, tokens: Sequence[int], prompt_length: int, limit: int, params: Any) -> None:
         """Do nothing."""
 
     def force(self, own: Mapping[str, int], drafts: Mapping[str, Sequence[int]]) -> None:

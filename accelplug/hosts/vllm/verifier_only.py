@@ -20,6 +20,8 @@ class VerifierOnly:
     :param repaired: faults of vLLM's that were worked around.
     """
 
+    quiet = False
+
     def __init__(self, runner: Any, rule: Technique, seat: Seat | None, *, v2: bool, repaired: list[str]) -> None:
         self.runner, self.rule, self.seat, self.v2 = runner, rule, seat, v2
         self.seams = [*([] if seat is None else ["rejection_sampler"]), *repaired]

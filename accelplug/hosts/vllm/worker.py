@@ -87,7 +87,7 @@ class AttachedWorker:
         output = super().sample_tokens(grammar_output)  # type: ignore[misc]
         self.accelplug.end_step(output)
         if self.accelplug_board is not None:
-            self.accelplug_board.write(self.accelplug)
+            self.accelplug_board.write(self.accelplug, quiet=self.accelplug.quiet)
         return output
 
     def take_draft_token_ids(self) -> Any:

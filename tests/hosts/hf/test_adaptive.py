@@ -29,6 +29,19 @@ def test_greedy_equals_plain_generate(random_models, source):
         assert max(session.costs.latest) > 1
 
 
+def test_steps_are_counted_by_the_positions_that_they_verify(random_models):
+    model = random_models["llama"]
+
+    class Two:
+        def propose_one(self, tokens, budget):
+            return [0, 0][:budget]
+
+    with accelplug.attach(model, drafter=Two()) as session:
+        model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=12, do_sample=False)
+    assert set(session.costs.latest) <= {1, 2, 3}
+    assert len(session.costs.latest[3]) > 3
+
+
 def test_refusals(random_models):
     model = random_models["llama"]
 

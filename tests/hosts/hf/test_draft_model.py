@@ -177,6 +177,8 @@ def test_traits_follow_the_tree(random_models):
         ({"tree": "top_k(depth=0)"}, "depth=0 is out of range"),
         ({"tree": "gumbel_top_k(branching=[2, 0])"}, "is no list of whole numbers above 0"),
         ({"tree": "sequoia(acceptance=[0.2, 0.5])"}, "is no falling list of chances"),
+        ({"tree": "sequoia(acceptance=['0.5', '0.2'])"}, "is no falling list of chances"),
+        ({"tree": "sequoia(acceptance=0.5)"}, "is no falling list of chances"),
         ({"tree": 5}, "draft_model: tree=5 has no grow"),
         ({"length": 5}, "draft_model: length=5 has no more"),
     ],

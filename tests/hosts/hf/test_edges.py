@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,12 +17,14 @@ from transformers import (
     DynamicCache,
     FalconConfig,
     FalconForCausalLM,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
+    StaticCache,
     TrOCRConfig,
     TrOCRForCausalLM,
 )
@@ -30,6 +33,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 import accelplug
 from accelplug import HostError, PluginError
 from accelplug.hooks import VerifierTraits, VerifyView
+from accelplug.hosts.hf import continuous
 from accelplug.hosts.hf.context import build_context
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import MAKERS, VOCAB
@@ -124,6 +128,55 @@ def test_a_model_that_counts_positions_itself_runs_chains_and_refuses_trees():
         accelplug.generate(model, PROMPT, drafter=Oracle(plain.tolist(), [(3, 1)], VOCAB, width=2), **GREEDY)
 
 
+def test_a_static_cache_that_is_too_small_says_so(model):
+    """Plain generate() fails in the layer that overflows; an answer that ends in time is an answer."""
+    small = {**GREEDY, "past_key_values": StaticCache(config=model.config, max_cache_len=20)}
+    with pytest.raises(HostError, match="the static cache is full: it has 20 slots"):
+        accelplug.generate(model, PROMPT, drafter=Constant(), **small)
+    with pytest.raises(HostError, match="the static cache is full"):
+        accelplug.generate(model, PROMPT, **{**small, "past_key_values": StaticCache(config=model.config, max_cache_len=20)})
+    fits = {"do_sample": False, "max_new_tokens": 16, "past_key_values": StaticCache(config=model.config, max_cache_len=20)}
+    plain = model.generate(PROMPT, do_sample=False, max_new_tokens=16)
+    assert accelplug.generate(model, PROMPT, drafter=Constant(), **fits).tolist() == plain.tolist()
+
+
+def test_gradient_checkpointing_which_takes_the_cache_away_is_named(random_models):
+    model = copy.deepcopy(random_models["llama"]).train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(HostError, match=r"gradient checkpointing in a model that is training, .*; call model.eval\(\) first"):
+        accelplug.generate(model, PROMPT, drafter="prompt_lookup", **GREEDY)
+    accelplug.generate(model.eval(), PROMPT, drafter="prompt_lookup", **GREEDY)
+
+
+def test_weights_sharded_over_processes_are_refused(model, monkeypatch):
+    """There plain generate() goes on until every process is done, so that none waits for another's forward pass."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    accelplug.generate(model, PROMPT, drafter="prompt_lookup", **GREEDY)
+    monkeypatch.setattr("transformers.generation.utils.is_fsdp_managed_module", lambda _: True)
+    with pytest.raises(HostError, match="weights that FSDP or ZeRO 3 shards over processes"):
+        accelplug.generate(model, PROMPT, drafter="prompt_lookup", synced_gpus=False, **GREEDY)
+
+
+def test_token_healing_is_refused_as_an_argument_and_in_a_configuration(model, tokenizer):
+    config = GenerationConfig(token_healing=True, **GREEDY)
+    for arguments in ({"token_healing": True}, {"generation_config": config}):
+        with pytest.raises(HostError, match="hands no tokenizer to token_healing"):
+            accelplug.generate(model, PROMPT, drafter="prompt_lookup", tokenizer=tokenizer, **arguments)
+
+
+def test_what_torch_compile_returns_is_attached_to_once_and_let_go(random_models):
+    model = copy.deepcopy(random_models["llama"])
+    plain = model.generate(PROMPT, **GREEDY)
+    compiled = torch.compile(model, backend="eager")
+    for one, other in ((compiled, model), (model, compiled), (compiled, compiled)):
+        with accelplug.attach(one, drafter="prompt_lookup"):
+            assert compiled.generate(PROMPT, **GREEDY).tolist() == plain.tolist()
+            with pytest.raises(HostError, match="attached to this model already"), accelplug.attach(other):
+                pass
+        assert "generate" not in {*vars(model), *vars(compiled)}
+
+
 def test_a_model_without_a_cache_is_refused():
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_positions=64, n_embd=32, n_layer=1, n_head=2, **SMALL)).eval()
     with pytest.raises(HostError, match="OpenAIGPTLMHeadModel fills no cache"):
@@ -140,6 +193,11 @@ def test_flash_attention_refuses_trees_before_anything_runs(model, monkeypatch):
 def test_only_a_loaded_model_can_be_attached(thing):
     with pytest.raises(HostError, match="takes a loaded model"):
         accelplug.attach(thing, drafter="prompt_lookup")
+
+
+def test_a_wrapper_is_refused_on_one_line_with_what_to_pass_instead(model):
+    with pytest.raises(HostError, match=r"and got DataParallel; of a wrapper pass what it wraps, its \.module$"):
+        accelplug.attach(torch.nn.DataParallel(model), drafter="prompt_lookup")
 
 
 def test_a_copy_of_an_attached_model_is_its_own(model):
@@ -167,6 +225,45 @@ def test_a_generate_of_the_users_own_is_put_back(random_models):
         model.generate(PROMPT, **GREEDY)
     assert model.generate is mine
     assert calls == [1]
+
+
+def test_what_somebody_puts_in_place_of_generate_meanwhile_stays(random_models):
+    model = copy.deepcopy(random_models["llama"])
+    with accelplug.attach(model, drafter="prompt_lookup"):
+        model.generate = mine = lambda **_: "mine"
+    assert model.generate is mine
+    with accelplug.attach(model, drafter="prompt_lookup"):
+        del model.generate
+    assert "generate" not in vars(model)
+
+
+def test_of_two_threads_that_attach_at_once_one_is_refused(random_models, monkeypatch):
+    """The second one comes between the first one's look and its taking of the model."""
+    model = copy.deepcopy(random_models["llama"])
+    first, second = (accelplug.attach(model, drafter="prompt_lookup") for _ in range(2))
+    refused, governed = [], continuous.governed
+
+    def enter() -> None:
+        try:
+            second.__enter__()
+        except HostError as exc:
+            refused.append(str(exc))
+
+    other = threading.Thread(target=enter)
+
+    def slow(session: Any) -> Any:
+        monkeypatch.undo()
+        other.start()
+        other.join(0.2)
+        return governed(session)
+
+    monkeypatch.setattr(continuous, "governed", slow)
+    with first:
+        other.join()
+        assert model.generate.session is first
+    (reason,) = refused
+    assert "attached to this model already" in reason
+    assert not {"generate", "init_continuous_batching"} & set(vars(model))
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mistral"])

@@ -147,6 +147,7 @@ def test_they_are_set_anew_between_calls(random_models):
         ("typical", {"epsilom": 0.2}, r"no per-request option 'epsilom'; did you mean 'epsilon'\? it takes delta, epsilon, num_tokens"),
         ("typical", {"epsilon": [0.1, 1.5, 0.2]}, r"verifier 'typical' .*: epsilon=1.5 is out of range, it takes between 0.0 and 1.0"),
         ("typical", {"epsilon": (0.1, 0.2, 0.3)}, "is a tuple, it takes float"),
+        ("typical", "epsilon=0.2", r"parameters are a mapping such as \{'num_tokens': 4\}, got 'epsilon=0.2'"),
         ("fly", {"window": 2.5}, r"window=2.5 is a float, it takes int"),
         ("fly", {"num_tokens": [2, 200]}, r"drafter 'prompt_lookup' .*num_tokens=200 is out of range"),
         ("worded", {"word": "b"}, "lets requests set 'word', which rules read in a tensor; make it int, float or bool"),

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import cache_utils
 from transformers.cache_utils import Cache, QuantizedLayer
 
 import accelplug
 from accelplug.hooks import CommitView, Drafts, DraftView
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
 from tests.hosts.hf.test_batches import padded, unpadded
@@ -78,6 +80,41 @@ def test_output_and_cache_are_plain_generates(random_models, name, prompts, widt
     print(dict(drafter.events))
     assert drafter.events["some rejected"]
     assert drafter.events["all rejected"]
+    assert width > 1 or drafter.events["cut at a block"]
+
+
+@pytest.mark.skipif(not hasattr(cache_utils, "Fp8QuantizedLayer"), reason="Transformers has FP8 caches from 5.24 on")
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+def test_fp8(random_models, prompts, width):
+    model, inputs = random_models["llama"], padded(prompts)
+    arguments = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
+    quantised = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    plain = model.generate(**inputs, **arguments, **quantised)
+    drafter = Watched(unpadded(plain.sequences.tolist(), inputs), PATTERN, VOCAB, width)
+    with accelplug.attach(model, drafter=drafter):
+        fast = model.generate(**inputs, **arguments, **quantised)
+    assert fast.sequences.tolist() == plain.sequences.tolist()
+    for mine, other in zip(fast[cache_name()].layers, plain[cache_name()].layers, strict=True):
+        assert mine.get_seq_length() == other.get_seq_length()
+        # Rounding of a step's arithmetic may come to the next of eight bits.
+        torch.testing.assert_close(*(layer._quantized_keys[0].float()[0] for layer in (mine, other)), atol=0.01, rtol=0.13)
+    assert drafter.events["some rejected"]
+    assert drafter.events["all rejected"]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+def test_hqq(random_models, prompts, width):
+    pytest.importorskip("hqq", reason="the backend 'hqq' needs hqq")
+    model, inputs = random_models["llama"], padded(prompts)
+    config = {"backend": "hqq", "nbits": 4, "q_group_size": 16, "residual_length": BLOCK, "axis_key": 1, "axis_value": 1}
+    arguments = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0, "cache_implementation": "quantized", "cache_config": config}
+    plain = model.generate(**inputs, **arguments).tolist()
+    drafter = Watched(unpadded(plain, inputs), PATTERN, VOCAB, width)
+    with accelplug.attach(model, drafter=drafter):
+        assert model.generate(**inputs, **arguments).tolist() == plain
+    assert drafter.events["some rejected"]
     assert width > 1 or drafter.events["cut at a block"]
 
 

@@ -159,8 +159,9 @@ def test_refusals(tmp_path, random_models, tokenizer):
         load_second(small, target, None)
     with pytest.raises(AccelplugError, match="differ in 1 tokens"):
         check_tokens(small, target, other, tokenizer)
-    with pytest.raises(AccelplugError, match="cannot be loaded: there is no such folder; give a folder"):
-        load_second(str(tmp_path / "nothing"), target, None)
+    for missing in (str(tmp_path / "nothing"), "./nothing", "~/nothing/at/all"):
+        with pytest.raises(AccelplugError, match="cannot be loaded: there is no such folder; give a folder"):
+            load_second(missing, target, None)
     with pytest.raises(AccelplugError, match="is a loaded model, a folder or a name on the hub, got 5"):
         load_second(5, target, None)
     with pytest.raises(AccelplugError, match="cannot draft: attn_implementation 'flash_attention_2'"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import accelplug
@@ -211,6 +211,15 @@ def test_tokens_of_two_kinds_of_tokenizers_meet_in_their_bytes(trained):
     assert tokens.split(text.encode()) == ids
     assert target.decode(tokens.spelled(tokens.split(b"x" + text.encode()))[1:]).strip() == text.strip()
     assert tokens.split(text.encode()[:-16]) == tokens.split(text.encode()[:-16].decode("utf-8", "ignore").encode())
+
+
+def test_a_text_begins_as_the_second_tokenizer_begins_its_own():
+    """A BOS token that a tokenizer has, and does not write, its model has not been trained on."""
+    core = byte_level({name: token for token, name in enumerate(["<pad>", "<unk>", "a", "<s>"])}, [])
+    silent = PreTrainedTokenizerFast(tokenizer_object=core.backend_tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>")
+    writing = copy.deepcopy(silent)
+    writing.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    assert [Tokens(core, own, (4, 4)).beginning for own in (core, silent, writing)] == [[], [], [3]]
 
 
 def test_of_a_long_text_only_the_last_lines_are_split_again(monkeypatch):

@@ -16,12 +16,14 @@ from accelplug.hosts.vllm.clock import Clock
 from accelplug.hosts.vllm.compat import RunnerName
 from accelplug.hosts.vllm.context import build_context
 from accelplug.hosts.vllm.settings import read_settings
+from accelplug.hosts.vllm.v2_form import drafts_on_device
 
 CARRIED = {
-    "prompt_lookup": {"V1": "host", "V2": "device"},
-    "suffix": {"V1": "host", "V2": "host"},
-    "input_copy": {"V1": "host", "V2": "host"},
-    "adaptive": {"V1": "host", "V2": "host"},
+    "prompt_lookup": {"V1": "host", "V2": "host", "V2 async": "device"},
+    "suffix": {"V1": "host", "V2": "host", "V2 async": "device"},
+    "suffix(scope='process')": {"V1": "host", "V2": "host", "V2 async": "host"},
+    "input_copy": {"V1": "host", "V2": "host", "V2 async": "device"},
+    "adaptive": {"V1": "host", "V2": "host", "V2 async": "host"},
 }
 REFUSED = {
     "suffix(shape='tree')": "needs 'mask.tree' (the forward pass can verify a tree of drafts), which vllm's {} runner does not provide",
@@ -58,8 +60,10 @@ def test_every_built_in_is_here() -> None:
 def test_carried(drafter: str, runner: RunnerName) -> None:
     bound, _ = select(read_settings({"drafter": drafter}), CONTEXT, runner)
     assert bound is not None
-    on_device = runner == "V2" and bound.propose_on_device is not None
-    assert ("device" if on_device else "host") == CARRIED[drafter][runner]
+    for is_async in (False, True) if runner == "V2" else (False,):
+        config = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=is_async))
+        on_device = runner == "V2" and drafts_on_device(bound, config)
+        assert ("device" if on_device else "host") == CARRIED[drafter][f"{runner} async" if is_async else runner]
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

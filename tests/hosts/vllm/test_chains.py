@@ -94,6 +94,23 @@ def test_drafts_end_where_the_request_must(session: Callable[[object], Session])
     assert [len(chain) for chain in drafts] == [3, 2, 0, 0]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_drafts_fit_in_every_step_however_many_tokens_came_before(seed: int, session: Callable[[object], Session]) -> None:
+    recorder, draw, most, limit = Recorder(), np.random.default_rng(seed), 3, 60
+    chains = Chains(session(recorder), most, limit, num_slots=2)
+    lengths, told = {"a": 3, "b": 9}, []
+    while max(lengths.values()) < limit:
+        gained = {name: min(int(draw.integers(1, most + 2)), limit - length) for name, length in lengths.items()}
+        lengths = {name: lengths[name] + gained[name] for name in lengths}
+        if len(told) == 5:
+            lengths, gained = {"c": 20, "b": lengths["b"]}, {"c": 1, "b": gained["b"]}
+        step(chains, {}, **{name: (length, gained[name]) for name, length in lengths.items()})
+        told.append(recorder.told[-1][1])
+        assert told[-1] == [max(min(most, limit - 1 - length), 0) for length in lengths.values()]
+    assert told[5] == [most, most]
+    assert min(told[-1]) == 0
+
+
 def test_padding_is_not_counted(session: Callable[[object], Session]) -> None:
     chains = Chains(session(Recorder()), 2, MAX_LENGTH, num_slots=1)
     step(chains, {}, a=(10, 1))  # one draft fits; the engine may pad it and accept the padding

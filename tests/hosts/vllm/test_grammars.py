@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -179,6 +180,7 @@ def test_forced_drafts_are_told_and_counted() -> None:
     assert (tally.drafted, tally.accepted) == (1, 1)
     forcing.cut({"a": 3, "gone": 2}, {"a": [3]})
     assert tally.cut == 2
+    assert request.structured_output_request.grammar.drafts == {"drafted": 1, "accepted": 1, "cut": 2}
 
 
 @pytest.mark.parametrize("drafts", [[], [-1, -1, -1, -1], [4]])
@@ -278,6 +280,7 @@ MODEL = SimpleNamespace(
 CONFIG = SimpleNamespace(
     model_config=MODEL, num_speculative_tokens=0, scheduler_config=SimpleNamespace(max_num_seqs=2), additional_config={"accelplug": {"grammar": "auto"}},
     structured_outputs_config=SimpleNamespace(disable_any_whitespace=False), parallel_config=SimpleNamespace(data_parallel_rank=0),
+    observability_config=SimpleNamespace(per_request_spec_decode_metrics="none"),
 )  # fmt: skip
 
 
@@ -304,8 +307,8 @@ def test_what_a_request_asks_for(wanted: dict[str, Any], extra: dict[str, Any], 
 @pytest.mark.parametrize(
     ("wanted", "extra", "message"),
     [
-        (None, {"whitespace": "compact"}, "shape a grammar and the request has none"),
-        ({"regex": "a"}, {"whitespace": "compact"}, "shape the JSON of a schema and the request has a regex"),
+        (None, {"whitespace": "compact"}, "the request sets whitespace and has no grammar to go by"),
+        ({"regex": "a"}, {"whitespace": "compact"}, "the request sets whitespace, for the JSON of a schema, and has a regex"),
         ({"json": {}}, {"grammar": "vllm", "strict": True}, "mean nothing to vLLM's own backend"),
         ({"json": {}, "whitespace_pattern": " "}, {}, "structured_outputs.whitespace_pattern is for vLLM's own backends"),
         ({"json": {}, "disable_additional_properties": True}, {}, "is for vLLM's own backends"),
@@ -451,6 +454,27 @@ def test_a_violation_is_told_to_the_client(compiling: tuple[Grammars, Gate]) -> 
     assert grammars.status()["auto"] | {"seconds": 0} == {
         "compiled": 4, "drafted": 0, "accepted": 0, "cut": 0, "answers": 3, "violations": 2, "failures": 0, "seconds": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["none", "summary"])
+def test_what_was_cut_is_said_of_each_request_where_vllm_is_asked_to(
+    compiling: tuple[Grammars, Gate], level: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(CONFIG.observability_config, "per_request_spec_decode_metrics", level)
+    monkeypatch.setattr("accelplug.hosts.vllm.scheduler.LOG", logging.getLogger("test"))
+    caplog.set_level("INFO", "test")
+    grammars, gate = compiling
+    gate.open.set()
+    for name, cut in (("first", 3), ("second", 0)):
+        request = arriving(name, "ab")
+        grammars.begin(request)
+        until(lambda: request.structured_output_request.is_grammar_ready)  # noqa: B023
+        request.structured_output_request.grammar.count("cut", cut)
+        request.structured_output_request.grammar.count("drafted", 2)
+        grammars.finish(request)
+    said = [f"accelplug: request {name}: its grammar cut {cut} drafts and forced 2, of which 0 were kept" for name, cut in (("first", 3), ("second", 0))]
+    assert [message for message in caplog.messages if "of which" in message] == (said if level == "summary" else [])
+    assert grammars.status()["auto"]["cut"] == 3, "of both together"
 
 
 def until(true: Callable[[], bool]) -> None:

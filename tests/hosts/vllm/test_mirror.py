@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("vllm", reason="its copies to the device are used")
 
 from accelplug.hosts.vllm.mirror import TokenMirror
 

@@ -65,7 +65,7 @@ def test_allowed(extra_args: dict[str, Any] | None, read: dict[str, Any]) -> Non
         ({"accelplug.epsilon": "high"}, "it takes float"),
         ({"accelplug.epsilom": 0.1}, "did you mean 'epsilon'? it takes delta, epsilon, num_tokens, span_end, span_start"),
         ({"accelplug.max_ngram": 3}, "accelplug takes no per-request option 'max_ngram'"),
-        ({"accelplug": 3}, "no per-request option 'accelplug'"),
+        ({"accelplug": 3}, "a request's options are a mapping such as {'num_tokens': 4}, over HTTP names like accelplug.num_tokens, got 3"),
         ({"accelplug": {3: 1}}, "no per-request option 3; it takes delta"),
     ],
 )
@@ -116,6 +116,7 @@ class Worded(Mixed):
 
 
 def test_tensors_hold_numbers_alone() -> None:
+    pytest.importorskip("vllm", reason="brings the copy to the device")
     options = RequestOptions()
     options.begin("a", SimpleNamespace(extra_args={"accelplug.hard": True}))
     found = options.tensors({"bar": 0.5, "hard": False}, ["b", "a"], torch.device("cpu"))
@@ -124,6 +125,14 @@ def test_tensors_hold_numbers_alone() -> None:
     refuse_no_numbers(Technique("verifier", "mixed", owner, Mixed(), Mixed, "mixed"))
     with pytest.raises(HostError, match=r"verifier 'worded' \(strange 2.0\) lets requests set 'most', which may be no number"):
         refuse_no_numbers(Technique("verifier", "worded", owner, Worded(), Worded, "worded"))
+
+
+def test_none_is_the_largest_number_for_device_drafters() -> None:
+    options = RequestOptions()
+    options.begin("a", SimpleNamespace(extra_args={"accelplug.most": 3}))
+    found = options.tensors({"most": None}, ["b", "a"], torch.device("cpu"))
+    assert found["most"].tolist() == [torch.iinfo(torch.int64).max, 3]
+    refuse_no_numbers(Technique("drafter", "worded", Owner("odd", "strange", "2.0"), Worded(), Worded, "worded"))
 
 
 class Recorder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import json
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -92,3 +93,17 @@ def test_a_seam_that_the_page_lacks_and_one_that_is_no_seam_are_found(table, mon
     seams = (*table.compat.ENGINE.seams[1:], Seam("vllm.new:Seam"))
     monkeypatch.setattr(table.compat, "ENGINE", dataclasses.replace(table.compat.ENGINE, seams=seams))
     assert table.stale() == ["vllm.new:Seam is missing", f"{table.compat.FRONT_END[0].path} is no seam"]
+
+
+def test_what_is_said_of_releases_is_on_record(table):
+    """Older ones are admitted where their tests passed; of the one that is not, every seam was found."""
+    lines = [line.strip("| ").split(" | ") for line in table.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    releases = lines[0][1:]
+    engine, ran = table.compat.ENGINE, json.loads((table.PAGE.parents[1] / "integration/vllm/results/releases.json").read_text())
+    passed = {".".join(release.split(".")[:2]) for release, found in ran.items() if set(found["tests"].values()) == {"passed"}}
+    older = [release for release in releases if Version(engine.tested_from) <= Version(release) < Version(table.compat.V2_FROM)]
+    assert set(older) == passed
+    assert engine.releases[0][0] == f"{older[0]} to {older[-1]}"
+    assert (releases[-1], engine.releases[-1][0]) == (engine.tested_below, engine.tested_below)
+    cells = {line[0]: line[-1] for line in lines if line[0].startswith("`vllm")}
+    assert not [path for path, cell in cells.items() if cell.startswith(("-", "lacks")) and not cell.startswith("-`")]

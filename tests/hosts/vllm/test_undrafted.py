@@ -1,59 +1,130 @@
-"""A step without drafts: what accelplug tells vLLM's V1 runner of it, and what the runner's scheduler is spared."""
+"""A step without drafts: in what state vLLM's V1 runner takes it, who drafts behind it, and what its scheduler is spared."""
 
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("vllm", reason="the runner is vLLM's")
 
 from vllm.v1.outputs import DraftTokenIds
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from accelplug.hosts.vllm.undrafted import Undrafted
 from accelplug.hosts.vllm.v1 import V1Attachment
 
-MOST = 8
+SPECULATIVE = object()
 
 
 class Runner:
-    """As much of vLLM's runner as says whose logits are whose."""
+    """Notes with which configuration it takes its steps."""
 
-    _calc_spec_decode_metadata = GPUModelRunner._calc_spec_decode_metadata
-    _get_cumsum_and_arange = GPUModelRunner._get_cumsum_and_arange
+    def __init__(self, *, is_hybrid: bool = False, is_attention_free: bool = False) -> None:
+        self.speculative_config: object = SPECULATIVE
+        self.model_config = SimpleNamespace(is_hybrid=is_hybrid, is_attention_free=is_attention_free)
+        self.seen: list[tuple[str, bool]] = []
+        self.fails = False
 
-    def __init__(self) -> None:
-        self.device = torch.device("cpu")
-        self.arange_np, self._arange_scratch = np.arange(64), np.zeros(64, dtype=np.int64)
-        self.input_ids = SimpleNamespace(gpu=torch.arange(100, 164, dtype=torch.int32))
-        self.query_start_loc = SimpleNamespace(gpu=torch.zeros(MOST + 1, dtype=torch.int32))
+    def execute_model(self, scheduler_output: Any, intermediate_tensors: Any = None) -> Any:
+        self._note("execute_model")
+        return intermediate_tensors
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        self._note("sample_tokens")
+        return grammar_output
+
+    def _note(self, method: str) -> None:
+        self.seen.append((method, self.speculative_config is SPECULATIVE))
+        if self.fails:
+            raise ValueError(method)
 
 
-@pytest.mark.parametrize("scheduled", [[1], [1, 1, 1], [5, 1, 3], [1, 7]])
-@pytest.mark.parametrize("drafts", [[0, 0, 0], [0, 2, 0]])
-def test_it_says_of_a_step_what_vllm_says(scheduled: list[int], drafts: list[int]) -> None:
+def step_of(runner: Runner, drafts: dict[str, list[int]]) -> list[bool]:
+    """Run one step; return whether its two halves had the configuration."""
+    runner.seen.clear()
+    assert runner.execute_model(SimpleNamespace(scheduled_spec_decode_tokens=drafts), "tensors") == "tensors"
+    assert runner.sample_tokens("grammar") == "grammar"
+    assert [method for method, _ in runner.seen] == ["execute_model", "sample_tokens"]
+    assert runner.speculative_config is SPECULATIVE
+    return [had for _, had in runner.seen]
+
+
+def test_a_step_runs_as_if_nothing_speculated_where_it_has_no_drafts_and_only_there() -> None:
     runner = Runner()
-    counts = np.array(drafts[: len(scheduled)], dtype=np.int32)
-    ends = np.cumsum(np.array(scheduled, dtype=np.int32) + counts)
-    runner.query_start_loc.gpu[1 : len(ends) + 1] = torch.from_numpy(ends)
-    told, expected = Undrafted(runner)(counts, ends), runner._calc_spec_decode_metadata(counts, ends)
-    for field in dataclasses.fields(expected):
-        own, vllms = getattr(told, field.name), getattr(expected, field.name)
-        assert (own == vllms if isinstance(vllms, list) else torch.equal(own.long(), vllms.long())), field.name
-    assert told.max_spec_len == expected.max_spec_len
+    drafted: list[Any] = []
+    undrafted = Undrafted(runner, drafted.append)
+    for drafts in ({}, {"a": [5]}, {"a": [5], "b": [6, 7]}, {}):
+        assert step_of(runner, drafts) == [bool(drafts)] * 2
+        assert undrafted.is_plain is (not drafts)
+    assert drafted == ["grammar", "grammar"], "asked behind those steps alone, with what the runner returned"
 
 
-def test_vllm_is_asked_where_there_are_drafts_and_only_there() -> None:
-    runner, asked = Runner(), []
-    runner._calc_spec_decode_metadata = lambda *given: asked.append(given)  # type: ignore[method-assign]
-    undrafted = Undrafted(runner)
-    for drafts in ([0, 0], [0, 1], [2, 0], [0, 0]):
-        undrafted(np.array(drafts, dtype=np.int32), np.array([1, 2]))
-    assert [given[0].tolist() for given in asked] == [[0, 1], [2, 0]]
+@pytest.mark.parametrize("kind", ["is_hybrid", "is_attention_free"])
+def test_models_with_recurrent_states_keep_the_configuration(kind: str) -> None:
+    runner = Runner(**{kind: True})
+    drafted: list[Any] = []
+    undrafted = Undrafted(runner, drafted.append)
+    assert step_of(runner, {}) == [True, True]
+    assert not undrafted.is_plain
+    assert not undrafted.applies
+    assert not drafted
+
+
+def test_a_step_that_fails_leaves_the_configuration_where_it_was() -> None:
+    runner = Runner()
+    Undrafted(runner, lambda _: None)
+    runner.fails = True
+    with pytest.raises(ValueError, match="execute_model"):
+        runner.execute_model(SimpleNamespace(scheduled_spec_decode_tokens={}))
+    assert runner.seen == [("execute_model", False)]
+    assert runner.speculative_config is SPECULATIVE
+
+
+def attachment_of(drafts: list[list[int]] | None, *, reads_empty: bool = False) -> Any:
+    """Return an attachment behind a step; what its drafter would draft, None where it may not be asked."""
+    attachment = object.__new__(V1Attachment)
+    attachment._asked, attachment._reads_empty, attachment._drafted = False, reads_empty, None
+    attachment.runner = SimpleNamespace(input_batch=SimpleNamespace(req_ids=["a", "b"], num_tokens_no_spec=None, token_ids_cpu=None))
+    attachment.committed = []
+    attachment.chains = SimpleNamespace(commit=lambda *given: attachment.committed.append(given))
+    attachment._scheduled, attachment._batch = {}, lambda *given: given
+
+    def propose(*_: Any) -> list[list[int]]:
+        attachment._asked = True
+        assert drafts is not None
+        return drafts
+
+    attachment.propose = propose
+    return attachment
+
+
+@pytest.mark.parametrize(
+    ("drafts", "reads_empty", "told"),
+    [([[], [5, 6]], False, [[], [5, 6]]), ([[], []], False, None), ([[], []], True, [[], []])],
+)
+def test_behind_a_step_without_drafts_the_drafter_is_asked_and_heard(
+    drafts: list[list[int]], reads_empty: bool, told: list[list[int]] | None
+) -> None:
+    attachment, output = attachment_of(drafts, reads_empty=reads_empty), SimpleNamespace(sampled_token_ids=[[1], [2]])
+    attachment.draft(output)
+    attachment.end_step(output)
+    assert not attachment.committed, "it is shown every step once"
+    trimmed = attachment.trim(None)  # vLLM has no drafts of its own then
+    assert (trimmed and (trimmed.req_ids, trimmed.draft_token_ids)) == (told and (["a", "b"], told))
+
+
+def test_a_step_that_samples_nothing_asks_nobody() -> None:
+    attachment = attachment_of(None)
+    attachment.draft(SimpleNamespace(sampled_token_ids=[]))
+    assert attachment.trim(None) is None
+
+
+def test_behind_another_step_the_drafter_is_shown_what_came_where_vllm_did_not_ask() -> None:
+    attachment = attachment_of(None)
+    attachment.end_step(SimpleNamespace(sampled_token_ids=[[1], [2]]))
+    assert len(attachment.committed) == 1
+    assert attachment.trim(DraftTokenIds(["a", "b"], [[0], [0]])) is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +141,7 @@ def test_empty_drafts_go_to_schedulers_that_read_them(
     asked: bool, reads_empty: bool, drafts: list[list[int]], left: list[list[int]] | None
 ) -> None:
     attachment = object.__new__(V1Attachment)
-    attachment._asked, attachment._reads_empty = asked, reads_empty
+    attachment._asked, attachment._reads_empty, attachment._drafted = asked, reads_empty, None
     trimmed = attachment.trim(DraftTokenIds(["a", "b"], drafts))
     assert (trimmed and trimmed.draft_token_ids) == left
     assert attachment.trim(None) is None
