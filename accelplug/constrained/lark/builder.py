@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
+from functools import lru_cache
 from itertools import permutations
 from typing import Any, Final
 
@@ -14,8 +15,9 @@ from accelplug.constrained.regex.derive import is_empty_if_decided
 from accelplug.constrained.regex.quoted import quoted
 from accelplug.constrained.regex.tree import EVERY, Regex
 from accelplug.constrained.schema.atoms import Inexact
-from accelplug.constrained.schema.branches import Branch, Tableau
+from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import State
+from accelplug.constrained.schema.ledger import Branch
 
 Symbols = list[str]
 Cell = tuple[Regex, frozenset[Regex]]
@@ -71,7 +73,7 @@ class Builder:
         if empty is None or (self.coarse and regex.is_algebraic):  # engines, too, would take for ever
             self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))
             regex = EVERY
-        return None if empty and regex != EVERY else self.terminal(FREE_STRING if regex == EVERY else terminal(quoted(regex)))
+        return None if empty and regex != EVERY else self.terminal(FREE_STRING if regex == EVERY else _string(regex))
 
     def texts(self, texts: list[str]) -> str:
         """Return the terminal of literal texts."""
@@ -164,6 +166,12 @@ class Builder:
         if self.whitespace == "any":
             lines.append(r"%ignore /[ \t\r\n]+/")
         return "\n".join(lines) + "\n"
+
+
+@lru_cache(maxsize=256)
+def _string(regex: Regex) -> str:
+    """Return the terminal of the JSON strings whose value matches; formats come again with many schemas."""
+    return terminal(quoted(regex))
 
 
 def spellings(text: str) -> list[str]:
