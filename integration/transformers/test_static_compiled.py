@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import CompileConfig, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import accelplug
 from accelplug.testing.oracle import Oracle
@@ -89,4 +91,31 @@ def test_windows_that_roll_take_a_few_graphs_more(compiling):
     assert session.stats.accepted > 20
     assert session.stats.accepted < session.stats.drafted
     assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+
+
+def test_recurrent_layers_read_steps_of_every_width(compiling):
+    """Without padding, which would be read into their states: with ``dynamic=False`` each width would be a graph, and none is made."""
+    torch.manual_seed(7)
+    config = Lfm2Config(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        layer_types=["conv", "full_attention"], initializer_range=0.3, eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = Lfm2ForCausalLM(config).eval()
+    prompts = {"input_ids": torch.tensor([[5, 6, 7, 8, 9], [0, 0, 7, 8, 3]]), "attention_mask": torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])}
+    graphs = {}
+    for dynamic in (False, None):
+        chosen = copy.copy(compiling)  # Transformers compiles anew for another one
+        chosen.dynamic = dynamic
+        arguments = {"max_new_tokens": 40, "do_sample": False, "cache_implementation": "static", "compile_config": chosen}
+        known = model.generate(**prompts, **arguments).tolist()
+        plain = counters["stats"]["unique_graphs"]
+        shown = [known[0], known[1][2:]]  # drafters see no padding
+        for pattern in (PATTERN, [(0, 0)], PATTERN):
+            with accelplug.attach(model, drafter=Oracle(shown, pattern, VOCAB)) as session:
+                assert model.generate(**prompts, **arguments).tolist() == known
+        assert 0 < session.stats.accepted < session.stats.drafted
+        graphs[dynamic] = counters["stats"]["unique_graphs"] - plain
+    assert graphs[False] == 0
+    assert 1 <= graphs[None] <= 5
     assert not counters["graph_break"]

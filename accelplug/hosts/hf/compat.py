@@ -58,6 +58,11 @@ ENGINE = Engine(
         Seam("transformers.cache_utils:Cache.get_mask_sizes", ("query_length", "layer_idx"), "tree masks"),
         Seam("transformers.masking_utils:create_causal_mask", ("attention_mask",), "four-dimensional masks"),
         Seam(
+            "transformers.masking_utils:create_masks_for_generate",
+            ("config", "inputs_embeds", "attention_mask"),
+            "compiling the forward pass beside recurrent layers",
+        ),
+        Seam(
             f"{CONTINUOUS}.continuous_api:ContinuousMixin.init_continuous_batching",
             ("generation_config", "continuous_batching_config"),
             "grammars in continuous batching",

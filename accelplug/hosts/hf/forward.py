@@ -88,7 +88,8 @@ class Forward:
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
         check_layers(self.cache)
-        self.is_compiled = is_compiled(model, generation_config, model_kwargs)
+        self.is_compiled = is_compiled(model, generation_config, model_kwargs) and self._fits_graphs(generation_config)
+        self.pads = self.is_compiled  # steps, to powers of two
         self.call = model.get_compiled_call(generation_config.compile_config) if self.is_compiled else model
         # Without attention nobody asks for padding behind the prompt.
         self.masks = Masks(model, self.cache, padding if has_attention(self.cache) else None, self.device)
@@ -136,7 +137,7 @@ class Forward:
         """Run the last committed tokens and the draft nodes; return logits [count, 1 + most nodes, vocab_size]."""
         width = self._width(trees)
         rows = [[last, *tree.tokens, *[last] * (width - 1 - len(tree))] for last, tree in zip(last_tokens, trees, strict=True)]
-        is_chain = not self.is_compiled and all(tree.parents is None for tree in trees)  # a graph takes one kind of mask
+        is_chain = not self.pads and all(tree.parents is None for tree in trees)  # a graph takes one kind of mask
         depths = None if is_chain else self._depths(trees, width)
         mask = self._mask(trees, width, depths)
         own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
@@ -155,7 +156,11 @@ class Forward:
     def _width(self, trees: Sequence[Tree]) -> int:
         """Return how many slots a step has; a compiled model is given few widths, since each is a graph of its own."""
         width = 1 + max(map(len, trees))
-        return 1 << (width - 1).bit_length() if self.is_compiled else width
+        return 1 << (width - 1).bit_length() if self.pads else width
+
+    def _fits_graphs(self, _generation_config: Any) -> bool:
+        """Whether a few graphs do for steps of every width; they are given masks of the host's, which attention by cache slot cannot take."""
+        return {type(layer) for layer in self.cache.layers} <= {StaticLayer, StaticSlidingWindowLayer} and not unfit_for_own_masks(self.model)
 
     def _mask(self, trees: Sequence[Tree], width: int, depths: Tensor | None) -> Any:
         return self.masks.chain(width, self.cached) if depths is None else self.masks.tree(trees, depths, self.cached)
@@ -258,11 +263,7 @@ def answers_type(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) ->
 
 def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
     """Whether plain ``generate()`` would compile the forward pass of this call, as it does for static caches on accelerators."""
-    cache = growing(model_kwargs.get(cache_argument(model)))
-    # Recurrent states would read the padding of a step.
-    is_static = {type(layer) for layer in cache.layers} <= {StaticLayer, StaticSlidingWindowLayer}
-    # A graph is given masks of its own, which attention by cache slot cannot take.
-    return is_static and not unfit_for_own_masks(model) and bool(model._valid_auto_compile_criteria(model_kwargs, generation_config))
+    return model_kwargs.get(cache_argument(model)) is not None and bool(model._valid_auto_compile_criteria(model_kwargs, generation_config))
 
 
 @contextmanager

@@ -110,7 +110,7 @@ class Loop:
             prompt = (model, input_ids, config, model_kwargs)
             forward = forward_of(*prompt, requests)
             if isinstance(requests, Requests):
-                requests.has_doubling_widths = forward.is_compiled
+                requests.has_doubling_widths = forward.pads
             inside = Inside(config, is_encoder_decoder=model.config.is_encoder_decoder)
             logits, trees = forward.logits, [EMPTY] * requests.count
             has_stepped, began = False, 0.0

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
+from transformers.masking_utils import create_masks_for_generate
 
 from accelplug._errors import HostError
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.hosts.hf.forward import Forward, state_elsewhere
 from accelplug.hosts.hf.layers import growing, has_attention, recurrent_layers
 from accelplug.hosts.hf.tree import EMPTY, Tree
@@ -70,7 +72,9 @@ class Recurrent(Forward):
     def __init__(
         self, model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], mixers: Sequence[nn.Module]
     ) -> None:
+        self.mixers = mixers
         super().__init__(model, input_ids, generation_config, model_kwargs)
+        self.pads = False  # what pads a step would be read into the states
         self.states = States(model, self.past)
         if not self.states.kept:
             raise state_elsewhere(model)
@@ -84,7 +88,6 @@ class Recurrent(Forward):
                 f"{type(model).__name__} returns the states of its recurrent layers as their attentions, which drafts leave no trace of; "
                 "leave output_attentions out"
             )
-        self.mixers = mixers
         # Per row: the committed tokens, but the last, that the layers have gone back behind; and those of the last forward pass.
         self.unread: list[list[int]] = [[] for _ in input_ids]
         self.read: list[list[int]] = []
@@ -97,6 +100,20 @@ class Recurrent(Forward):
                 self.cache.layers[i] = LinearAttentionLayer()
         self.forgets_padding = _mask_sizes(self.cache) != before
         super()._look_at_cache(prompt_length)
+
+    def _fits_graphs(self, generation_config: Any) -> bool:
+        # Steps have the widths that come; a mixer that reads one token after the other would be a graph for each.
+        config = generation_config.compile_config
+        return not self.mixers and (config is None or config.dynamic is not False)
+
+    def _mask(self, trees: Sequence[Tree], width: int, depths: Tensor | None) -> Any:
+        mask = super()._mask(trees, width, depths)
+        if not self.is_compiled or not has_attention(self.cache) or (mask is not None and mask.ndim == 4):
+            return mask
+        # As plain generate() does: made inside of a graph, a mask would depend on the number of tokens.
+        make = getattr(self.model, "create_masks_for_generate", create_masks_for_generate)
+        sizes = torch.empty(len(self.unread), width, 0, dtype=self.model.dtype, device=self.device)
+        return make(config=self.model.config, inputs_embeds=sizes, attention_mask=mask, **{cache_name(): self.cache})
 
     @property
     def behind(self) -> int:

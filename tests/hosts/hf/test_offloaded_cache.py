@@ -58,7 +58,7 @@ def _far_away(monkeypatch):
 
 
 @pytest.mark.usefixtures("_far_away")
-@pytest.mark.parametrize("batches", ["auto", "lockstep", "ragged"])
+@pytest.mark.parametrize("batches", ["auto", "ragged"])
 @pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize(
