@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 
 import pytest
 
@@ -12,7 +14,9 @@ pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
 
 from accelplug.constrained.auto import Auto
+from accelplug.constrained.lark.compile import to_lark
 from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.schema.document import Document
 from accelplug.constrained.walking import legal_by_mask
 
 ENGINE = Auto()
@@ -217,3 +221,12 @@ def test_where_alternatives_are_too_many_the_rest_is_enforced():
     assert legal(grammar, {"a3": 1, "c": 0})
     assert grammar.check('{"a3": 1, "c": 0}') is not None
     assert not any(legal(grammar, value) for value in ({"a3": "x", "c": 0, "ba3": 0}, {"a3": 1, "ba3": 0}))
+
+
+@pytest.mark.parametrize("required", [[], ["p0"], ["p1400"]])
+def test_an_object_of_many_properties_is_not_too_deep(required):
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "boolean"} for i in range(1500)}, "required": required}
+    written = to_lark(Document(schema, asserted=True), "any", time.monotonic() + 60, CompileLimits())
+    assert not written.inexact
+    names = set(re.findall(r"^obj\d+", written.text, re.MULTILINE))
+    assert names <= {*re.findall(r" (obj\d+)", written.text)}, "no rule is there in vain"

@@ -42,9 +42,21 @@ _KIND_OF: Final[dict[type, str]] = {
 }
 
 
+_ALL_KINDS: Final = frozenset(KINDS)
+_KINDS_NAMED: Final = {"integer": "number", **{kind: kind for kind in KINDS}}
+
+
 def kind_of(value: Any) -> str:
     """Return the type of a JSON value, integers being numbers."""
     return _KIND_OF[type(value)]
+
+
+def kinds_named(named: Any) -> frozenset[str]:
+    """Return the types that the value of a ``type`` names, all of them where it is none, or names what no type is."""
+    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    if not names or not all(isinstance(name, str) and name in _KINDS_NAMED for name in names):
+        return _ALL_KINDS
+    return frozenset(_KINDS_NAMED[name] for name in names)
 
 
 @dataclass(slots=True, unsafe_hash=True)

@@ -29,6 +29,7 @@ from accelplug.constrained.schema.atoms import (
     Values,
     in_all,
     kind_of,
+    kinds_named,
     satisfies,
 )
 from accelplug.constrained.schema.clauses import Alternative, Alternatives, Clause, clauses
@@ -153,12 +154,9 @@ class Tableau:
         if "$ref" in schema and (self.document.draft <= 7 or "type" not in schema):
             target = self.document.target(node, "$ref")
             return _ALL_KINDS if target is None else self.kinds_of(target)
-        named = schema.get("type", schema)
-        names = [named] if isinstance(named, str) else named if isinstance(named, list) else ()
-        is_open = not names or any(not isinstance(name, str) or name not in _TYPES for name in names)  # what no type is, its keyword refuses
-        found = _ALL_KINDS if is_open else frozenset("number" if name == "integer" else name for name in names if isinstance(name, str))
+        found = kinds_named(schema.get("type"))  # what no type is, its keyword refuses
         listed = schema.get("enum")
-        return found.intersection(map(kind_of, listed)) if isinstance(listed, list) else found & _ALL_KINDS
+        return found.intersection(map(kind_of, listed)) if isinstance(listed, list) else found
 
     def _walk(self, start: list[int], kind: str, *, loose: bool) -> Iterator[tuple[int, ...]]:
         """Follow a path to its branches, the numbers of their atoms; where `loose`, choices that hold by themselves a negation are given up."""
@@ -375,7 +373,6 @@ class Tableau:
 
 
 _ALL_KINDS: Final = frozenset(KINDS)
-_TYPES: Final = _ALL_KINDS | {"integer"}
 _DEPENDING: Final[Alternatives] = [[Inexact("*/dependencies"), Inexact("*/dependentRequired"), Inexact("*/dependentSchemas")]]
 
 

@@ -97,6 +97,10 @@ def translated() -> Iterator[None]:
     except Exception as exc:
         said = " ".join(f"{type(exc).__name__}: {exc}".split())
         raise ConstraintError(f"the final check cannot read the schema ({said:.200}); write it as the specification asks") from exc
+    except BaseException as exc:
+        if type(exc).__module__ == "pyo3_runtime":  # where the stack ends inside jsonschema's maps, they panic, which is no Exception
+            raise RecursionError(str(exc)) from exc
+        raise
 
 
 def _multiple_of(validator: Any, step: Any, instance: Any, _schema: Any) -> Iterator[Any]:
