@@ -56,7 +56,7 @@ def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec
     That a name is not written with escapes is left to the final check, unless that is not wanted: no tokenizer's own text has them.
     """
     later = later_than(document.draft)  # keywords that engines know and the draft does not
-    if spec.order != "declared" or "x-guidance" in spec.text or any(keyword in spec.text for keyword in later):
+    if spec.order != "declared" or "x-guidance" in spec.text or not later.isdisjoint(document.seen.keywords):
         return None
     given = plain(document, found, spec.text)
     if not all(enforces(name, feature.removesuffix(BESIDE_OTHERS)) for feature in given.features):

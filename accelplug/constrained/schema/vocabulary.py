@@ -88,7 +88,7 @@ def is_known(keyword: str, draft: int) -> bool:
 
 
 @cache
-def later_than(draft: int) -> tuple[str, ...]:
-    """Return the keywords that came after a draft, in quotes."""
+def later_than(draft: int) -> frozenset[str]:
+    """Return the keywords that came after a draft."""
     later = [keyword for keyword, first in _FIRST_DRAFTS.items() if first > draft]
-    return tuple(f'"{keyword}"' for keyword in (*later, *(("exclusiveMinimum", "exclusiveMaximum") if draft < 6 else ())))
+    return frozenset((*later, *(("exclusiveMinimum", "exclusiveMaximum") if draft < 6 else ())))
