@@ -1,0 +1,120 @@
+"""What a drafter that drafts nothing costs a step of vLLM's V1 runner, beside plain steps of the same engine.
+
+    python integration/speed/undrafted_tax.py [--model DIR] [--rounds N] [--concurrency 1 8]
+
+Engines of one and the same configuration were seen to differ by a tenth, in one process too: more than what is looked for. So an engine
+takes two steps with its drafter and two as if there were none, by turns, and the second of each two counts. Steps are measured in CPU
+time; what is shown are the medians over all rounds, the 25th percentile ("fast"), which other load disturbs less, and the 99th.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import record
+from ngram_tax import CONTENDERS, NOTHING, NUM_TOKENS, WRONG, drafting, install
+from vllm_speed import NEW_TOKENS, Engine, asked, prompts
+
+DRAFTERS: Mapping[str, dict[str, Any]] = {
+    "plugin, does nothing": drafting("does_nothing", num_tokens=NUM_TOKENS),
+    **{name: CONTENDERS[name] for name in (NOTHING, WRONG)},
+}
+BEFORE = 8
+"""Steps that do not count: the prompt's, and those in which a drafter that is always wrong is found out."""
+
+
+class Turns:
+    """Takes accelplug out of an engine, and puts it back.
+
+    :param llm: vLLM's LLM with its core in this process.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self.core = llm.llm_engine.engine_core.engine_core
+        self.worker = self.core.model_executor.driver_worker.worker
+        self.runner = self.worker.model_runner
+        self.attached, self.speculative = type(self.worker), self.runner.speculative_config
+        self.own = {name: vars(self.runner)[name] for name in ("execute_model", "sample_tokens", "_sample")}
+
+    def plain(self) -> None:
+        """From here on steps are those of an engine that never speculates. Nothing may be drafted for the first of them."""
+        self.core.check_for_draft_tokens, self.runner.speculative_config = False, None
+        self.worker.__class__ = self.attached.__mro__[2]
+        for name in self.own:
+            vars(self.runner).pop(name, None)
+
+    def drafting(self) -> None:
+        """From here on the drafter is asked again."""
+        self.core.check_for_draft_tokens, self.runner.speculative_config = True, self.speculative
+        self.worker.__class__ = self.attached
+        vars(self.runner).update(self.own)
+
+
+def serve(model: str, config: str, concurrency: int) -> None:
+    """Answer every line on standard input with the nanoseconds of one run's plain steps and of its others."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model, dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=concurrency, enable_prefix_caching=False,
+        disable_log_stats=False, **json.loads(config),
+    )  # fmt: skip
+    sampling, turns = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True), Turns(llm)
+    modes = turns.plain, turns.drafting
+    print("ready", flush=True)
+    for number, _ in enumerate(sys.stdin):
+        for i, text in enumerate(prompts(concurrency)):
+            llm.llm_engine.add_request(f"{number}-{i}", text, sampling)
+        print(json.dumps(run(llm.llm_engine, modes, number)), flush=True)
+
+
+def run(engine: Any, modes: tuple[Callable[[], None], Callable[[], None]], number: int) -> list[list[int]]:
+    """Return the nanoseconds of the steps of either mode that count; in every other run the modes change places."""
+    spent: list[list[int]] = [[], []]
+    step = 0
+    while engine.has_unfinished_requests():
+        mode = 1 if step < BEFORE else (step // 2 + number) % 2
+        modes[mode]()
+        began = time.process_time_ns()
+        engine.step()
+        if step >= BEFORE and step % 2:
+            spent[mode].append(time.process_time_ns() - began)
+        step += 1
+    modes[1]()
+    return spent
+
+
+def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
+    """Return a row for each drafter; engines run one after the other."""
+    rows = []
+    for name, config in DRAFTERS.items():
+        engine = Engine(model, config, concurrency, script=__file__)
+        runs = [engine() for _ in range(rounds + 1)][1:]
+        engine.stop()
+        plain, own = (np.array([nanos for run in runs for nanos in run[mode]]) / 1000 for mode in (0, 1))
+        shown = {f"{what} x plain": float(np.percentile(plain, q) / np.percentile(own, q)) for what, q in (("median", 50), ("fast", 25), ("p99", 99))}
+        middle = float(np.median(plain))
+        rows.append({"concurrency": concurrency, "drafter": name, "plain us": middle, "more us": float(np.median(own)) - middle, **shown, "steps": len(own)})
+    return rows
+
+
+def main() -> None:
+    """Measure and record."""
+    arguments = asked(__doc__, 8, [1, 8])
+    if arguments.serve:
+        serve(arguments.model, arguments.serve, arguments.concurrency[0])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        install(Path(folder))
+        rows = [row for concurrency in arguments.concurrency for row in compare(arguments.model, concurrency, arguments.rounds)]
+    record("vllm_undrafted_tax", rows, {"rounds": arguments.rounds, "runner": "V1", "new_tokens": NEW_TOKENS})
+
+
+if __name__ == "__main__":
+    main()
