@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
-from accelplug.constrained.schema.atoms import KINDS, kind_of
+from accelplug.constrained.schema.atoms import KINDS, kind_of, kinds_named
 from accelplug.constrained.schema.document import Document
 
 MOST_PARTS: Final = 30
 _DEEPEST: Final = 3
 _LONGEST_CHAIN: Final = 8
 _ALL: Final = frozenset(KINDS)
-_TYPES: Final = _ALL | {"integer"}
 _NONE: Final[Mapping[str, list[Any]]] = {}
 
 
@@ -93,7 +92,7 @@ def _together(one: Facts, other: Facts) -> Facts:
 
 def _own(schema: dict[str, Any], draft: int) -> Facts:
     """Return what a schema's own keywords say."""
-    kinds, strings = _kinds(schema.get("type")), None
+    kinds, strings = kinds_named(schema.get("type")), None
     listed = schema.get("enum")
     values = [schema["const"]] if "const" in schema and draft >= 6 else listed if isinstance(listed, list) else None
     if values is not None:
@@ -109,10 +108,3 @@ def _own(schema: dict[str, Any], draft: int) -> Facts:
         frozenset(name for name in required if isinstance(name, str)) if isinstance(required, list) else frozenset(),
         (frozenset(known),) if closed else (),
     )
-
-
-def _kinds(named: Any) -> frozenset[str]:
-    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
-    if not names or not all(isinstance(name, str) and name in _TYPES for name in names):
-        return _ALL
-    return frozenset("number" if name == "integer" else name for name in names)

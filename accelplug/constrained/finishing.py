@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.validation import translated
+
+_OF_EACH_TYPE: Final[tuple[Any, ...]] = (None, True, 0, "", [], {})
 
 
 def problem(document: Document, text: str) -> str | None:
-    """Return what is wrong with a text that should satisfy a schema, None if nothing is."""
+    """Return what is wrong with a text that should satisfy a schema, None if nothing is.
+
+    :raises ConstraintError: the check cannot be made.
+    """
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as exc:
@@ -23,7 +29,8 @@ def fault(document: Document, value: Any) -> str | None:
     if not isinstance(document.schema, dict):
         return None if document.schema else "the schema is false, which nothing satisfies"
     try:
-        error = next(document.validator.iter_errors(value), None)
+        with translated():
+            error = next(document.validator.iter_errors(value), None)
     except RecursionError:
         return "the schema's references lead back to themselves, so that nothing can be checked"
     if error is None:
@@ -33,12 +40,14 @@ def fault(document: Document, value: Any) -> str | None:
 
 
 def check_ends(document: Document) -> None:
-    """Refuse a schema that says of any value only what it says of it.
+    """Refuse a schema that says of values of a type only what it says of them.
 
-    :raises ConstraintError: its references go round in a circle.
+    :raises ConstraintError: its references go round in a circle, or it cannot be checked at all.
     """
     try:
-        document.validator.is_valid(None)
+        with translated():
+            for value in _OF_EACH_TYPE:  # another keyword may decide about some before a reference is followed
+                document.validator.is_valid(value)
     except RecursionError:
         raise ConstraintError("the schema's references lead back to themselves before they say anything; let one of them say what it is") from None
 

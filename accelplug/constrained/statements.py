@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from accelplug.constrained.schema.document import Document, escaped
 from accelplug.constrained.schema.formats import FORMATS
-from accelplug.constrained.schema.vocabulary import KEYWORDS
+from accelplug.constrained.schema.vocabulary import KEYWORDS, is_known
 
+MOST_COUNTED: Final = 2**53
 MOST_STEP: Final = 100_000  # an automaton that counts remainders takes seconds beyond, then gigabytes
 _BESIDE: Final = ("then", "else", "minContains", "maxContains")
 MAPS: Final = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
@@ -49,7 +51,8 @@ def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], plac
         if keyword not in _SPEAKING:
             continue
         here = f"{place}/{keyword}"
-        if keyword in _CONSTRAINING and not (alone and keyword != "$ref") and (keyword != "format" or _asserted(document, value)):
+        said = keyword in _CONSTRAINING and not (alone and keyword != "$ref") and is_known(keyword, document.draft)
+        if said and (keyword != "format" or _asserted(document, value)):
             found.append(_use((here, keyword, _feature({keyword: value} if alone else schema, keyword))))
         if keyword in _HOLDING and isinstance(value, _PARTS):
             for below, child in _children(keyword, value, here):
@@ -84,6 +87,12 @@ def _has_classes(_: dict[str, Any], value: Any) -> bool:
     return any(_CLASSES.search(pattern) for pattern in (value if isinstance(value, dict) else [str(value)]))
 
 
+def _is_a_dialect(_: dict[str, Any], value: Any) -> bool:
+    """Whether an expression says what engines may read in a way of their own: empty classes, long names of properties, ranges to a class."""
+    patterns = value if isinstance(value, dict) else [str(value)]
+    return any(re.search(r"\[\^?\]|\\[pP]\{[^}]{3,}|-\\[dDwWsSpP]", pattern) for pattern in patterns)
+
+
 def _is_anchor(_: dict[str, Any], value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"#[A-Za-z_][\w.-]*", value) is not None
 
@@ -92,6 +101,18 @@ def _is_from_zero_on(schema: dict[str, Any], value: Any) -> bool:
     least = [schema[keyword] for keyword in ("minimum", "exclusiveMinimum") if keyword in schema]
     whole = isinstance(value, int) and value <= MOST_STEP and schema.get("type") == "integer"
     return whole and any(not isinstance(one, bool) and isinstance(one, int | float) and one >= 0 for one in least)
+
+
+def _is_rounded(_: dict[str, Any], value: Any) -> bool:
+    """Whether a number is among those that engines round: they count in floats of 64 bits."""
+    return (isinstance(value, int) and abs(value) > MOST_COUNTED) or value in (math.inf, -math.inf)
+
+
+def _has_spellings(schema: dict[str, Any], value: Any) -> bool:
+    """Whether among fixed values are numbers that engines round, or whole ones with a fraction, which they write without it only."""
+    if isinstance(value, dict | list):
+        return any(_has_spellings(schema, one) for one in (value.values() if isinstance(value, dict) else value))
+    return _is_rounded(schema, value) or (isinstance(value, float) and value.is_integer())
 
 
 def _has_siblings(schema: dict[str, Any], _: Any) -> bool:
@@ -119,10 +140,13 @@ def _has_parts(_: dict[str, Any], value: Any) -> bool:
 BESIDE_OTHERS: Final = " beside others"
 """Where other names are free, engines let a name be written with escapes, ``"\\u0061"``, which is then no longer that name to them."""
 _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], bool]]]] = {
+    "{} in a dialect": (("pattern", "patternProperties"), _is_a_dialect),
     "{} with classes": (("pattern", "patternProperties"), _has_classes),
     "{} with siblings": (("$ref",), _has_siblings),
     "{} to an anchor": (("$ref",), _is_anchor),
     "{} beyond a pointer": (("$ref",), _beyond_a_pointer),
+    "{} beyond 2**53": (("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _is_rounded),
+    "{} in several spellings": (("const", "enum"), _has_spellings),
     "{} of parts": (("enum", "const"), _has_parts),
     "{} as a list": (("items",), lambda _, value: isinstance(value, list)),
     "{} as a flag": (("exclusiveMinimum", "exclusiveMaximum", "required"), lambda _, value: isinstance(value, bool)),

@@ -17,7 +17,7 @@ pytest.importorskip("jsonschema")
 
 from accelplug.constrained.auto import Alone, Auto
 from accelplug.constrained.engines.matching import in_one_line
-from accelplug.constrained.finishing import problem
+from accelplug.constrained.finishing import fault, problem
 from accelplug.constrained.probes import bytes_only
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.walking import legal_by_mask
@@ -182,6 +182,8 @@ CIRCLE = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref
         ({"json_schema": {"patternProperties": {"([": {}}}}, "the pattern '([' cannot be read"),
         ({"json_schema": {"$ref": "#"}}, "the schema's references lead back to themselves"),
         ({"json_schema": CIRCLE}, "the schema's references lead back to themselves"),
+        ({"json_schema": {"type": "string", "$ref": "#"}}, "the schema's references lead back to themselves"),
+        ({"json_schema": {"allOf": [{"type": "object"}, {"$ref": "#"}]}}, "the schema's references lead back to themselves"),
         ({"json_schema": '{"minimum": NaN}'}, "the json_schema is no JSON (ValueError: NaN is no JSON number)"),
         ({"json_schema": {"maximum": float("inf")}}, "the json_schema is no JSON (ValueError: Infinity is no JSON number)"),
         ({"json_schema": {"enum": {1}}}, "a grammar's json_schema is plain data or JSON text, got {'enum': {1}}"),
@@ -202,6 +204,17 @@ def test_references_that_go_round_somewhere_inside_fail_the_final_check_and_noth
     document = Document({"properties": {"a": {"$ref": "#/properties/a"}}}, asserted=True)
     assert problem(document, '{"a": 1}') == "the schema's references lead back to themselves, so that nothing can be checked"
     assert problem(document, '{"b": 1}') is None
+
+
+def test_references_that_go_round_are_noticed_wherever_the_stack_ends():
+    """Inside jsonschema's maps, which are Rust, that is a panic, and no `except Exception` would hold it."""
+    document = Document({"oneOf": [{"type": ["string"]}, {"$ref": "#"}]}, asserted=True)
+
+    def below(frames):
+        return below(frames - 1) if frames else fault(document, "a")
+
+    for frames in range(24):  # a round takes fewer
+        assert below(frames) == "the schema's references lead back to themselves, so that nothing can be checked"
 
 
 def test_one_of_nested_nine_deep_compiles():

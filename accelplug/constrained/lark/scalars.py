@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 
-from accelplug.constrained.lark.builder import Builder, Symbols
+from accelplug.constrained.lark.builder import Builder, Symbols, spellings
 from accelplug.constrained.lark.terminals import terminal
 from accelplug.constrained.regex.derive import is_empty
 from accelplug.constrained.regex.tree import NOTHING, cat, literal
-from accelplug.constrained.schema.atoms import Bound, Inexact, Values
-from accelplug.constrained.schema.branches import Branch
+from accelplug.constrained.schema.atoms import Bound, Inexact, Values, in_all
+from accelplug.constrained.schema.ledger import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
-from accelplug.constrained.statements import MOST_STEP
+from accelplug.constrained.statements import MOST_COUNTED, MOST_STEP
 
 
 def values_of(branch: Branch) -> list[str] | None:
     """Return the fixed values of a branch, as JSON, None where it has none."""
-    given = [atom.texts for atom in branch if isinstance(atom, Values)]
-    return [text for text in given[0] if all(text in other for other in given)] if given else None
+    given = [atom for atom in branch if isinstance(atom, Values)]
+    return list(in_all(given)) if given else None
 
 
 def fixed(builder: Builder, branch: Branch) -> list[Symbols] | None:
@@ -26,7 +26,7 @@ def fixed(builder: Builder, branch: Branch) -> list[Symbols] | None:
     values = values_of(branch)
     if values is None:
         return None
-    simple = [text for text in values if text[0] not in "{["]
+    simple = [spelt for text in values if text[0] not in "{[" for spelt in spellings(text)]
     nested = [builder.literal(json.loads(text)) for text in values if text[0] in "{["]
     return [*([[builder.texts(simple)]] if simple else []), *nested]
 
@@ -59,7 +59,8 @@ def number(builder: Builder, branch: Branch) -> list[Symbols]:
     numbers = Numbers.of(branch)
     if numbers.is_empty:
         return []
-    if not numbers.steps and not numbers.fractional and (numbers.integer or (numbers.low is numbers.high is None)):
+    few = all(bound is None or abs(bound.value) <= MOST_COUNTED for bound in (numbers.low, numbers.high))
+    if not numbers.steps and not numbers.fractional and few and (numbers.integer or (numbers.low is numbers.high is None)):
         return [[_json("integer" if numbers.integer else "number", numbers.low, numbers.high)]]
     above, below = numbers.magnitudes, numbers.mirrored()
     under = below.magnitudes if below.high is None or below.high.value > 0 else NOTHING

@@ -36,7 +36,7 @@ def sequence(builder: Builder, shape: Shape) -> str:
             shape = shape._replace(required=frozenset())
         return _Free(builder, shape, counted=counted).rule(At(frozenset(), 0, 0, begun=False))
     if not counted and not shape.demands:
-        return _linked(builder, shape).rule(builder, begun=False)
+        return _linked(builder, shape)
     return _Ordered(builder, shape, counted=counted).rule(At(0, 0, 0, begun=False))
 
 
@@ -70,13 +70,17 @@ class _Link(NamedTuple):
         return found
 
 
-def _linked(builder: Builder, shape: Shape) -> _Link:
+def _linked(builder: Builder, shape: Shape) -> str:
+    """Return the rule of an object's inside. Rules are written from its end on: one within the other, a thousand would be too deep."""
     pairs = tuple(shape.others)
-    found = _Link(builder.number(tuple([(pair.keys, pair.state) for pair in pairs])), pairs, optional=True, rest=None)
+    links = [_Link(builder.number(tuple([(pair.keys, pair.state) for pair in pairs])), pairs, optional=True, rest=None)]
     for pair in reversed(shape.named):
-        optional = pair.name not in shape.required
-        found = _Link(builder.number((pair.keys, pair.state, optional, found.number)), (pair,), optional, found)
-    return found
+        rest, optional = links[-1], pair.name not in shape.required
+        links.append(_Link(builder.number((pair.keys, pair.state, optional, rest.number)), (pair,), optional, rest))
+    for link in links[:-1]:
+        link.rule(builder, begun=True)
+    begins = next((i for i, link in enumerate(reversed(links)) if not link.optional), len(links) - 1)  # so many may be left out first
+    return [link.rule(builder, begun=False) for link in links[-1 - begins :]][-1]
 
 
 class _Sequence:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from accelplug.constrained.regex.tree import EMPTY, NOTHING, Regex, alt, both, cat, chars, literal, rep
 
 MOST_ENDINGS: Final = 1000
+_MOST_PLAIN: Final = 4  # digits behind the point, up to which floats are written without an exponent
 _LONGEST_FLOAT: Final = 16  # digits behind the point of its mantissa
 
 
@@ -109,6 +110,9 @@ def multiples(step: Fraction) -> Regex | None:
         places += 1
     units = (step * 10**places).numerator
     threes = units % 3 == 0
+    if places > _MOST_PLAIN and units > 1:
+        return None  # floats so small are written with an exponent
+    small = [_small(places - power, power) for power in range(1, places + 1)] if units == 1 else []
     units //= 3 if threes else 1
     decided = next((count for count in range(10) if 10**count % units == 0), None)
     if decided is None or 10**decided // units > MOST_ENDINGS:
@@ -118,7 +122,13 @@ def multiples(step: Fraction) -> Regex | None:
     if threes:
         return both(found, _THREES)
     large = cat(_digit(1, 9), _maybe(cat(literal("."), rep(_DIGIT, 1, _LONGEST_FLOAT))), _E)
-    return alt(found, cat(large, _PLUS, _ZEROS, _integers_above(str(_LONGEST_FLOAT - 1 + max(0, decided - places)))))
+    return alt(found, *small, cat(large, _PLUS, _ZEROS, _integers_above(str(_LONGEST_FLOAT - 1 + max(0, decided - places)))))
+
+
+def _small(most: int, power: int) -> Regex:
+    """Return numbers with a negative exponent and at most so many digits behind the point, where every last digit will do."""
+    digits = cat(literal("."), rep(_DIGIT, 1, most)) if most else EMPTY
+    return cat(_digit(1, 9), _maybe(digits), _E, _MINUS, _ZEROS, literal(str(power)))
 
 
 def _ending(text: str, places: int, decided: int) -> Regex:

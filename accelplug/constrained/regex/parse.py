@@ -13,6 +13,8 @@ from accelplug.constrained.regex import classes
 from accelplug.constrained.regex.tree import EMPTY, EVERY, NOTHING, Regex, alt, both, cat, chars, rep, without
 
 MOST_REPEATS: Final = 100_000
+_DASH: Final = (0x2D, 0x2D)
+_ANCHORS: Final = frozenset("AZz")
 
 
 class UnsupportedPatternError(ValueError):
@@ -149,15 +151,21 @@ class _Reader:
         if char in "*+?":
             raise self.fail("nothing to repeat")
         self.at += 1
-        if char == "^":
-            return [Piece(EMPTY, begins=True)]
-        if char == "$":
-            return [Piece(EMPTY, ends=True)]
+        if char in "^$" or (char == "\\" and self.pattern[self.at : self.at + 1] in _ANCHORS):
+            return [self.anchor(char)]
         if char == ".":
             return [Piece(chars(classes.NO_LINE_END))]
         if char == "\\":
             return [Piece(chars(self.escape()))]
         return [Piece(chars([(ord(char), ord(char))]))]
+
+    def anchor(self, char: str) -> Piece:
+        """Read an anchor, behind a backslash one that other dialects have: in ECMA 262 it is a letter, which nobody means."""
+        if char == "\\":
+            char = self.pattern[self.at]
+            self.at += 1
+        begins = char in "^A"
+        return Piece(EMPTY, begins=begins, ends=not begins)
 
     def group(self) -> list[Piece]:
         if self.take("?:"):
@@ -187,9 +195,12 @@ class _Reader:
             if dashed and len(low) == 1 and low[0][0] == low[0][1]:
                 self.at += 1
                 high = self.member()
-                if len(high) != 1 or high[0][1] < low[0][0]:
+                if len(high) != 1 or high[0][0] != high[0][1]:  # "[.-\\w]": a class is no end of a range, and the dash is one
+                    low = (*low, _DASH, *high)
+                elif high[0][1] < low[0][0]:
                     raise self.fail("a range out of order")
-                low = ((low[0][0], high[0][1]),)
+                else:
+                    low = ((low[0][0], high[0][1]),)
             found.extend(low)
         return classes.inverse(found) if negated else tuple(found)
 

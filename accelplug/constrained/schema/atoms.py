@@ -6,13 +6,29 @@ because that doubles the time of making one, and a schema makes thousands.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from accelplug.constrained.regex.derive import matches
 from accelplug.constrained.regex.tree import Regex
 from accelplug.constrained.schema.document import State
+
+
+def canonical(text: str) -> str:
+    """Return a JSON value as a text that is equal for equal values: 1 and 1.0, and objects in whatever order."""
+    return json.dumps(_whole(json.loads(text)), sort_keys=True)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _whole(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
 
 KINDS: Final = ("null", "boolean", "number", "string", "array", "object")
 _KIND_OF: Final[dict[type, str]] = {
@@ -26,9 +42,21 @@ _KIND_OF: Final[dict[type, str]] = {
 }
 
 
+_ALL_KINDS: Final = frozenset(KINDS)
+_KINDS_NAMED: Final = {"integer": "number", **{kind: kind for kind in KINDS}}
+
+
 def kind_of(value: Any) -> str:
     """Return the type of a JSON value, integers being numbers."""
     return _KIND_OF[type(value)]
+
+
+def kinds_named(named: Any) -> frozenset[str]:
+    """Return the types that the value of a ``type`` names, all of them where it is none, or names what no type is."""
+    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    if not names or not all(isinstance(name, str) and name in _KINDS_NAMED for name in names):
+        return _ALL_KINDS
+    return frozenset(_KINDS_NAMED[name] for name in names)
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -43,6 +71,14 @@ class Values:
     """The value is one of these; each as JSON, so that 1 and true differ."""
 
     texts: tuple[str, ...]
+
+
+def in_all(given: Sequence[Values]) -> tuple[str, ...]:
+    """Return the values that are equal to one of each."""
+    if len(given) == 1:
+        return given[0].texts
+    others = [{canonical(text) for text in one.texts} for one in given[1:]]
+    return tuple(text for text in given[0].texts if all(canonical(text) in other for other in others))
 
 
 @dataclass(slots=True, unsafe_hash=True)

@@ -90,14 +90,14 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
 
     :raises ConstraintError: a keyword's value is not what the specification asks for.
     """
-    from accelplug.constrained.schema.vocabulary import KEYWORDS_OF
+    from accelplug.constrained.schema.vocabulary import KEYWORDS_OF, is_known
 
     handlers = KEYWORDS_OF[kind]
     keywords = ["$ref"] if document.draft <= 7 and "$ref" in node.value else list(node.value)
     found: list[Clause] = []
     for keyword in keywords:
         handler = handlers.get(keyword)
-        if handler is None:
+        if handler is None or not is_known(keyword, document.draft):
             continue
         place = Place(document, node, keyword, kind)
         try:

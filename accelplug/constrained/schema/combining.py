@@ -48,6 +48,17 @@ def one_of(place: Place) -> Iterator[Clause]:
     yield Clause(holds, lambda: none + [[(True, one), (True, other)] for one, other in combinations(parts, 2)])
 
 
+def extends(place: Place) -> Iterator[Clause]:
+    """``extends`` of draft 3: one schema or several."""
+    parts = _parts(place) if isinstance(place.value, list) else [place.below()]
+    yield Clause([[(True, part) for part in parts]], [[(False, part)] for part in parts])
+
+
+def disallow(place: Place) -> Iterator[Clause]:
+    """``disallow`` of draft 3: types and schemas that a value must not be. Checked at the end."""
+    yield place.unknown()
+
+
 def negation(place: Place) -> Iterator[Clause]:
     """``not``."""
     yield Clause([[(False, place.below())]], [[(True, place.below())]])

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.validation import Checking, validator_class
+from accelplug.constrained.schema.validation import Checking, translated, validator_class
 
 if TYPE_CHECKING:
     from referencing._core import Resolver
@@ -83,6 +83,11 @@ class Document:
         """The schema that everything satisfies."""
         return self._truths[True]
 
+    @property
+    def names_draft(self) -> bool:
+        """Whether the schema says which draft it is written in."""
+        return _declared(self.schema) is not None
+
     @cached_property
     def validator(self) -> Any:
         """The final check of this schema."""
@@ -90,7 +95,7 @@ class Document:
 
     @property
     def _checking(self) -> Checking:
-        return validator_class(self.draft, declared=_declared(self.schema) is not None)
+        return validator_class(self.draft, declared=self.names_draft)
 
     @cached_property
     def root(self) -> Node:
@@ -210,7 +215,8 @@ class Document:
             return node.value is sign
         key = (node.number, json.dumps(value, sort_keys=True))
         if key not in self._valid:
-            self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver or self._resolver).is_valid(value)
+            with translated():
+                self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver or self._resolver).is_valid(value)
         return self._valid[key] is sign
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Final
 
 from accelplug.constrained.regex.decimals import FRACTIONAL, INTEGER, NUMBER, multiples, up_to
 from accelplug.constrained.regex.tree import EVERY, NOTHING, Regex, both, without
 from accelplug.constrained.schema.atoms import Atom, Bound, Fractional, Integer, Multiple
+
+MOST_SIZE: Final = 10.0**100
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Numbers:
     @classmethod
     def of(cls, branch: tuple[Atom, ...]) -> Numbers:
         """Put the atoms of one branch together."""
-        bounds = [atom for atom in branch if isinstance(atom, Bound)]
+        bounds = [bound for atom in branch if isinstance(atom, Bound) for bound in _reached(atom)]
         low = max((bound for bound in bounds if bound.lower), key=lambda bound: (bound.value, bound.exclusive), default=None)
         high = min((bound for bound in bounds if not bound.lower), key=lambda bound: (bound.value, not bound.exclusive), default=None)
         steps = tuple(dict.fromkeys(atom.step for atom in branch if isinstance(atom, Multiple)))
@@ -76,6 +79,20 @@ class Numbers:
         high = EVERY if self.high is None else up_to(self.high.value, exclusive=self.high.exclusive)
         low = NOTHING if self.low is None or self.low.value < 0 else up_to(self.low.value, exclusive=not self.low.exclusive)
         return both(shape, stepped or EVERY, high, without(low))
+
+
+def _reached(bound: Bound) -> Iterator[Bound]:
+    """Leave a bound out, or round it, that expressions over digits would take hundreds of digits for: more is allowed then."""
+    size, negative = abs(bound.value), bound.value < 0
+    if size == 0 or 1 / MOST_SIZE <= size <= MOST_SIZE:
+        yield bound
+    elif size > 1:
+        if bound.lower != negative:
+            yield replace(bound, value=MOST_SIZE if bound.lower else -MOST_SIZE)
+    elif bound.lower != negative:
+        yield Bound(0, bound.lower, exclusive=True)
+    else:
+        yield replace(bound, value=1 / MOST_SIZE if not negative else -1 / MOST_SIZE)
 
 
 def _exact(bound: Bound) -> Fraction:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
+from accelplug._errors import ConstraintError
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import Regex, alt, literal, without
 from accelplug.constrained.schema.atoms import Absent, Keys, Property, Required, Size, Some
@@ -16,6 +18,9 @@ def properties(place: Place) -> Iterator[Clause]:
     """``properties``."""
     if place.kind == "object":
         nodes = [(name, place.below(name)) for name in place.value]
+        needed = [name for name, node in nodes if place.document.draft == 3 and isinstance(node.value, dict) and node.value.get("required")]
+        if needed:
+            yield Clause([list(map(Required, needed))], [[Absent(name)] for name in needed])
         yield Clause(
             [[Property(name, just((True, node))) for name, node in nodes]],
             lambda: [[Required(name), Property(name, just((False, node)))] for name, node in nodes],
@@ -23,8 +28,10 @@ def properties(place: Place) -> Iterator[Clause]:
 
 
 def required(place: Place) -> Iterator[Clause]:
-    """``required``, a list; draft 3 had a truth value here."""
-    if place.kind == "object" and isinstance(place.value, list):
+    """``required``, a list; draft 3 had a truth value here, which later ones pass over."""
+    if place.kind == "object" and place.document.draft > 3 and not isinstance(place.value, bool):
+        if not isinstance(place.value, list) or not all(isinstance(name, str) for name in place.value):
+            raise ConstraintError(f"{place.name} should be a list of names and is {json.dumps(place.value):.60}")
         yield Clause([list(map(Required, place.value))], [[Absent(name)] for name in place.value])
 
 

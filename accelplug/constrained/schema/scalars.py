@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -10,8 +11,9 @@ from accelplug._errors import ConstraintError
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import alt, length, literal, without
 from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values, kind_of
-from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternatives, Clause, Place, always
+from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternative, Alternatives, Clause, Place, always
 from accelplug.constrained.schema.formats import FORMATS
+from accelplug.constrained.schema.numbers import MOST_SIZE
 from accelplug.constrained.schema.searching import check_readable
 
 MOST_LENGTH: Final = 100_000
@@ -21,7 +23,12 @@ TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "stri
 def type_(place: Place) -> Iterator[Clause]:
     """``type``."""
     types = [place.value] if isinstance(place.value, str) else place.value
-    if place.document.draft > 3 and isinstance(types, list) and (unknown := [one for one in types if one not in TYPES]):
+    if place.document.draft == 3:
+        if any(isinstance(name, dict) for name in types):
+            yield place.unknown()
+            return
+        types = TYPES if "any" in types else types
+    if isinstance(types, list) and (unknown := [one for one in types if one not in TYPES]):
         raise ConstraintError(f"{place.name} is {json.dumps(unknown[0]):.60}; the types are {', '.join(TYPES)}")
     if place.kind in types:
         yield always(TRUE)
@@ -39,6 +46,8 @@ def constant(place: Place) -> Iterator[Clause]:
 
 def enumeration(place: Place) -> Iterator[Clause]:
     """``enum``."""
+    if not isinstance(place.value, list):
+        raise ConstraintError(f"{place.name} should be a list and is {json.dumps(place.value):.60}")
     yield _one_of(place, place.value)
 
 
@@ -72,26 +81,32 @@ def _around(values: list[Any]) -> Alternatives:
 def _bound(place: Place, *, lower: bool, exclusive: bool) -> Clause:
     if isinstance(place.value, bool) or not isinstance(place.value, int | float):
         raise ConstraintError(f"{place.name} should be a number and is {json.dumps(place.value):.60}")
-    return Clause([[Bound(place.value, lower, exclusive)]], [[Bound(place.value, not lower, not exclusive)]])
+    rounded: Alternative = [] if place.value == 0 or 1 / MOST_SIZE <= abs(place.value) <= MOST_SIZE else [Inexact(place.name)]
+    return Clause([[Bound(place.value, lower, exclusive), *rounded]], [[Bound(place.value, not lower, not exclusive), *rounded]])
+
+
+def _flags(place: Place) -> bool:
+    """Whether a bound beside these is made exclusive by a truth value: in drafts to 4, and where none is named."""
+    return place.document.draft < 6 or not place.document.names_draft
 
 
 def bound(place: Place) -> Iterator[Clause]:
     """``minimum`` and ``maximum``, which in draft 4 a truth value beside them makes exclusive."""
     if place.kind == "number":
         lower = place.keyword == "minimum"
-        beside = place.node.value.get("exclusiveMinimum" if lower else "exclusiveMaximum")
-        yield _bound(place, lower=lower, exclusive=beside is True)
+        beside = place.node.value.get("exclusiveMinimum" if lower else "exclusiveMaximum", False)
+        yield _bound(place, lower=lower, exclusive=_flags(place) and isinstance(beside, int) and bool(beside))
 
 
 def exclusive_bound(place: Place) -> Iterator[Clause]:
     """``exclusiveMinimum`` and ``exclusiveMaximum``."""
-    if place.kind == "number" and not isinstance(place.value, bool):
+    if place.kind == "number" and place.document.draft >= 6 and not (_flags(place) and isinstance(place.value, bool)):
         yield _bound(place, lower=place.keyword == "exclusiveMinimum", exclusive=True)
 
 
 def multiple_of(place: Place) -> Iterator[Clause]:
     """``multipleOf``."""
-    if isinstance(place.value, bool) or not isinstance(place.value, int | float) or place.value <= 0:
+    if isinstance(place.value, bool) or not isinstance(place.value, int | float) or not 0 < place.value < math.inf:
         raise ConstraintError(f"{place.name} should be a number above 0 and is {json.dumps(place.value):.60}")
     if place.kind == "number":
         yield Clause([[Multiple(place.value)]], [[Inexact(place.name)]])

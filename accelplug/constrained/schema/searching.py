@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.regex.derive import matches
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
+
+_NAMED: Final = re.compile(r"\(\?<(\w+)>|\\k<(\w+)>|\\.", re.DOTALL)
 
 
 @lru_cache(maxsize=1 << 13)
@@ -21,20 +23,26 @@ def found_in(pattern: str, text: str) -> bool:
     try:
         regex = parse(pattern)
     except (UnsupportedPatternError, RecursionError):
-        check_readable(pattern)
-        return re.search(pattern, text) is not None
+        return check_readable(pattern).search(text) is not None
     return matches(regex, text)
 
 
-def check_readable(pattern: str) -> None:
-    """Refuse what is not regular and no expression of Python's either, so that no text could be checked for it.
+def check_readable(pattern: str) -> re.Pattern[str]:
+    """Return what is not regular as Python reads it; refuse what is no expression of Python's either: no text could be checked for it.
 
     :raises ConstraintError: naming the pattern.
     """
     try:
-        re.compile(pattern)
+        return re.compile(_NAMED.sub(_as_python_does, pattern))
     except re.error as exc:
         raise ConstraintError(f"the pattern {pattern!r:.100} cannot be read: {exc}; write a regular expression of ECMA 262") from exc
+
+
+def _as_python_does(found: re.Match[str]) -> str:
+    """Write a group with a name, or a reference to one, as Python has them."""
+    if found[1]:
+        return f"(?P<{found[1]}>"
+    return f"(?P={found[2]})" if found[2] else found[0]
 
 
 def pattern(validator: Any, given: str, instance: Any, _schema: Any) -> Iterator[Any]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema import searching
 from accelplug.constrained.schema.formats import FORMATS
+
+_EXCLUSIVE: Final = {"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"}
 
 
 class Checking:
@@ -21,7 +24,9 @@ class Checking:
 
     def over(self, schema: Any, *, asserted: bool) -> Any:
         """Return the validator of one schema."""
-        return self._base(schema, format_checker=self._checker if asserted else None)
+        from jsonschema_specifications import REGISTRY  # and no way to fetch anything else
+
+        return self._base(schema, registry=REGISTRY, format_checker=self._checker if asserted else None)
 
 
 @cache
@@ -39,12 +44,16 @@ def validator_class(draft: int, *, declared: bool) -> Checking:
     base = getattr(jsonschema, f"{name}Validator")
     extra = {
         "multipleOf": _multiple_of,
+        "required": partial(_required, base.VALIDATORS.get("required")),
         "pattern": searching.pattern,
         "patternProperties": searching.pattern_properties,
         "additionalProperties": searching.additional_properties,
     }
+    if draft == 3:
+        extra["divisibleBy"] = _multiple_of
     if not declared and draft > 7:
-        extra["dependencies"] = _dependencies
+        extra |= {"dependencies": _dependencies}
+        extra |= {name: partial(_bound, base.VALIDATORS, name) for name in (*_EXCLUSIVE, *_EXCLUSIVE.values())}
     checker = jsonschema.FormatChecker(())
     checker.checkers = dict(base.FORMAT_CHECKER.checkers)
     for format_name in FORMATS:
@@ -74,12 +83,45 @@ class _Formatted:
             return False
 
 
+@contextmanager
+def translated() -> Iterator[None]:
+    """Say in one sentence what the final check cannot do.
+
+    :raises ConstraintError: jsonschema cannot go on.
+    :raises RecursionError: references go round in a circle.
+    """
+    try:
+        yield
+    except (ConstraintError, RecursionError):
+        raise
+    except Exception as exc:
+        said = " ".join(f"{type(exc).__name__}: {exc}".split())
+        raise ConstraintError(f"the final check cannot read the schema ({said:.200}); write it as the specification asks") from exc
+    except BaseException as exc:
+        if type(exc).__module__ == "pyo3_runtime":  # where the stack ends inside jsonschema's maps, they panic, which is no Exception
+            raise RecursionError(str(exc)) from exc
+        raise
+
+
 def _multiple_of(validator: Any, step: Any, instance: Any, _schema: Any) -> Iterator[Any]:
     """``multipleOf`` of the numbers as they are written: jsonschema divides floats, by which 0.3 is no multiple of 0.1."""
     from jsonschema import ValidationError
 
     if validator.is_type(instance, "number") and not (math.isfinite(instance) and Fraction(str(instance)) % Fraction(str(step)) == 0):
         yield ValidationError(f"{instance!r} is not a multiple of {step!r}")
+
+
+def _bound(keywords: Any, name: str, validator: Any, bound: Any, instance: Any, schema: dict[str, Any]) -> Iterator[Any]:
+    """A bound of a schema that names no draft: in draft 4 what makes it exclusive is a truth value."""
+    if not isinstance(bound, bool):
+        given = _EXCLUSIVE.get(name)
+        yield from keywords[given if given and schema.get(given) is True else name](validator, bound, instance, schema)
+
+
+def _required(keyword: Any, validator: Any, names: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """``required``; draft 3 reads its truth value elsewhere, and it says nothing in the others."""
+    if keyword is not None and not isinstance(names, bool):
+        yield from keyword(validator, names, instance, schema)
 
 
 def _dependencies(validator: Any, dependencies: Any, instance: Any, _schema: Any) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 from accelplug.constrained.schema import arrays, combining, objects, scalars, unevaluated
@@ -17,6 +18,8 @@ _OF_ALL: Final[Mapping[str, Keyword]] = {
     "oneOf": combining.one_of,
     "not": combining.negation,
     "if": combining.condition,
+    "extends": combining.extends,
+    "disallow": combining.disallow,
     "type": scalars.type_,
     "const": scalars.constant,
     "enum": scalars.enumeration,
@@ -27,6 +30,7 @@ _OF_NUMBERS: Final[Mapping[str, Keyword]] = {
     "exclusiveMinimum": scalars.exclusive_bound,
     "exclusiveMaximum": scalars.exclusive_bound,
     "multipleOf": scalars.multiple_of,
+    "divisibleBy": scalars.multiple_of,
 }
 _OF_STRINGS: Final[Mapping[str, Keyword]] = {
     "minLength": scalars.min_length,
@@ -67,3 +71,24 @@ KEYWORDS_OF: Final[Mapping[str, Mapping[str, Keyword]]] = {
     "object": {**_OF_ALL, **_OF_OBJECTS},
 }
 """The keywords that say something of values of a type."""
+_FIRST_DRAFTS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("allOf", "anyOf", "oneOf", "not", "multipleOf", "minProperties", "maxProperties"), 4),
+    **dict.fromkeys(("const", "contains", "propertyNames"), 6),
+    **dict.fromkeys(("if", "then", "else"), 7),
+    **dict.fromkeys(("dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems", "$recursiveRef"), 2019),
+    **dict.fromkeys(("minContains", "maxContains"), 2019),
+    **dict.fromkeys(("prefixItems", "$dynamicRef"), 2020),
+}
+_OF_DRAFT_3: Final = frozenset({"extends", "disallow", "divisibleBy"})
+
+
+def is_known(keyword: str, draft: int) -> bool:
+    """Whether a draft has a keyword: in earlier ones it is a word like any other."""
+    return _FIRST_DRAFTS.get(keyword, 0) <= draft and (draft == 3 or keyword not in _OF_DRAFT_3)
+
+
+@cache
+def later_than(draft: int) -> tuple[str, ...]:
+    """Return the keywords that came after a draft, in quotes."""
+    later = [keyword for keyword, first in _FIRST_DRAFTS.items() if first > draft]
+    return tuple(f'"{keyword}"' for keyword in (*later, *(("exclusiveMinimum", "exclusiveMaximum") if draft < 6 else ())))

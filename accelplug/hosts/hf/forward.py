@@ -259,7 +259,7 @@ def answers_type(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) ->
 def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
     """Whether plain ``generate()`` would compile the forward pass of this call, as it does for static caches on accelerators."""
     cache = growing(model_kwargs.get(cache_argument(model)))
-    # Recurrent states would read the padding of a step; windows that roll keep their place in a number, of which a graph is made each.
+    # Recurrent states would read the padding of a step.
     is_static = {type(layer) for layer in cache.layers} <= {StaticLayer, StaticSlidingWindowLayer}
     # A graph is given masks of its own, which attention by cache slot cannot take.
     return is_static and not unfit_for_own_masks(model) and bool(model._valid_auto_compile_criteria(model_kwargs, generation_config))

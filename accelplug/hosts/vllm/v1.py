@@ -128,10 +128,11 @@ class V1Attachment:
 
     def draft(self, output: Any) -> None:
         """Draft behind a step without drafts, in which vLLM does not ask."""
-        if not output.sampled_token_ids:
+        sampled = getattr(output, "sampled_token_ids", None)
+        if not sampled:
             return
         rows = self.runner.input_batch
-        drafts = self.propose(output.sampled_token_ids, rows.num_tokens_no_spec, rows.token_ids_cpu)
+        drafts = self.propose(sampled, rows.num_tokens_no_spec, rows.token_ids_cpu)
         if self._reads_empty or any(drafts):
             self._drafted = DraftTokenIds(list(rows.req_ids), drafts)
 

@@ -114,9 +114,11 @@ def test_behind_a_step_without_drafts_the_drafter_is_asked_and_heard(
     assert (trimmed and (trimmed.req_ids, trimmed.draft_token_ids)) == (told and (["a", "b"], told))
 
 
-def test_a_step_that_samples_nothing_asks_nobody() -> None:
+@pytest.mark.parametrize("output", [SimpleNamespace(sampled_token_ids=[]), None], ids=["empty", "none"])
+def test_a_step_that_samples_nothing_asks_nobody(output: Any) -> None:
+    """Where nothing ran, older releases return None."""
     attachment = attachment_of(None)
-    attachment.draft(SimpleNamespace(sampled_token_ids=[]))
+    attachment.draft(output)
     assert attachment.trim(None) is None
 
 
