@@ -25,7 +25,10 @@ APART = {
 TOGETHER = {
     "equal numbers": ({"const": 1}, {"const": 1.0}, 1),
     "numbers and integers": ({"type": "integer"}, {"type": "number", "maximum": 5}, 1),
-    "a property that may be missing": (KEYED, {"type": "object", "properties": {"m": {"const": "b"}}}, {"k": "a"}),
+    "a property of one alone": (KEYED, {"type": "object", "properties": {"m": {"const": "b"}}}, {"k": "a"}),
+    "a property that may be missing": (
+        {"type": "object", "properties": {"k": {"const": "a"}}}, {"type": "object", "properties": {"k": {"const": "b"}}}, {},
+    ),
     "objects of one, any value of the other": (KEYED, {"properties": {"k": {"const": "a"}}}, {"k": "a"}),
     "no object at all": ({"properties": {"k": {"const": "a"}}, "required": ["k"]}, {"properties": {"k": {"const": "b"}}, "required": ["k"]}, 1),
     "patterns beside closed names": (
