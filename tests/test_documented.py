@@ -14,6 +14,7 @@ from accelplug import hooks
 from accelplug.cli.entry import COMMANDS
 from accelplug.hooks.capabilities import WORDS
 from accelplug.hooks.registry import ALLOW_LIST, HOOKS
+from accelplug.hosts.stats import Stats
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
@@ -51,6 +52,12 @@ def test_every_dataclass_of_the_contract_has_a_section_or_is_cold():
 @pytest.mark.parametrize("name", hooks.__all__)
 def test_every_public_name_of_the_contract_is_in_the_reference(name):
     assert re.search(rf"`[^`]*\b{name}\b[^`]*`", REFERENCE)
+
+
+def test_every_statistic_is_in_the_hosts_page():
+    page = (ROOT / "docs/hosts.md").read_text(encoding="utf-8")
+    public = [name for name in dir(Stats) if not name.startswith("_") and name not in {"count", "as_dict"}]
+    assert [name for name in public if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize(("word", "meaning"), WORDS.items())

@@ -7,6 +7,8 @@ from collections.abc import Set
 from typing import Any, Final, NamedTuple
 
 from accelplug.constrained.disjoint import Disjoint
+from accelplug.constrained.engines.known import enforces
+from accelplug.constrained.engines.on_llguidance import NAME
 from accelplug.constrained.lark.terminals import plain as rust
 from accelplug.constrained.probes import PROBES
 from accelplug.constrained.regex.parse import parse
@@ -74,7 +76,8 @@ class _Reader:
         return self.document.draft <= 7 and not beside <= _BESIDE_A_REFERENCE
 
     def _keeps(self, format_name: Any) -> bool:
-        return self.document.asserted and f"format {format_name}" in PROBES
+        feature = f"format {format_name}"
+        return self.document.asserted and feature in PROBES and enforces(NAME, feature)
 
     def schema(self, schema: Any, place: str) -> Any:
         """Return a schema as an engine should see it."""

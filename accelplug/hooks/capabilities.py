@@ -127,7 +127,7 @@ def _verifier_problems(who: Technique, host: Host, sampling: bool, allow_lossy: 
     needs = set(traits.needs) if traits.standard else {*traits.needs, "verify.path" if judges_paths(who) else "verify.rule"}
     yield from _missing(who, needs, host)
     if traits.lossless is None and not allow_lossy:
-        yield f"{who} may change the output; pass allow_lossy=True to accept that, or use verifier 'token_wise'"
+        yield f"{who} may change the output; pass allow_lossy=True (in commands --allow-lossy) to accept that, or use verifier 'token_wise'"
     elif traits.lossless == "greedy" and sampling and not allow_lossy:
         yield f"{who} is exact for greedy decoding only and do_sample is on; use verifier 'token_wise'"
 

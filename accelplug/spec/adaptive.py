@@ -43,6 +43,7 @@ class Adaptive:
     _inner: BoundDrafter = field(init=False, repr=False)
     _guesses: bool = field(init=False, repr=False)
     _requests: dict[int, Any] = field(init=False, repr=False, default_factory=dict)
+    _step: int = field(init=False, repr=False, default=0)
     _measured: tuple[tuple[int, float], ...] = field(init=False, repr=False, default=())
     _seconds: Seconds = field(init=False, repr=False)  # that of what was measured
 
@@ -88,7 +89,8 @@ class Adaptive:
         if self.traits.shape == "tree":
             return self._trees(view, requests, rooms)
         lengths = self._lengths(requests, rooms)
-        guessed = [not length and self._guesses and request.guesses() for length, request in zip(lengths, requests, strict=True)]
+        self._step += 1
+        guessed = [not length and self._guesses and request.guesses(self._step) for length, request in zip(lengths, requests, strict=True)]
         asked = [length or min(room, guess) for length, room, guess in zip(lengths, rooms, guessed, strict=True)]
         if not any(asked):
             for request in requests:

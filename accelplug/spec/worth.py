@@ -80,7 +80,6 @@ class Worth:
     pause: Pause = field(default_factory=Pause)
     hoping: bool = True  # nothing was judged yet
     wrong: int = 0  # guesses in a row
-    since: int = 0  # steps since the last guess was asked for
 
     def learn(self, accepted: int, token: int) -> None:
         """Count the last draft, each of its tokens up to the first rejected one; or the guess, by the `token` that came."""
@@ -112,6 +111,8 @@ class Worth:
         :param seconds: of steps over 1, 2, ... positions, [1 + most] or more.
         """
         self.pause.is_trying = False
+        if not self.may_pay:
+            return 0
         gains = (self.rate ** np.arange(most + 1)).cumsum() / seconds[: most + 1]  # of no draft, one token, ...
         best = int(gains.argmax())
         if gains[best] < MARGIN * gains[0]:
@@ -124,13 +125,12 @@ class Worth:
         """Return how many tokens to draft although they are not known to be worth it."""
         return TRY if self.pause.tries() else 0
 
-    def guesses(self) -> bool:
-        """Whether to ask what would be drafted although it is not worth it: a search costs something too, so wrong guesses make it rarer."""
-        self.since += 1
-        if self.since < min(1 << self.wrong // _PATIENCE, _RAREST):
-            return False
-        self.since = 0
-        return True
+    def guesses(self, step: int) -> bool:
+        """Whether to ask what would be drafted although it is not worth it: a search costs something too, so wrong guesses make it rarer.
+
+        :param step: of all requests together, so that those that are seldom asked are asked in the same steps.
+        """
+        return step % min(1 << self.wrong // _PATIENCE, _RAREST) == 0
 
     def went(self, drafted: int, guess: int | None) -> None:
         """Note what was drafted; a try that found nothing to draft cost nothing and is repeated."""

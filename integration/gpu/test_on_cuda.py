@@ -45,6 +45,20 @@ def test_greedy_equals_plain(model, implementation, width):
         assert session.stats.accepted > 40
 
 
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("implementation", ["offloaded", "offloaded_static"])
+def test_offloaded_caches(model, implementation, count, width):
+    """Layers that are on their way back while drafts are taken out of them."""
+    model.set_attn_implementation("sdpa")
+    prompt = torch.randint(1, VOCAB, (count, 40), device="cuda")
+    arguments = {"max_new_tokens": 120, "do_sample": False, "cache_implementation": implementation, "disable_compile": True}
+    plain = model.generate(prompt, **arguments)
+    with accelplug.attach(model, drafter=Oracle(plain.tolist(), [(3, 1), (0, 2), (5, 0)], VOCAB, width)) as session:
+        assert model.generate(prompt, **arguments).tolist() == plain.tolist()
+    assert session.stats.accepted > 40
+
+
 def test_sampling_takes_the_same_seed_to_the_same_tokens(model):
     prompt = torch.randint(1, VOCAB, (1, 20), device="cuda")
     torch.manual_seed(1)

@@ -94,7 +94,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"structured_outputs": {"regex": "a("}}, {}, "a("),
     (formatted(RECORD), {"grammar": "nobodys"}, "no grammar named 'nobodys'"),
     (formatted(RECORD), {"whitespace": "none"}, "whitespace='none'"),
-    ({}, {"whitespace": "compact"}, "shape a grammar and the request has none"),
+    ({}, {"whitespace": "compact"}, "the request sets whitespace and has no grammar to go by"),
 ]
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accelplug.constrained.probes import bytes_only
 from accelplug.constrained.regex.derive import matches
 from accelplug.constrained.regex.parse import parse
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.formats import FORMATS
+from accelplug.constrained.walking import legal_by_mask
+from accelplug.hooks import CompileLimits, GrammarSpec
 
 EXACT = sorted(name for name, known in FORMATS.items() if known.exact)
 
@@ -60,3 +65,18 @@ def test_unknown_formats_describe():
     assert Document({"format": "textarea"}, asserted=True).validator.is_valid("anything")
     assert not Document({"format": "date"}, asserted=True).validator.is_valid("anything")
     assert Document({"format": "date"}, asserted=False).validator.is_valid("anything")
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [("date", "2023-02-29"), ("date", "0000-01-01"), ("date-time", "2023-02-29T12:00:00Z"), ("time", "12:00:60Z"), ("ipv4", "01.0.0.0"), ("ipv6", "1::2::3")],
+)
+def test_what_the_statement_calls_enforced_is_no_engines_notion_of_a_format(name, bad):
+    """llguidance's, xgrammar's and outlines' own dates know no calendar."""
+    pytest.importorskip("llguidance")
+    from accelplug.constrained.auto import Auto
+
+    grammar = Auto().compile(GrammarSpec("json_schema", json.dumps({"type": "string", "format": name})), bytes_only(), CompileLimits())
+    assert legal_by_mask(grammar.matcher(), json.dumps(bad), bytes_only()) is False or "#/format" in grammar.statement.checked
+    assert grammar.check(json.dumps(bad)) is not None
+    assert ("#/format" in grammar.statement.enforced) is FORMATS[name].exact

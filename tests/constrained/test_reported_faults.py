@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -158,3 +159,14 @@ def test_special_tokens_are_taken_back_by_the_length_of_their_names(text):
         assert matcher.validate([ord("x")]) == 0
         if back < len(tokens):
             matcher.rollback(len(tokens) - back)
+
+
+@pytest.mark.parametrize("name", ["auto", "llguidance", "xgrammar"])
+@pytest.mark.parametrize("given", [{"choice": ["x</s>y"]}, {"json_schema": {"const": "</s>"}}, {"regex": "a</s>b"}], ids=str)
+def test_a_text_that_holds_the_name_of_a_special_token_cannot_be_written(name, given):
+    """A tokenizer takes the name for the token, so that it splits the text in no way that spells it; llguidance then saw no way on at all."""
+    vocabulary = replace(VOCABULARY, encode=lambda text: [] if "</s>" in text else VOCABULARY.encode(text))
+    engine = Auto() if name == "auto" else Alone(name)
+    grammar = engine.compile(GrammarSpec.of(given), vocabulary, LIMITS)
+    text = {"choice": "x</s>y", "json_schema": '"</s>"', "regex": "a</s>b"}[next(iter(given))]
+    assert legal_by_mask(grammar.matcher(), text, VOCABULARY)

@@ -202,6 +202,27 @@ def test_whitespace_is_as_asked(whitespace, text):
         assert not any(legal_by_mask(grammar.matcher(), other, bytes_only()) for name, other in texts.items() if name != whitespace)
 
 
+def test_many_conditions_on_one_property_are_enforced():
+    """Of its kinds only one holds: without looking at that, twelve conditions are 4096 alternatives."""
+    cases = [{"if": {"properties": {"kind": {"const": name}}, "required": ["kind"]}, "then": {"required": [name + "1"]}} for name in "abcdefghijkl"]
+    grammar = compiled({"type": "object", "properties": {"kind": {"type": "string"}}, "allOf": cases})
+    assert grammar.statement.checked == ()
+    assert all(legal(grammar, value) for value in ({}, {"kind": "x"}, {"kind": "c", "c1": 0}, {"a1": 0}))
+    assert not any(legal(grammar, value) for value in ({"kind": 1}, {"kind": "c"}, {"kind": "l", "a1": 0}))
+
+
+def test_where_alternatives_are_too_many_the_rest_is_enforced():
+    names = [f"a{number}" for number in range(12)]
+    cases = [{"if": {"required": [name]}, "then": {"required": ["b" + name]}} for name in names]
+    integers = {name: {"type": "integer"} for name in names}
+    grammar = compiled({"type": "object", "properties": integers, "required": ["c"], "allOf": cases})
+    assert {"#/required", "#/allOf/0/if"} & set(grammar.statement.checked)
+    assert legal(grammar, {"a3": 1, "c": 0, "ba3": 0})
+    assert legal(grammar, {"a3": 1, "c": 0})
+    assert grammar.check('{"a3": 1, "c": 0}') is not None
+    assert not any(legal(grammar, value) for value in ({"a3": "x", "c": 0, "ba3": 0}, {"a3": 1, "ba3": 0}))
+
+
 @pytest.mark.parametrize("required", [[], ["p0"], ["p1400"]])
 def test_an_object_of_many_properties_is_not_too_deep(required):
     schema = {"type": "object", "properties": {f"p{i}": {"type": "boolean"} for i in range(1500)}, "required": required}

@@ -126,6 +126,14 @@ def test_it_is_seen_when_drafts_become_useful(source):
         assert set(lengths[410:]) == {8}
 
 
+@pytest.mark.parametrize("silence", [1, 8, 40, 400, 2000])
+def test_it_wakes_up_as_soon_after_a_long_silence_as_after_a_short_one(silence):
+    lengths, _ = run(lambda step: 0 if step < silence else 99, silence + 40, source=Always())
+    assert sum(map(bool, lengths[:silence])) == 1
+    assert any(lengths[silence : silence + 7]), "a guess in one of four steps, and those that it takes to believe it"
+    assert set(lengths[silence + 10 :]) == {8}
+
+
 def test_a_source_that_is_always_wrong_is_asked_in_every_fourth_step():
     class Counting(Always):
         steps = 0
@@ -140,6 +148,26 @@ def test_a_source_that_is_always_wrong_is_asked_in_every_fourth_step():
     source.steps = 0
     run(lambda _: 99, 400, source=source)
     assert source.steps == 400
+
+
+def test_requests_whose_drafts_are_useless_are_guessed_for_in_the_same_steps():
+    class Counting:
+        steps = 0
+
+        def propose(self, view):
+            self.steps += 1
+            return Drafts.chains([[RIGHT] * int(budget) for budget in view.budgets])
+
+    source, slots, text = Counting(), np.arange(8), np.full((8, 500), WRONG)
+    drafter = Adaptive(num_tokens=8, context=Given(source=source))
+    for step in range(200):  # they begin one after the other
+        here = slots[: 1 + step]
+        if step < len(slots):
+            drafter.start(slots[step : step + 1])
+        lengths, fresh = 4 + step - here, np.where(here == step, 4, 1)
+        drafter.observe(CommitView(here, here, text, lengths, fresh, np.zeros(len(here), np.int64)))
+        drafter.propose(DraftView(here, here, text, lengths, np.full(len(here), 9)))
+    assert 25 < source.steps < 80, "a fourth, and those in which they were found out"
 
 
 def test_a_try_that_was_right_is_repeated_at_once():

@@ -38,12 +38,14 @@ class _Tokens:
         names = {index: name.encode() for name, index in vocabulary.special.items()}
         self.tokens = [names.get(index, token) for index, token in enumerate(vocabulary.tokens)]
         self.special_token_ids = sorted({*names, *vocabulary.eos_token_ids})
-        self._encode = vocabulary.encode or _greedy(vocabulary)
+        self._greedy = _greedy(vocabulary)
+        self._encode = vocabulary.encode or self._greedy
 
     def __call__(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise TypeError("text is expected")  # llguidance asks with bytes first, to see whether those will do
-        return [int(token) for token in self._encode(text)]
+        # A tokenizer takes the name of a special token in a text for the token, which is no way of writing that name.
+        return [int(token) for token in self._encode(text) or self._greedy(text)]
 
 
 def _new_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:

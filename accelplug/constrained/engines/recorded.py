@@ -7,9 +7,10 @@ from typing import Final
 _NOT_IN_OTHERS: Final = frozenset(
     {"$ref to an anchor", "$ref with siblings", "additionalItems", "items as a list", "multipleOf from zero on"}
 )
+_CALENDAR: Final = frozenset({"format date", "format time", "format date-time"})  # days that a year lacks, seconds that a minute lacks
 _COUNTED_OPTIONAL: Final = frozenset({"minProperties beside optional properties", "maxProperties beside optional properties"})
 RECORDED: Final[dict[str, frozenset[str]]] = {
-    "llguidance 1.7.6": frozenset({"contains", "multipleOf", "propertyNames", "uniqueItems"}) | _COUNTED_OPTIONAL,
+    "llguidance 1.7.6": frozenset({"contains", "multipleOf", "propertyNames", "uniqueItems"}) | _COUNTED_OPTIONAL | _CALENDAR,
     "xgrammar 0.2.8": frozenset(
         {
             "allOf",
@@ -24,7 +25,8 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
             "uniqueItems",
         }
     )
-    | _NOT_IN_OTHERS,
+    | _NOT_IN_OTHERS
+    | _CALENDAR,
     "outlines 0.2.14": frozenset(
         {
             "additionalProperties",
@@ -37,7 +39,6 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
             "format ipv6",
         }
         | {
-            "format time",
             "maxProperties",
             "maximum",
             "minProperties",
@@ -50,6 +51,7 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
         }
         | {"patternProperties with classes", "prefixItems", "propertyNames", "required", "uniqueItems"}
     )
-    | _NOT_IN_OTHERS,
+    | _NOT_IN_OTHERS
+    | _CALENDAR,
 }
 """Engine and release -> the features of the table that it does not enforce."""

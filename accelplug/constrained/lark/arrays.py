@@ -8,8 +8,8 @@ from accelplug.constrained.lark.builder import Builder, Symbols
 from accelplug.constrained.lark.scalars import fixed
 from accelplug.constrained.schema.alive import item_state
 from accelplug.constrained.schema.atoms import Contains, Inexact, Items, Size, Unique
-from accelplug.constrained.schema.branches import Branch
 from accelplug.constrained.schema.document import State
+from accelplug.constrained.schema.ledger import Branch
 
 MOST_STATES: Final = 600
 MOST_VALUES: Final = 7

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
+from functools import lru_cache
 from itertools import permutations
 from typing import Any, Final
 
@@ -13,8 +15,9 @@ from accelplug.constrained.regex.derive import is_empty_if_decided
 from accelplug.constrained.regex.quoted import quoted
 from accelplug.constrained.regex.tree import EVERY, Regex
 from accelplug.constrained.schema.atoms import Inexact
-from accelplug.constrained.schema.branches import Branch, Tableau
+from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import State
+from accelplug.constrained.schema.ledger import Branch
 
 Symbols = list[str]
 Cell = tuple[Regex, frozenset[Regex]]
@@ -70,7 +73,7 @@ class Builder:
         if empty is None or (self.coarse and regex.is_algebraic):  # engines, too, would take for ever
             self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))
             regex = EVERY
-        return None if empty and regex != EVERY else self.terminal(FREE_STRING if regex == EVERY else terminal(quoted(regex)))
+        return None if empty and regex != EVERY else self.terminal(FREE_STRING if regex == EVERY else _string(regex))
 
     def texts(self, texts: list[str]) -> str:
         """Return the terminal of literal texts."""
@@ -87,8 +90,9 @@ class Builder:
 
         :raises TooLargeError: the grammar has grown too large.
         """
-        self.rules[rule].append(list(symbols))
-        self._symbols += max(0, len(symbols) - 1)
+        self.rules[rule].append([*symbols])
+        if len(symbols) > 1:
+            self._symbols += len(symbols) - 1
         if self._symbols + len(self.rules) > MOST_SYMBOLS:
             raise TooLargeError(f"the schema becomes a grammar of more than {MOST_SYMBOLS} symbols; simplify its combinations")
 
@@ -164,6 +168,12 @@ class Builder:
         return "\n".join(lines) + "\n"
 
 
+@lru_cache(maxsize=256)
+def _string(regex: Regex) -> str:
+    """Return the terminal of the JSON strings whose value matches; formats come again with many schemas."""
+    return terminal(quoted(regex))
+
+
 def spellings(text: str) -> list[str]:
     """Return how a value that is no object and no list may be written: as the schema has it, and a whole number without its fraction."""
     value = json.loads(text)
@@ -173,7 +183,7 @@ def spellings(text: str) -> list[str]:
 def _alive(needed: dict[str, list[list[str]]]) -> set[str]:
     """Return the rules that lead to a finished text, from what their alternatives need."""
     alive: set[str] = set()
-    uses: dict[str, list[list[Any]]] = {}
+    uses: defaultdict[str, list[list[Any]]] = defaultdict(list)
     ready: list[str] = []
     for name, alternatives in needed.items():
         if [] in alternatives:
@@ -182,13 +192,13 @@ def _alive(needed: dict[str, list[list[str]]]) -> set[str]:
         for rules in alternatives:
             left: list[Any] = [name, len(rules)]  # how many of them are not known to lead to a finished text
             for one in rules:
-                uses.setdefault(one, []).append(left)
+                uses[one].append(left)
     while ready:
         name = ready.pop()
         if name in alive:
             continue
         alive.add(name)
-        for left in uses.get(name, ()):
+        for left in uses[name]:
             left[1] -= 1
             if not left[1]:
                 ready.append(left[0])
@@ -197,7 +207,7 @@ def _alive(needed: dict[str, list[list[str]]]) -> set[str]:
 
 def _needed(symbols: Symbols, rules: dict[str, list[Symbols]]) -> list[str]:
     """Return the rules without which an alternative leads to no finished text: not those that may be left out."""
-    found = list(dict.fromkeys([symbol for symbol in symbols if symbol in rules]))
+    found = [symbol for symbol in symbols if symbol in rules]
     repeated = symbols[-1] if symbols else ""
     if repeated[-1:] == "}" and repeated[0].islower() and "{0," not in repeated:
         found.append(repeated.partition("{")[0])

@@ -10,8 +10,9 @@ from accelplug.constrained.lark.arrays import array
 from accelplug.constrained.lark.builder import Builder, Symbols, TooLargeError
 from accelplug.constrained.lark.objects import obj
 from accelplug.constrained.lark.scalars import boolean, null, number, string
-from accelplug.constrained.schema.branches import Branch, Tableau
+from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.ledger import Branch
 from accelplug.hooks import CompileLimits
 
 SHAPES: Final[dict[str, Callable[[Builder, Branch], list[Symbols]]]] = {

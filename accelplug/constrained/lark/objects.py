@@ -10,8 +10,8 @@ from accelplug.constrained.regex.derive import is_empty, matches
 from accelplug.constrained.regex.tree import Regex, alt, both, literal, without
 from accelplug.constrained.schema.alive import Properties, size_of
 from accelplug.constrained.schema.atoms import Inexact, Keys, Some
-from accelplug.constrained.schema.branches import Branch
 from accelplug.constrained.schema.document import State
+from accelplug.constrained.schema.ledger import Branch
 
 MOST_PATTERNS: Final = 7
 MOST_SOME: Final = 4

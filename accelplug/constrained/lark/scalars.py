@@ -9,7 +9,7 @@ from accelplug.constrained.lark.terminals import terminal
 from accelplug.constrained.regex.derive import is_empty
 from accelplug.constrained.regex.tree import NOTHING, cat, literal
 from accelplug.constrained.schema.atoms import Bound, Inexact, Values, in_all
-from accelplug.constrained.schema.branches import Branch
+from accelplug.constrained.schema.ledger import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
 from accelplug.constrained.statements import MOST_COUNTED, MOST_STEP

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from functools import cache
+from functools import lru_cache
 from typing import Final
 
 from accelplug.constrained.regex.tree import Ranges, inverted, normal
@@ -75,7 +75,7 @@ def _property(pattern: str, at: int, *, negated: bool) -> tuple[Ranges | None, i
     return (inverted(ranges) if negated else ranges), end + 1
 
 
-@cache
+@lru_cache(maxsize=256)
 def _category(name: str) -> Ranges:
     """Return the code points of a general category such as ``L`` or ``Lu``; nothing for names that are none."""
     points = (

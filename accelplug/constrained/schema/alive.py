@@ -6,8 +6,9 @@ from typing import Final
 
 from accelplug.constrained.regex.derive import is_empty, matches
 from accelplug.constrained.schema.atoms import Absent, Items, Keys, Property, Required, Size, Some, Values
-from accelplug.constrained.schema.branches import Branch, Tableau
+from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import State
+from accelplug.constrained.schema.ledger import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
 

@@ -11,16 +11,21 @@ import json
 import time
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, cast
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.regex.derive import matches
 from accelplug.constrained.schema.atoms import (
     KINDS,
     Absent,
     Atom,
     Bound,
     Inexact,
+    Keys,
+    Property,
     Required,
+    Size,
+    Some,
     Values,
     in_all,
     kind_of,
@@ -29,93 +34,16 @@ from accelplug.constrained.schema.atoms import (
 )
 from accelplug.constrained.schema.clauses import Alternative, Alternatives, Clause, clauses
 from accelplug.constrained.schema.document import Document, Node, Signed, State
+from accelplug.constrained.schema.ledger import Branch, Choice, Fork, Ledger, Path, apart
 from accelplug.hooks import CompileLimits
 
-Branch = tuple[Atom, ...]
 MOST_BRANCHES: Final = 300
+FEW_STEPS: Final = 50
 MOST_STEPS: Final = 20_000
 
 
 class TooManyBranchesError(Exception):
     """A state has more alternatives than a grammar should."""
-
-
-class Ledger:
-    """Everything that a tableau's paths may come to know, numbered, so that what a path knows is one whole number, bit by bit.
-
-    Bit 0 is what every path knows: that what is always true is true. Item 1 is what is never true.
-    """
-
-    def __init__(self) -> None:
-        self.items: list[Atom | Signed | None] = [None, None]
-        self.against: list[int] = [0, 1]
-        self._numbers: dict[Atom | Signed, int] = {}
-        self._bounds: list[int] = []
-
-    def number(self, item: Atom | Signed) -> int:
-        """Return the number of an item; what contradicts it at sight is noted in `against`."""
-        if isinstance(item, tuple) and isinstance(item[1].value, bool):
-            return int(item[1].value is not item[0])
-        found = self._numbers.get(item)
-        if found is None:
-            found = self._numbers[item] = len(self.items)
-            self.items.append(item)
-            self.against.append(0)
-            for other in self._opposed(item, found):
-                self.against[found] |= 1 << other
-                self.against[other] |= 1 << found
-        return found
-
-    def branch(self, numbers: tuple[int, ...]) -> Branch:
-        """Return the atoms of these numbers."""
-        return tuple([item for number in numbers if (item := self.items[number]) is not None and not isinstance(item, tuple)])
-
-    def _opposed(self, item: Atom | Signed, number: int) -> list[int]:
-        if isinstance(item, Bound):
-            found = [one for one in self._bounds if _apart(self.items[one], item)]
-            self._bounds.append(number)
-            return found
-        opposite: Atom | Signed | None = None
-        if isinstance(item, tuple):
-            opposite = (not item[0], item[1])
-        elif isinstance(item, Required):
-            opposite = Absent(item.name)
-        elif isinstance(item, Absent):
-            opposite = Required(item.name)
-        other = None if opposite is None else self._numbers.get(opposite)
-        return [] if other is None else [other]
-
-
-class Choice(NamedTuple):
-    """One alternative: the numbers of what it says, in order, and their bits."""
-
-    numbers: tuple[int, ...]
-    bits: int
-
-
-Fork = list[Choice]
-
-
-class Path:
-    """What is known on the way to one branch.
-
-    :param todo: numbers of what is still to be taken in.
-    :param forks: choices that are open.
-    :param known: bits of all that was taken in.
-    :param atoms: those of it that are atoms, in order.
-    """
-
-    __slots__ = ("atoms", "forks", "known", "todo")
-
-    def __init__(self, todo: list[int], forks: list[Fork], known: int, atoms: list[int]) -> None:
-        self.todo, self.forks, self.known, self.atoms = todo, forks, known, atoms
-
-
-def _apart(one: Any, other: Bound) -> bool:
-    if one.lower == other.lower:
-        return False
-    low, high = (one, other) if one.lower else (other, one)
-    return bool(low.value > high.value) or (low.value == high.value and (low.exclusive or high.exclusive))
 
 
 class Tableau:
@@ -168,7 +96,15 @@ class Tableau:
                 return [self.ledger.branch(numbers) for numbers in found]
             except TooManyBranchesError:
                 continue
-        return [(Inexact(start[0][1].place),)]
+        return self._certain(numbers, kind)
+
+    def _certain(self, numbers: list[int], kind: str) -> list[Branch]:
+        """Return the one branch of what holds whatever is chosen. The choices themselves are checked."""
+        path = Path(list(numbers), [], 1, [])
+        if not self._settle(path, kind, loose=True):
+            return []
+        met = [item[1].place for number in path.todo if isinstance(item := self.ledger.items[number], tuple)]
+        return [(*self.ledger.branch(tuple(path.atoms)), *map(Inexact, dict.fromkeys(met)))]
 
     def _without_choice(self, start: list[Signed], kind: str) -> list[Branch] | None:
         """Return the branches, one or none, of a state that leaves no choice and denies nothing, as most do; None of others."""
@@ -176,7 +112,7 @@ class Tableau:
         todo, seen = list(start), set[Node]()
         for sign, node in todo:  # grows on the way
             if not sign:
-                return None
+                return self._only_denied(node, kind) if len(todo) == 1 and isinstance(node.value, dict) else None
             if node in seen or node.value is True:
                 continue
             if node.value is False:
@@ -191,7 +127,17 @@ class Tableau:
                     else:
                         atoms[item] = None
         bounds = [atom for atom in atoms if isinstance(atom, Bound)] if kind == "number" else []
-        return [] if any(_apart(one, other) for one, other in combinations(bounds, 2)) else [tuple(atoms)]
+        return [] if any(apart(one, other) for one, other in combinations(bounds, 2)) else [tuple(atoms)]
+
+    def _only_denied(self, node: Node, kind: str) -> list[Branch] | None:
+        """Return the branches of a negation that leads to atoms at once and leaves few choices, None of others."""
+        alternatives = [alternative for clause in self._clauses_of(node, kind) for alternative in clause.fails]
+        if [] in alternatives:
+            return [()]
+        if len(alternatives) > (1 if self.loose else MOST_BRANCHES) or any(isinstance(item, tuple) for one in alternatives for item in one):
+            return None
+        found = dict.fromkeys(tuple(dict.fromkeys(cast("list[Atom]", one))) for one in alternatives)
+        return None if any(map(_may_contradict, found)) else list(found)
 
     def kinds_of(self, node: Node) -> frozenset[str]:
         """Return the types of which a value may satisfy a node, as far as that is seen at sight."""
@@ -219,7 +165,7 @@ class Tableau:
             path = waiting.pop()
             forks = self._settled(path, kind, loose=loose)
             steps += 1
-            if forks is None:
+            if forks is None or (steps > FEW_STEPS and self._is_hopeless(path)):
                 continue
             if not forks:
                 found += 1
@@ -241,6 +187,16 @@ class Tableau:
             if only is None:
                 return forks
             path.todo, path.forks = list(only[0].numbers), [fork for fork in forks or () if fork is not only]
+
+    def _is_hopeless(self, path: Path) -> bool:
+        """Whether a property that must be there has no value left. Looked at where alternatives are many, such as of one kind each."""
+        atoms = [self.ledger.items[number] for number in path.atoms]
+        needed = {atom.name for atom in atoms if isinstance(atom, Required)}
+        states: dict[str, list[State]] = {}
+        for atom in atoms:
+            if isinstance(atom, Property) and atom.name in needed:
+                states.setdefault(atom.name, []).append(atom.conj)
+        return any(len(found) > 1 and not self.possible(frozenset().union(*found)) for found in states.values())
 
     def _settle(self, path: Path, kind: str, *, loose: bool) -> bool:
         """Take in what is to be done; return whether the path goes on."""
@@ -391,14 +347,38 @@ class Tableau:
                 kept[Values(good),] = None
         return list(kept)
 
+    def _object_is(self, atom: Atom, value: dict[str, Any]) -> bool | None:
+        """Whether an object satisfies an atom, None where that is not said here."""
+        if isinstance(atom, Size):
+            return atom.low <= len(value) and (atom.high is None or len(value) <= atom.high)
+        if isinstance(atom, Required | Absent):
+            return (atom.name in value) is isinstance(atom, Required)
+        if isinstance(atom, Property):
+            return atom.name not in value or self._is(value[atom.name], atom.conj)
+        if not isinstance(atom, Keys | Some):
+            return None
+        values = (self._is(child, atom.conj) for name, child in value.items() if matches(atom.regex, name))
+        return all(values) if isinstance(atom, Keys) else any(values)
+
+    def _is(self, value: Any, state: State) -> bool:
+        """Whether a value satisfies a state, as the final check says."""
+        return all(self.document.holds(signed, value) for signed in state)
+
     def _holds(self, state: State, others: list[Atom], value: Any) -> bool:
         """Whether a fixed value satisfies what else is known of it: the atoms themselves where they say it, else the whole state."""
-        said = [satisfies(atom, value) for atom in others]
-        return all(said) if None not in said else all(self.document.holds(signed, value) for signed in state)
+        said = [self._object_is(atom, value) if isinstance(value, dict) else satisfies(atom, value) for atom in others]
+        if None not in said and (all(said) or isinstance(value, str)):
+            return all(said)
+        return self._is(value, state)  # it may satisfy the state in another way, by which it would be written otherwise
 
 
 _ALL_KINDS: Final = frozenset(KINDS)
 _DEPENDING: Final[Alternatives] = [[Inexact("*/dependencies"), Inexact("*/dependentRequired"), Inexact("*/dependentSchemas")]]
+
+
+def _may_contradict(branch: Branch) -> bool:
+    """Whether atoms may contradict each other at sight."""
+    return len(branch) > 1 and any(isinstance(atom, Absent | Bound) for atom in branch)
 
 
 def _depends(alternatives: Alternatives) -> bool:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from accelplug.constrained.regex.tree import Regex, alt, both, literal
 from accelplug.constrained.schema.atoms import Atom, Inexact, Text, Values
-from accelplug.constrained.schema.branches import Branch, Tableau
+from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import Document, State
+from accelplug.constrained.schema.ledger import Branch
 from accelplug.hooks import CompileLimits
 
 

@@ -48,7 +48,7 @@ def asked(default: Spec, config: Any, params: Any, given: Mapping[str, Any]) -> 
     options = {name: given[name] for name in OFFERS if name in given}
     wanted: Any = getattr(params, "structured_outputs", None)
     if wanted is None and options:
-        raise OptionError(f"{', '.join(options)} shape a grammar and the request has none; add structured_outputs or a response_format")
+        raise OptionError(f"the request sets {', '.join(options)} and has no grammar to go by; add structured_outputs or a response_format")
     beyond = config.model_config.skip_tokenizer_init or config.model_config.is_diffusion
     found = None if wanted is None or beyond else _constraint(wanted)
     if found is None:  # vLLM has refusals of its own for what is left
@@ -63,7 +63,7 @@ def asked(default: Spec, config: Any, params: Any, given: Mapping[str, Any]) -> 
             raise OptionError(f"structured_outputs.{name} is for vLLM's own backends; leave it out, or set accelplug.grammar to 'vllm'")
     kind, text = found
     if kind != "json_schema" and (useless := options.keys() - {"strict"}):
-        raise OptionError(f"{', '.join(sorted(useless))} shape the JSON of a schema and the request has a {kind}; leave them out")
+        raise OptionError(f"the request sets {', '.join(sorted(useless))}, for the JSON of a schema, and has a {kind}; leave what it sets out")
     if kind == "json_schema" and (wanted.disable_any_whitespace or config.structured_outputs_config.disable_any_whitespace):
         options = {"whitespace": "compact", **options}
     strict = {"strict": bool(options.pop("strict"))} if "strict" in options else {}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from accelplug._errors import HostError
+from accelplug._errors import HostError, OptionError
 from accelplug.hooks.options import Offer, check_request, fields_of, is_number, may_be_none, offers_of, per_request_options
 from accelplug.hooks.registry import Technique, registry
 from accelplug.hosts.vllm.grammar_request import OFFERS
@@ -35,7 +35,7 @@ def read_request(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     if not extra_args:
         return {}
     nested = extra_args.get(KEY, {})
-    found = dict(nested) if isinstance(nested, Mapping) else {KEY: nested}
+    found = dict(nested) if isinstance(nested, Mapping) else {KEY: nested}  # which no technique takes, see `check_params`
     return found | {name.removeprefix(f"{KEY}."): value for name, value in extra_args.items() if name.startswith(f"{KEY}.")}
 
 
@@ -62,6 +62,8 @@ def check_params(vllm_config: Any, params: Any) -> None:
     given = read_request(getattr(params, "extra_args", None))
     settings = (vllm_config.additional_config or {}).get(KEY) if given else None
     if settings is not None:
+        if KEY in given:
+            raise OptionError(f"a request's options are a mapping such as {{'num_tokens': 4}}, over HTTP names like {KEY}.num_tokens, got {given[KEY]!r:.60}")
         check_request("accelplug", given, _offers(json.dumps(settings)))
 
 

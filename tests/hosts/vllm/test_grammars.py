@@ -307,8 +307,8 @@ def test_what_a_request_asks_for(wanted: dict[str, Any], extra: dict[str, Any], 
 @pytest.mark.parametrize(
     ("wanted", "extra", "message"),
     [
-        (None, {"whitespace": "compact"}, "shape a grammar and the request has none"),
-        ({"regex": "a"}, {"whitespace": "compact"}, "shape the JSON of a schema and the request has a regex"),
+        (None, {"whitespace": "compact"}, "the request sets whitespace and has no grammar to go by"),
+        ({"regex": "a"}, {"whitespace": "compact"}, "the request sets whitespace, for the JSON of a schema, and has a regex"),
         ({"json": {}}, {"grammar": "vllm", "strict": True}, "mean nothing to vLLM's own backend"),
         ({"json": {}, "whitespace_pattern": " "}, {}, "structured_outputs.whitespace_pattern is for vLLM's own backends"),
         ({"json": {}, "disable_additional_properties": True}, {}, "is for vLLM's own backends"),

@@ -126,6 +126,25 @@ def test_a_device_is_looked_at_once_a_second(tmp_path: Path) -> None:
     assert attachment.calls - before in {1, 2}
 
 
+def test_news_is_written_at_once_and_seconds_alone_once_a_second(tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("accelplug.hosts.vllm.board.time.monotonic", lambda: now[0])
+    attachment = Attachment()
+    written = board(tmp_path, attachment)
+    written.write(attachment)
+    before = attachment.calls
+    for _ in range(50):
+        now[0] += 0.01
+        written.write(attachment, quiet=True)
+    assert attachment.calls == before
+    attachment.accepted = 3.0
+    written.write(attachment)
+    assert registry.get_sample_value("accelplug_accepted_tokens_total", labels(DRAFTER)) == 3
+    now[0] += 1.01
+    written.write(attachment, quiet=True)
+    assert attachment.calls == before + 2
+
+
 EXPOSE = """
 import json, os, sys
 from prometheus_client import REGISTRY, generate_latest

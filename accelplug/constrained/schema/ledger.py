@@ -1,0 +1,89 @@
+"""What a tableau's paths know, as numbers: every item once, and what contradicts it at sight."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from accelplug.constrained.schema.atoms import Absent, Atom, Bound, Required
+from accelplug.constrained.schema.document import Signed
+
+Branch = tuple[Atom, ...]
+
+
+class Ledger:
+    """Everything that a tableau's paths may come to know, numbered, so that what a path knows is one whole number, bit by bit.
+
+    Bit 0 is what every path knows: that what is always true is true. Item 1 is what is never true.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[Atom | Signed | None] = [None, None]
+        self.against: list[int] = [0, 1]
+        self._numbers: dict[Atom | Signed, int] = {}
+        self._bounds: list[int] = []
+
+    def number(self, item: Atom | Signed) -> int:
+        """Return the number of an item; what contradicts it at sight is noted in `against`."""
+        found = self._numbers.get(item)
+        if found is None:
+            if isinstance(item, tuple) and isinstance(item[1].value, bool):
+                return int(item[1].value is not item[0])
+            found = self._numbers[item] = len(self.items)
+            self.items.append(item)
+            self.against.append(0)
+            for other in self._opposed(item, found):
+                self.against[found] |= 1 << other
+                self.against[other] |= 1 << found
+        return found
+
+    def branch(self, numbers: tuple[int, ...]) -> Branch:
+        """Return the atoms of these numbers."""
+        return tuple([item for number in numbers if (item := self.items[number]) is not None and not isinstance(item, tuple)])
+
+    def _opposed(self, item: Atom | Signed, number: int) -> list[int]:
+        if isinstance(item, Bound):
+            found = [one for one in self._bounds if apart(self.items[one], item)]
+            self._bounds.append(number)
+            return found
+        opposite: Atom | Signed | None = None
+        if isinstance(item, tuple):
+            opposite = (not item[0], item[1])
+        elif isinstance(item, Required):
+            opposite = Absent(item.name)
+        elif isinstance(item, Absent):
+            opposite = Required(item.name)
+        other = None if opposite is None else self._numbers.get(opposite)
+        return [] if other is None else [other]
+
+
+class Choice(NamedTuple):
+    """One alternative: the numbers of what it says, in order, and their bits."""
+
+    numbers: tuple[int, ...]
+    bits: int
+
+
+Fork = list[Choice]
+
+
+class Path:
+    """What is known on the way to one branch.
+
+    :param todo: numbers of what is still to be taken in.
+    :param forks: choices that are open.
+    :param known: bits of all that was taken in.
+    :param atoms: those of it that are atoms, in order.
+    """
+
+    __slots__ = ("atoms", "forks", "known", "todo")
+
+    def __init__(self, todo: list[int], forks: list[Fork], known: int, atoms: list[int]) -> None:
+        self.todo, self.forks, self.known, self.atoms = todo, forks, known, atoms
+
+
+def apart(one: Any, other: Bound) -> bool:
+    """Whether no number is within both bounds."""
+    if one.lower == other.lower:
+        return False
+    low, high = (one, other) if one.lower else (other, one)
+    return bool(low.value > high.value) or (low.value == high.value and (low.exclusive or high.exclusive))
