@@ -44,7 +44,7 @@ def plain(document: Document, found: list[Use], text: str) -> Plain:
 
     Formats that no engine was seen to enforce become expressions.
     """
-    reader = _Reader(document)
+    reader = _Reader(document, keeps_one_of="/oneOf/" in text)
     if reader.may_change(document.seen):
         schema = reader.schema(document.schema, "#")
         if reader.changed:
@@ -54,10 +54,13 @@ def plain(document: Document, found: list[Use], text: str) -> Plain:
 
 
 class _Reader:
-    """One pass over a schema."""
+    """One pass over a schema.
 
-    def __init__(self, document: Document) -> None:
-        self.document, self.changed = document, False
+    :param keeps_one_of: `oneOf` keeps its name, since references may lead through it.
+    """
+
+    def __init__(self, document: Document, *, keeps_one_of: bool) -> None:
+        self.document, self.keeps_one_of, self.changed = document, keeps_one_of, False
         self.disjoint = Disjoint(document)
         self.features: dict[str, str] = {}
         self.checked: list[str] = []
@@ -91,7 +94,7 @@ class _Reader:
                 continue
             if keyword != "format" or self._keeps(value):
                 found[keyword] = self._below(keyword, value, f"{place}/{keyword}")
-        if "oneOf" in found and "anyOf" not in schema and isinstance(schema["oneOf"], list) and self.disjoint.all_apart(schema["oneOf"]):
+        if "oneOf" in found and self._overlaps_nowhere(schema):
             self.changed = True
             found = {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in found.items()}
         if self.features.get(f"{place}/multipleOf") == "":
@@ -99,6 +102,11 @@ class _Reader:
         if "format" in schema and "format" not in found:
             self._other_format(found, schema["format"], f"{place}/format")
         return found
+
+    def _overlaps_nowhere(self, schema: dict[str, Any]) -> bool:
+        """Whether ``anyOf`` may stand in the place of ``oneOf``."""
+        parts = schema["oneOf"]
+        return not self.keeps_one_of and "anyOf" not in schema and isinstance(parts, list) and self.disjoint.all_apart(parts)
 
     def _below(self, keyword: str, value: Any, place: str) -> Any:
         if keyword in MAPS and isinstance(value, dict):

@@ -62,6 +62,18 @@ CASES = {
     ),
     "multiples of one": ({"type": "number", "multipleOf": 1, "maximum": 3}, [3, -4], [2.5, 4], (), None),
     "multiples from zero on": ({"type": "integer", "multipleOf": 7, "minimum": 0}, [0, 21], [-7, 8], (), None),
+    "a reference through alternatives": (
+        {
+            "type": "object",
+            "properties": {"a": {"oneOf": [{"type": "string"}, {"type": "integer"}]}, "b": {"$ref": "#/properties/a/oneOf/0"}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+        [{"a": 1, "b": "x"}],
+        [{"a": 1.5, "b": "x"}, {"a": 1, "b": 2}],
+        (),
+        None,
+    ),
     "a list of items": (
         {"$schema": DRAFT_7, "items": [{"type": "integer"}], "additionalItems": {"type": "string"}, "type": "array"},
         [[], [1], [1, "a"]],

@@ -48,18 +48,7 @@ class Front:
     ) -> Any:
         """Generate as the model would, through the session's techniques."""
         session = self.session
-        if isinstance(arguments.get("custom_generate"), Loop):  # of the model that wraps this one
-            raise attached_already()
-        if arguments.get("cache_implementation") == "paged":
-            if session.drafter is not None:
-                raise continuous.refusal()
-            raise HostError("cache_implementation='paged' is continuous batching by another name; call model.generate_batch()")
-        if taken := [name for name in _OWN_LOOP if arguments.get(name)]:
-            raise HostError(
-                f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
-            )
-        if _heals_tokens(session.model, generation_config, arguments):
-            raise HostError("Transformers hands no tokenizer to token_healing beside a decoding loop of another's; leave it out, or heal the prompt first")
+        self._check(generation_config, arguments)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         strings, generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
         if strings:
@@ -87,6 +76,24 @@ class Front:
         if not loop.has_run:
             raise HostError(f"{type(session.model).__name__}.generate() has a decoding loop of its own, so accelplug had no part in it")
         return output
+
+    def _check(self, config: Any, arguments: dict[str, Any]) -> None:
+        """Refuse what a call asks for beside the session.
+
+        :raises HostError: naming it.
+        """
+        if isinstance(arguments.get("custom_generate"), Loop):  # of the model that wraps this one
+            raise attached_already()
+        if arguments.get("cache_implementation") == "paged":
+            if self.session.drafter is not None:
+                raise continuous.refusal()
+            raise HostError("cache_implementation='paged' is continuous batching by another name; call model.generate_batch()")
+        if taken := [name for name in _OWN_LOOP if arguments.get(name)]:
+            raise HostError(
+                f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
+            )
+        if _heals_tokens(self.session.model, config, arguments):
+            raise HostError("Transformers hands no tokenizer to token_healing beside a decoding loop of another's; leave it out, or heal the prompt first")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Give a copy of the model its own plain ``generate``: the session belongs to the original."""

@@ -226,6 +226,8 @@ def reads_on(model: Any, slowed: Sequence[nn.Module] = (), count: int = 1) -> bo
         logits = together.step(first, wrong)
         together.commit(wrong, [[0]] * count, 1)
         found = [logits[:, 0], logits[:, 1], together.alone(third), *together.states.now()]
+    except torch.cuda.OutOfMemoryError:  # which says nothing of the model, and would be remembered as if it did
+        raise
     except (RuntimeError, TypeError, ValueError):  # some refuse, or stumble over, what they cannot do
         return False
     # A prompt of 32 tokens is most of a state, and rounding far below that.

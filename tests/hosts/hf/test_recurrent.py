@@ -292,6 +292,24 @@ def test_mixers_that_forget_are_found_and_left_as_they_were(models, name):
     assert not any("forward" in vars(module) for module in models[name].modules())
 
 
+def test_memory_that_ran_out_is_not_held_against_a_model(models, monkeypatch):
+    """The comparison was swallowed with it, and the model refused for as long as it lived."""
+    model, made, behind = copy.deepcopy(models["mamba2"]), [], recurrent._behind
+
+    def runs_out(*given):
+        made.append(None if made else behind(*given))
+        if made[-1] is None:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return made[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recurrent, "_behind", runs_out)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            recurrent.mixers_to_slow(model)
+    assert len(made) == 2
+    assert recurrent.mixers_to_slow(model) == recurrent.mixers_to_slow(models["mamba2"])
+
+
 def test_trees_are_refused(models):
     for model in models.values():
         with pytest.raises(HostError, match="a tree of drafts cannot be verified in recurrent layers"):
