@@ -63,6 +63,7 @@ class Tableau:
         self._apart: dict[tuple[Node, Node, str], bool | None] = {}
         self._kinds: dict[int, frozenset[str]] = {}
         self._expanded: dict[tuple[int, str, bool], list[Fork]] = {}
+        self._hopeless: dict[int, bool] = {}
         self._guesses = 0
         self.ledger = Ledger()
 
@@ -190,6 +191,13 @@ class Tableau:
 
     def _is_hopeless(self, path: Path) -> bool:
         """Whether a property that must be there has no value left. Looked at where alternatives are many, such as of one kind each."""
+        key = path.known & self.ledger.of_properties
+        found = self._hopeless.get(key)
+        if found is None:
+            found = self._hopeless[key] = self._lacks_a_value(path)
+        return found
+
+    def _lacks_a_value(self, path: Path) -> bool:
         atoms = [self.ledger.items[number] for number in path.atoms]
         needed = {atom.name for atom in atoms if isinstance(atom, Required)}
         states: dict[str, list[State]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from accelplug.constrained.schema.atoms import Absent, Atom, Bound, Required
+from accelplug.constrained.schema.atoms import Absent, Atom, Bound, Property, Required
 from accelplug.constrained.schema.document import Signed
 
 Branch = tuple[Atom, ...]
@@ -14,12 +14,15 @@ class Ledger:
     """Everything that a tableau's paths may come to know, numbered, so that what a path knows is one whole number, bit by bit.
 
     Bit 0 is what every path knows: that what is always true is true. Item 1 is what is never true.
+
+    :ivar of_properties: the bits of all that says which values a property has, or that it must be there.
     """
 
     def __init__(self) -> None:
         self.items: list[Atom | Signed | None] = [None, None]
         self.against: list[int] = [0, 1]
         self._numbers: dict[Atom | Signed, int] = {}
+        self.of_properties = 0
         self._bounds: list[int] = []
 
     def number(self, item: Atom | Signed) -> int:
@@ -31,6 +34,8 @@ class Ledger:
             found = self._numbers[item] = len(self.items)
             self.items.append(item)
             self.against.append(0)
+            if isinstance(item, Property | Required):
+                self.of_properties |= 1 << found
             for other in self._opposed(item, found):
                 self.against[found] |= 1 << other
                 self.against[other] |= 1 << found
