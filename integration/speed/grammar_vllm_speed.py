@@ -31,11 +31,12 @@ CONTENDERS: Final[Mapping[str, dict[str, Any]]] = {
 PROMPTS, NEW_TOKENS = 3, 192
 
 
-def serve(model: str, settings: dict[str, Any], concurrency: int) -> None:
+def serve(model: str, config: str, concurrency: int) -> None:
     """Answer every line on standard input with the tokens of one run over all prompts, and with what grammars came to."""
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
+    settings = json.loads(config)
     given = {"additional_config": {"accelplug": settings}} if settings else {}
     llm = LLM(model, dtype="float32", max_model_len=1024, enforce_eager=True, max_num_seqs=concurrency, enable_prefix_caching=False, **given)
     spaced = {"accelplug": {"whitespace": "spaced"}} if settings else None
@@ -88,10 +89,7 @@ def row(concurrency: int, name: str, found: list[list[int]], seconds: float, rat
 
 
 def main() -> None:
-    given = asked(__doc__, 5, [1])
-    if given.serve:
-        serve(given.model, json.loads(given.serve), given.concurrency[0])
-        return
+    given = asked(__doc__, 5, [1], serve)
     rows = [row for concurrency in given.concurrency for row in compare(given.model, concurrency, given.rounds)]
     record("grammar_vllm_speed", rows, {"prompts": PROMPTS, "new_tokens": NEW_TOKENS, "rounds": given.rounds, "runner": "V1"})
 

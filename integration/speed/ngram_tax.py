@@ -242,10 +242,7 @@ def compare(engines: Mapping[str, Engine], concurrency: int, rounds: int) -> lis
 
 def main() -> None:
     """Measure and record."""
-    arguments = asked(__doc__, 4, [1, 8, 32])
-    if arguments.serve:
-        serve(arguments.model, arguments.serve, max(arguments.concurrency))
-        return
+    arguments = asked(__doc__, 4, [1, 8, 32], serve)
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder))
         engines = {name: Engine(arguments.model, config, max(arguments.concurrency), script=__file__) for name, config in CONTENDERS.items()}

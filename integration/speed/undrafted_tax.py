@@ -106,10 +106,7 @@ def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure and record."""
-    arguments = asked(__doc__, 8, [1, 8])
-    if arguments.serve:
-        serve(arguments.model, arguments.serve, arguments.concurrency[0])
-        return
+    arguments = asked(__doc__, 8, [1, 8], serve)
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder))
         rows = [row for concurrency in arguments.concurrency for row in compare(arguments.model, concurrency, arguments.rounds)]

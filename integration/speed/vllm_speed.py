@@ -123,11 +123,12 @@ def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def asked(description: str | None, rounds: int, concurrency: list[int]) -> argparse.Namespace:
-    """Read the command line; without --model, the model is the testbed's.
+def asked(description: str | None, rounds: int, concurrency: list[int], serving: Callable[[str, str, int], None]) -> argparse.Namespace:
+    """Read the command line; without --model, the model is the testbed's. A process that was started as an engine serves here, and ends.
 
     :param rounds: unless given.
     :param concurrency: likewise.
+    :param serving: takes the model, the configuration, and the most requests at a time.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
@@ -139,14 +140,14 @@ def asked(description: str | None, rounds: int, concurrency: list[int]) -> argpa
         import accelplug_testbed
 
         arguments.model = str(accelplug_testbed.path())
+    if arguments.serve:
+        serving(arguments.model, arguments.serve, max(arguments.concurrency))
+        sys.exit()
     return arguments
 
 
 def main() -> None:
-    arguments = asked(__doc__, 5, [1, 8])
-    if arguments.serve:
-        serve(arguments.model, arguments.serve, arguments.concurrency[0])
-        return
+    arguments = asked(__doc__, 5, [1, 8], serve)
     rows = [row for concurrency in arguments.concurrency for row in compare(arguments.model, concurrency, arguments.rounds)]
     record("vllm_prompt_lookup", rows, {"new_tokens": NEW_TOKENS, "rounds": arguments.rounds, "runner": "V1"})
 
