@@ -8,19 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionAndFullAttentionLayer,
-    LinearAttentionAndStaticFullAttentionLayer,
-    LinearAttentionCacheLayerMixin,
-    LinearAttentionLayer,
-    QuantizedLayer,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from accelplug._errors import HostError
@@ -32,18 +20,13 @@ from accelplug.hosts.hf.layers import (
     filled,
     growing,
     has_attention,
-    is_fp8,
+    is_uncroppable,
     most_drafts,
     states_of,
     with_limits,
 )
-from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
+from accelplug.hosts.hf.masks import Masks, check_index, check_padding, unfit_for_own_masks
 from accelplug.hosts.hf.tree import Tree
-
-_ROLLED_BACK = (
-    DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer,
-    LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, LinearAttentionAndStaticFullAttentionLayer,
-)  # fmt: skip
 
 # What plain generate() hands to the prefill alone or to no forward pass, or what is given anew at every step.
 PER_STEP = {
@@ -87,10 +70,10 @@ class Forward:
         self.per_token = [name for name in _PER_TOKEN if ahead is not None and name in self.extra]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
-        check_layers(self.cache)
         self.is_compiled = is_compiled(model, generation_config, model_kwargs) and self._fits_graphs(generation_config)
         self.pads = self.is_compiled  # steps, to powers of two
         self.call = model.get_compiled_call(generation_config.compile_config) if self.is_compiled else model
+        check_padding(model, self.cache, padding)
         # Without attention nobody asks for padding behind the prompt.
         self.masks = Masks(model, self.cache, padding if has_attention(self.cache) else None, self.device)
         # After the prefill, so that a long prompt is not kept whole in layers that only need its window.
@@ -108,7 +91,7 @@ class Forward:
         self.layers_with_limits = with_limits(self.cache)
         of_images = getattr(self.model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ()
         kept = [layer for i, layer in enumerate(self.cache.layers) if i in of_images]
-        self.layers = [layer for layer in filled(self.cache) if layer not in (*self.overwritten.layers, *kept)]
+        self.layers = [layer for layer in filled(self.cache) if layer not in (*self.overwritten.layers, *kept) and not is_uncroppable(layer)]
         if any(int(layer.get_seq_length()) != self.cached for layer in (*self.layers, *self.overwritten.layers)):
             raise HostError(f"{name} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
 
@@ -278,27 +261,16 @@ def recording_past(cache: Cache) -> Iterator[None]:
 
 
 def check_cache(model: Any, cache: Any) -> None:
-    """Refuse a cache whose rejected rows cannot be taken out again.
+    """Refuse a cache that is none of Transformers', or does not say what it is going to hold.
 
-    :raises HostError: naming the layer type and what to use.
+    :raises HostError: naming it and what to use.
     """
     if isinstance(cache, tuple | list) and cache_argument(model) != "state":
         raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave it out")
     cache = growing(cache)
     if not cache.layers and getattr(cache, "layer_class_to_replicate", None) is not DynamicLayer:
         raise HostError(f"drafts need a dynamic cache and generate() was given an empty {type(cache).__name__}; leave it out")
-    check_layers(cache)
-
-
-def check_layers(cache: Cache) -> None:
-    """Refuse layers that cannot be cropped; a cache may make them as late as in the prefill."""
-    for layer in cache.layers:
-        # Releases differ in what stands for layers that keep nothing.
-        known = type(layer) in _ROLLED_BACK or isinstance(layer, QuantizedLayer) or is_fp8(layer)
-        if isinstance(layer, CacheLayerMixin | LinearAttentionCacheLayerMixin) and not known:
-            raise HostError(
-                f"rejected drafts cannot be taken out of a {type(layer).__name__}; use the dynamic cache (cache_implementation='dynamic')"
-            )
+    check_index(model, cache)
 
 
 def state_elsewhere(model: Any) -> HostError:
