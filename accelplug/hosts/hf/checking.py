@@ -42,11 +42,6 @@ def attached_already() -> HostError:
     return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
 
 
-def unpicklable() -> HostError:
-    """Return the error for whoever pickles a model that a session is attached to."""
-    return HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
-
-
 def is_sharded(model: Any) -> bool:
     """Whether each forward pass waits for other processes, as in plain ``generate(synced_gpus=True)``, which here would be different numbers of them."""
     world = torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
@@ -68,9 +63,6 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
         ),
         "weights that FSDP or ZeRO 3 shards over processes, which must all call the model as often; gather them, or use one process": is_sharded(model),
         f"{text.model_type} models, which read one token at a time; use another model": text.model_type in _ONE_AT_A_TIME,
-        "experts of limited capacity, where a token's output depends on those read with it; use a model without expert_capacity": bool(
-            getattr(text, "expert_capacity", None)
-        ),
         f"the images, audio or video of {type(model).__name__}, which it looks at anew with each token; use text": bool(
             PREFILL & {name for name, value in model_kwargs.items() if value is not None}
         )

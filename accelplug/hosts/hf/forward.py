@@ -13,6 +13,7 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
+from accelplug.hosts.hf.experts import widest_step
 from accelplug.hosts.hf.layers import (
     Overwritten,
     await_layers,
@@ -51,6 +52,7 @@ class Forward:
         self.cache_name = cache_argument(model)
         self.past: Any = model_kwargs.get(self.cache_name)
         self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
+        self.widest = widest_step(model, len(input_ids))
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
         if self.past is None:  # some make it themselves
             self.past = outputs.get(self.cache_name)
@@ -171,7 +173,8 @@ class Forward:
     @property
     def most_drafts(self) -> int | None:
         """How many drafts the next step may have, None for any number."""
-        return most_drafts(self.layers_with_limits)
+        limits = (most_drafts(self.layers_with_limits), None if self.widest is None else self.widest - 1)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def slots(self, paths: Sequence[Sequence[int]], kept: int) -> list[list[int]]:
         """Return the last forward pass's slots of every row's committed tokens, the first `kept` drafts among them."""
