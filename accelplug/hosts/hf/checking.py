@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -48,6 +49,12 @@ def is_sharded(model: Any) -> bool:
     return world > 1 and (utils.is_deepspeed_zero3_enabled() or utils.is_fsdp_managed_module(model))
 
 
+def reads_both_ways(model: Any) -> bool:
+    """Whether a model of the BERT kind was not told that it writes: its tokens then see those behind them, wherever several are read at once."""
+    module = sys.modules[type(model).__module__]
+    return getattr(model.config, "is_decoder", None) is False and not model.config.is_encoder_decoder and hasattr(module, "create_bidirectional_mask")
+
+
 def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_trees: bool) -> None:
     """Refuse a ``generate()`` call that the loop would get wrong.
 
@@ -63,6 +70,8 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
         ),
         "weights that FSDP or ZeRO 3 shards over processes, which must all call the model as often; gather them, or use one process": is_sharded(model),
         f"{text.model_type} models, which read one token at a time; use another model": text.model_type in _ONE_AT_A_TIME,
+        f"{text.model_type} models, which are given the whole text with each token; use another model": text.model_type == "cpmant",
+        f"{type(model).__name__} while it reads in both directions; load it with is_decoder=True": reads_both_ways(model),
         f"the images, audio or video of {type(model).__name__}, which it looks at anew with each token; use text": bool(
             PREFILL & {name for name, value in model_kwargs.items() if value is not None}
         )

@@ -69,6 +69,7 @@ class Forward:
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
         self._look_at_cache(input_ids.shape[1])
         padding = self._keep_inputs(input_ids, model_kwargs) if ahead is None else self._keep_inputs_ahead(ahead, model_kwargs)
+        self.uncounted = uncounted_token(model) if self.position_offset is None else None
         self.per_token = [name for name in _PER_TOKEN if ahead is not None and name in self.extra]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
@@ -122,7 +123,8 @@ class Forward:
         """Run the last committed tokens and the draft nodes; return logits [count, 1 + most nodes, vocab_size]."""
         width = self._width(trees)
         rows = [[last, *tree.tokens, *[last] * (width - 1 - len(tree))] for last, tree in zip(last_tokens, trees, strict=True)]
-        is_chain = not self.pads and all(tree.parents is None for tree in trees)  # a graph takes one kind of mask
+        # A graph takes one kind of mask.
+        is_chain = not self.pads and (width == 1 or not self.masks.masks_chains) and all(tree.parents is None for tree in trees)
         depths = None if is_chain else self._depths(trees, width)
         mask = self._mask(trees, width, depths)
         own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
@@ -137,6 +139,13 @@ class Forward:
             self.outputs = outputs
         logits: Tensor = outputs.logits.to(self.device)  # a sharded model may end on another device
         return logits
+
+    def readable(self, trees: list[Tree], last_tokens: Sequence[int], over: Sequence[bool]) -> list[Tree]:
+        """Cut the drafts of rows that are not `over` behind a token for which the model counts no position, where others are read with it."""
+        if self.uncounted is None:
+            return trees
+        rows = zip(trees, last_tokens, over, strict=True)
+        return [tree if is_over else tree.until(self.uncounted, last) for tree, last, is_over in rows]
 
     def _width(self, trees: Sequence[Tree]) -> int:
         """Return how many slots a step has; a compiled model is given few widths, since each is a graph of its own."""
@@ -209,6 +218,12 @@ def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]
         model_kwargs = model.prepare_inputs_for_generation(input_ids, **model_kwargs)
     positions: Tensor | None = model_kwargs.get("decoder_position_ids" if model.config.is_encoder_decoder else "position_ids")
     return positions
+
+
+def uncounted_token(model: Any) -> int | None:
+    """Return the token that the model counts no position for where it counts them by the tokens it is given (M2M-100, NLLB-MoE), None in others."""
+    tables = (getattr(module, "padding_idx", None) for module in model.modules() if hasattr(module, "create_position_ids_from_input_ids"))
+    return next((token for token in tables if token is not None), None)
 
 
 def asks_ahead(model: Any) -> bool:

@@ -24,7 +24,7 @@ from tests.hosts.hf.test_encoder_decoder import IDS, LAYERS
 
 CAPACITY = 4
 EVENTS: collections.Counter[str] = collections.Counter()
-HARD = {"rejected", "accepted", "EOS inside a draft", "as wide as an expert", "more drafted than places"}
+HARD = {"rejected", "accepted", "EOS inside a draft", "as wide as an expert", "more drafted than places", "a token for padding within the text"}
 MOE = {"num_experts": 2, "encoder_sparse_step": 1, "decoder_sparse_step": 1}
 
 
@@ -84,8 +84,9 @@ def test_drafts_are_no_wider_than_experts_have_places(case):
     make, given, rows, widest = CASES[case]
     model = made(make, **given)
     inputs = {"input_ids": torch.randint(3, VOCAB, (len(rows), 9), generator=torch.Generator().manual_seed(4))}
-    arguments = {"max_new_tokens": 40, "do_sample": False, "num_beams": 1, "suppress_tokens": [0]}
+    arguments = {"max_new_tokens": 40, "do_sample": False, "num_beams": 1}
     known = model.generate(**inputs, **arguments).tolist()
+    EVENTS["a token for padding within the text"] += any(0 in row[:-1] and row[-1] for row in known)  # for which NLLB-MoE counts no position
     eos = None
     for _ in range(2):
         plain = model.generate(**inputs, **arguments, eos_token_id=eos).tolist()
