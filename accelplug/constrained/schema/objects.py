@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.regex.backtracking import backtracking
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import Regex, alt, literal, without
 from accelplug.constrained.schema.atoms import Absent, Keys, Property, Required, Size, Some
 from accelplug.constrained.schema.clauses import FALSE, Alternative, Alternatives, Clause, Place, just
 from accelplug.constrained.schema.scalars import count
-from accelplug.constrained.schema.searching import check_readable
 
 
 def properties(place: Place) -> Iterator[Clause]:
@@ -43,7 +43,7 @@ def pattern_properties(place: Place) -> Iterator[Clause]:
         try:
             regex = parse(pattern)
         except (UnsupportedPatternError, RecursionError):
-            check_readable(pattern)
+            backtracking(pattern)
             yield place.unknown()
         else:
             node = place.below(pattern)

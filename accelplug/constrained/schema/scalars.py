@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.regex.backtracking import backtracking
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import alt, length, literal, without
 from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values, kind_of
 from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternative, Alternatives, Clause, Place, always
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.numbers import MOST_SIZE
-from accelplug.constrained.schema.searching import check_readable
 
 MOST_LENGTH: Final = 100_000
 TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "string")
@@ -135,7 +135,7 @@ def pattern(place: Place) -> Iterator[Clause]:
         try:
             found = parse(place.value)
         except (UnsupportedPatternError, RecursionError):
-            check_readable(place.value)
+            backtracking(place.value)
             yield place.unknown()
         else:
             yield Clause([[Text(found)]], [[Text(without(found))]])
