@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.schema.shapes import check_shapes, shapes_of
 from accelplug.constrained.schema.validation import Checking, translated, validator_class
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Document:
         """Look at a schema.
 
         :param asserted: whether ``format`` constrains.
-        :raises ConstraintError: the schema is neither an object nor a truth value, or is nested too deeply.
+        :raises ConstraintError: the schema is neither an object nor a truth value, is nested too deeply, or a keyword in it has a value that
+            its draft gives no meaning.
         """
         if not isinstance(schema, dict | bool):
             raise ConstraintError(f"a JSON Schema is an object, true or false, got {json.dumps(schema):.60}")
@@ -72,6 +74,9 @@ class Document:
         self._by_text: dict[tuple[str, str], Node] = {}
         self._again: dict[str, list[str]] = {}
         self._targets: dict[tuple[int, str], Node | None] = {}
+        self.shapes = shapes_of(self.draft, declared=self.names_draft)
+        if isinstance(schema, dict):
+            check_shapes(schema, self.shapes, self.pointed)
 
     @property
     def false(self) -> Node:
