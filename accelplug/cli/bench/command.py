@@ -20,7 +20,7 @@ from accelplug.cli.workload import check_technique, engine_of_arguments
 
 def configure(parser: ArgumentParser) -> None:
     """Declare the arguments of a benchmark."""
-    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the small model of accelplug[demo]")
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the small model of accelplug-testbed")
     parser.add_argument(
         "--prompts", metavar="FILE", help="JSON lines with 'prompt' and maybe 'task', or Spec-Bench's (default: built-in tasks)"
     )
