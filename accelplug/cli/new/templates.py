@@ -133,7 +133,7 @@ class Test$title(${kit}):
 README: Final = """\
 # $name
 
-The $kind `$technique` for [accelplug](https://pypi.org/project/accelplug/): $where.
+The $kind `$technique` for accelplug: $where.
 
 ```sh
 pip install -e '.[dev]'
