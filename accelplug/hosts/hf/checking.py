@@ -10,8 +10,9 @@ from transformers.generation import utils
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
-from accelplug.hosts.hf.forward import LOOKS_AGAIN, PREFILL, check_cache
+from accelplug.hosts.hf.given import LOOKS_AGAIN, PREFILL
 from accelplug.hosts.hf.masks import check_trees
+from accelplug.hosts.hf.rollback import check_cache
 
 # Their decoders build no causal mask for, or refuse, several tokens at once behind a cache.
 _ONE_AT_A_TIME = ("fsmt", "prophetnet")

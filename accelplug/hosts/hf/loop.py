@@ -20,7 +20,7 @@ from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.compat import HOST, cache_argument, cache_name
-from accelplug.hosts.hf.forward import Forward, recording_past
+from accelplug.hosts.hf.forward import Forward
 from accelplug.hosts.hf.guided import Guide, forced_share
 from accelplug.hosts.hf.inside import Inside
 from accelplug.hosts.hf.layers import growing, is_recurrent
@@ -29,6 +29,7 @@ from accelplug.hosts.hf.processors import warping
 from accelplug.hosts.hf.ragged import Ragged, Rows, choose_batches, has_windows_to_keep, obstacle_to_ragged
 from accelplug.hosts.hf.recurrent import Recurrent, mixers_to_slow
 from accelplug.hosts.hf.request import Requests, encoder_tokens, own_tokens
+from accelplug.hosts.hf.rollback import recording_past
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verified import verified
 from accelplug.hosts.hf.verify import Walk

@@ -15,7 +15,8 @@ from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.hf.columns import Columns
 from accelplug.hosts.hf.compat import cache_argument, cache_name
-from accelplug.hosts.hf.forward import PER_STEP, Forward, has_virtual_tokens
+from accelplug.hosts.hf.forward import Forward
+from accelplug.hosts.hf.given import PER_STEP, has_virtual_tokens
 from accelplug.hosts.hf.layers import growing, is_recurrent
 from accelplug.hosts.hf.masks import unfit_for_own_masks
 from accelplug.hosts.hf.processors import is_prefix_pure
