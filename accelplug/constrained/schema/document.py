@@ -27,6 +27,10 @@ DRAFTS: Final = {
 MOST_DEPTH: Final = 150
 _POINTER: Final = re.compile("#(/[^%/]*)*")
 _MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
+_BESIDE_NOTHING: Final = frozenset(
+    {"$ref", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
+)
+"""What may stand beside a reference that is all that a schema says."""
 _PARTS: Final = (dict, list)
 _NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
@@ -171,7 +175,21 @@ class Document:
         value, place = node.value, node.place
         for step in path:
             value, place = value[step], f"{place}/{escaped(step)}"
-        return self.node(value, place, node.resolver)
+        return self._meant(self.node(value, place, node.resolver))
+
+    def _meant(self, node: Node) -> Node:
+        """Return what a node stands for that is no more than a reference: one node, however one comes there."""
+        met = {node}
+        while isinstance(node.value, dict) and "$ref" in node.value and (self.draft <= 7 or node.value.keys() <= _BESIDE_NOTHING):
+            try:
+                target = self.target(node, "$ref")
+            except ConstraintError:  # said where somebody asks what the node says
+                return node
+            if target is None or target in met:
+                return node
+            met.add(target)
+            node = target
+        return node
 
     def target(self, node: Node, keyword: str) -> Node | None:
         """Return what a reference names, None if that depends on how one came there.
