@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, Final
+
+import transformers
 
 from accelplug.hooks.capabilities import Host
 from accelplug.hosts.seams import Engine, Seam
@@ -86,6 +88,10 @@ ENGINE = Engine(
         Seam(f"{GENERATE}._get_logits_processor", ("generation_config", "logits_processor"), "grammars in continuous batching"),
     ),
 )
+
+
+ADDS_MASKS: Final = transformers.__version__.startswith("5.16.")
+"""Whether models with an index add masks of any kind to its scores, where a mask of True and False is none."""
 
 
 def cache_argument(model: Any) -> str:

@@ -12,9 +12,20 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, Sta
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
 from accelplug.hosts.hf.given import PER_STEP, PER_TOKEN, PREFILL, answers_type, asks_ahead, inputs_ahead, of_tokens, prompt_positions
-from accelplug.hosts.hf.layers import Overwritten, await_layers, crop, filled, growing, has_attention, most_drafts, states_of, with_limits
-from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
-from accelplug.hosts.hf.rollback import check_layers, state_elsewhere
+from accelplug.hosts.hf.layers import (
+    Overwritten,
+    await_layers,
+    crop,
+    filled,
+    growing,
+    has_attention,
+    is_uncroppable,
+    most_drafts,
+    states_of,
+    with_limits,
+)
+from accelplug.hosts.hf.masks import Masks, check_padding, unfit_for_own_masks
+from accelplug.hosts.hf.rollback import state_elsewhere
 from accelplug.hosts.hf.tree import Tree
 
 
@@ -49,10 +60,10 @@ class Forward:
         self.per_token = [name for name in PER_TOKEN if ahead is not None and name in self.extra]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
-        check_layers(self.cache)
         self.is_compiled = is_compiled(model, generation_config, model_kwargs) and self._fits_graphs(generation_config)
         self.pads = self.is_compiled  # steps, to powers of two
         self.call = model.get_compiled_call(generation_config.compile_config) if self.is_compiled else model
+        check_padding(model, self.cache, padding)
         # Without attention nobody asks for padding behind the prompt.
         self.masks = Masks(model, self.cache, padding if has_attention(self.cache) else None, self.device)
         # After the prefill, so that a long prompt is not kept whole in layers that only need its window.
@@ -70,7 +81,7 @@ class Forward:
         self.layers_with_limits = with_limits(self.cache)
         of_images = getattr(self.model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ()
         kept = [layer for i, layer in enumerate(self.cache.layers) if i in of_images]
-        self.layers = [layer for layer in filled(self.cache) if layer not in (*self.overwritten.layers, *kept)]
+        self.layers = [layer for layer in filled(self.cache) if layer not in (*self.overwritten.layers, *kept) and not is_uncroppable(layer)]
         if any(int(layer.get_seq_length()) != self.cached for layer in (*self.layers, *self.overwritten.layers)):
             raise HostError(f"{name} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
 

@@ -267,8 +267,9 @@ def forward_of(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[st
     if isinstance(requests, Rows):
         return Ragged(model, input_ids, config, model_kwargs, requests)
     prompt = (model, input_ids, config, model_kwargs)
-    if is_recurrent(model, model_kwargs.get(cache_argument(model))):
-        return Recurrent(*prompt, mixers_to_slow(model, len(input_ids)))
+    past = model_kwargs.get(cache_argument(model))
+    if is_recurrent(model, past):
+        return Recurrent(*prompt, mixers_to_slow(model, len(input_ids), past))
     return Forward(*prompt)
 
 
