@@ -210,7 +210,15 @@ class EveryPath:
         return Choice(range(len(view.tokens)), view.target[-1])
 
 
-@pytest.mark.parametrize("rule", [Everything(), EveryPath()], ids=["candidates", "paths"])
+class EveryChain(EveryPath):
+    """The same on the device; of rejections, which it has none of, it says what is wrong."""
+
+    def choose_on_device(self, view: ChainsView) -> ChainsChoice:
+        wrong = torch.tensor([[0.0, 0.5, 0.0, 0.5]]).expand(len(view.counts), -1)
+        return ChainsChoice(view.counts, wrong)
+
+
+@pytest.mark.parametrize("rule", [Everything(), EveryPath(), EveryChain()], ids=["candidates", "paths", "chains"])
 def test_ragged_masked_and_invalid(rule: Any) -> None:
     """Requests with 3, 0, 2, 2 and 1 drafts: one chain holds a masked token, one an invalid one."""
     lengths = [3, 0, 2, 2, 1]
