@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
 from accelplug.hosts.hf.given import PER_STEP, PER_TOKEN, PREFILL, answers_type, asks_ahead, inputs_ahead, of_tokens, prompt_positions
+from accelplug.hosts.hf.inside import of_token
 from accelplug.hosts.hf.layers import (
     Overwritten,
     await_layers,
@@ -76,7 +77,7 @@ class Forward:
         # Recurrent layers alone count no tokens, and nothing asks for a position there.
         self.cached = int(self.cache.get_seq_length()) if has_attention(self.cache) else prompt_length
         if not self.cached:
-            raise HostError(f"{name} fills no cache, against which drafts are verified; use another model")
+            raise HostError(f"{name} fills no cache, so that plain generate() gives it each token alone; pass use_cache=False")
         self.overwritten = Overwritten(self.cache)
         self.layers_with_limits = with_limits(self.cache)
         of_images = getattr(self.model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ()
@@ -166,6 +167,12 @@ class Forward:
     def slots(self, paths: Sequence[Sequence[int]], kept: int) -> list[list[int]]:
         """Return the last forward pass's slots of every row's committed tokens, the first `kept` drafts among them."""
         return [[0, *(node + 1 for node in path[:kept])] for path in paths]
+
+    def inside(self, name: str, layers: Sequence[Any], slots: Tensor) -> tuple[Any, ...]:
+        """Return what the layers' outputs `name` have of the last of these slots, as if it had been read alone behind the others."""
+        cached = [layer for layer in self.cache.layers if isinstance(layer, CacheLayerMixin)]
+        caches = cached if len(cached) == len(layers) else [None] * len(layers)
+        return tuple(of_token(name, states, layer, slots, self.cached) for states, layer in zip(layers, caches, strict=True))
 
     def finish(self) -> None:
         """Leave the cache as plain ``generate()`` would: it is already."""

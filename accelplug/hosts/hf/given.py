@@ -43,6 +43,14 @@ def has_virtual_tokens(model: Any) -> bool:
     return bool(getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False))
 
 
+def placeholders(model: Any, model_kwargs: dict[str, Any]) -> frozenset[int]:
+    """Return the tokens that stand for images, audio or video where the call brings some: the model fails on one too many."""
+    if not hasattr(model.base_model, "get_placeholder_mask") or not any(model_kwargs.get(name) is not None for name in PREFILL):
+        return frozenset()
+    names = [f"{kind}_token_{what}" for kind in ("image", "video", "audio") for what in ("id", "index")]
+    return frozenset(token for name in names if isinstance(token := getattr(model.config, name, None), int))
+
+
 def of_tokens(mask: Tensor, cached: int, width: int) -> Tensor:
     """Return a mask that has one row for the next token, or one for each token so far (Mllama's in some releases), with rows for a step's."""
     before, own = mask[:, :-1], mask[:, -1:]
