@@ -14,13 +14,15 @@ from accelplug.constrained.probes import PROBES
 from accelplug.constrained.regex.parse import parse
 from accelplug.constrained.schema.document import Document, Seen, escaped
 from accelplug.constrained.schema.formats import FORMATS
-from accelplug.constrained.statements import LISTS, MAPS, ONES, Use
+from accelplug.constrained.schema.vocabulary import MAPS
+from accelplug.constrained.statements import LISTS, ONES, Use
 
 _TOUCHED: Final = frozenset({"oneOf", "uniqueItems", "multipleOf"})
 _BESIDE_A_REFERENCE: Final = frozenset({"$ref", "$schema", "$id", "id", "$defs", "definitions"})
 _MANY: Final = frozenset({"string", "number", "integer", "array", "object"})
 """Types of which there are more values than a mask remembers, unless they are listed."""
 _FEWER_VALUES: Final = frozenset({"const", "enum", "$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if"})
+_LONGEST_CHAIN: Final = 8
 _FEWER_ITEMS: Final = _FEWER_VALUES | {"maxItems", "prefixItems", "contains"}
 
 
@@ -136,17 +138,27 @@ class _Reader:
 
     def _drops_unique(self, schema: dict[str, Any], place: str) -> bool:
         if schema["uniqueItems"] is True:
-            if not _is_beyond_masks(schema):
+            if not self._is_beyond_masks(schema):
                 return False
             self.checked.append(place)
         self.changed, self.features[place] = True, ""
         return True
 
+    def _is_beyond_masks(self, schema: dict[str, Any]) -> bool:
+        """Whether an array has items of which there are too many for a mask to remember, as far as that is seen at sight."""
+        items = self._meant(schema.get("items", True))
+        if schema.keys() & _FEWER_ITEMS or not (items is True or isinstance(items, dict)):
+            return False
+        if items is True:
+            return True
+        named = items.get("type")
+        kinds = _MANY if named is None else {named} if isinstance(named, str) else set(named) if isinstance(named, list) else set()
+        return not kinds.isdisjoint(_MANY) and not items.keys() & _FEWER_VALUES
 
-def _is_beyond_masks(schema: dict[str, Any]) -> bool:
-    """Whether an array has items of which there are too many for a mask to remember, as far as that is seen at sight."""
-    items = schema.get("items", True)
-    if schema.keys() & _FEWER_ITEMS or not (items is True or isinstance(items, dict)):
-        return False
-    kind = None if items is True else items.get("type")
-    return items is True or (isinstance(kind, str) and kind in _MANY and not items.keys() & _FEWER_VALUES)
+    def _meant(self, schema: Any) -> Any:
+        """Return what a schema refers to, where it is no more than a reference."""
+        for _ in range(_LONGEST_CHAIN):
+            if not (isinstance(schema, dict) and "$ref" in schema and (self.document.draft <= 7 or len(schema) == 1)):
+                break
+            schema = self.document.pointed(schema["$ref"])
+        return schema

@@ -12,7 +12,7 @@ from accelplug.constrained.engines.known import begin, enforces, installed, labe
 from accelplug.constrained.lark.compile import to_lark
 from accelplug.constrained.plain import plain
 from accelplug.constrained.schema.document import Document
-from accelplug.constrained.schema.vocabulary import later_than
+from accelplug.constrained.schema.vocabulary import has_any_of, later_than
 from accelplug.constrained.statements import BESIDE_OTHERS, Use, split, uses
 from accelplug.hooks import CompileLimits, GrammarSpec, GrammarStatement, Matcher, Vocabulary
 
@@ -56,7 +56,9 @@ def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec
     That a name is not written with escapes is left to the final check, unless that is not wanted: no tokenizer's own text has them.
     """
     later = later_than(document.draft)  # keywords that engines know and the draft does not
-    if spec.order != "declared" or "x-guidance" in spec.text or not later.isdisjoint(document.seen.keywords):
+    if spec.order != "declared" or "x-guidance" in spec.text:
+        return None
+    if not later.isdisjoint(document.seen.keywords) and has_any_of(later, document.schema):
         return None
     given = plain(document, found, spec.text)
     if not all(enforces(name, feature.removesuffix(BESIDE_OTHERS)) for feature in given.features):

@@ -9,12 +9,11 @@ from typing import Any, Final, NamedTuple
 
 from accelplug.constrained.schema.document import Document, escaped
 from accelplug.constrained.schema.formats import FORMATS
-from accelplug.constrained.schema.vocabulary import KEYWORDS, is_known
+from accelplug.constrained.schema.vocabulary import KEYWORDS, MAPS, is_known
 
 MOST_COUNTED: Final = 2**53
 MOST_STEP: Final = 100_000  # an automaton that counts remainders takes seconds beyond, then gigabytes
 _BESIDE: Final = ("then", "else", "minContains", "maxContains")
-MAPS: Final = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
 LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 ONES: Final = ("not", "if", "then", "else", "items", "additionalItems", "contains", "additionalProperties", "propertyNames")
 _MORE_ONES: Final = ("unevaluatedItems", "unevaluatedProperties")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from accelplug import AccelplugError
-from accelplug.hooks import ROOT, Choice, NodeKind, VerifierTraits, residual
+from accelplug.hooks import ROOT, ChainsChoice, Choice, NodeKind, VerifierTraits, residual
 from accelplug.testing import VerifierConformance
 
 
@@ -166,6 +166,63 @@ class WritesIntoThePath(PathRule):
         return Choice((), view.target[0] * 2)
 
 
+class TokenByToken(PathRule):
+    """A right rule that judges chains in both forms."""
+
+    traits = VerifierTraits(lossless="sampling", shape="chain")
+
+    def choose(self, view):
+        for node, token in enumerate(view.tokens):
+            target, drawn = view.target[node], view.drawn_from(node)
+            if not view.below(min(1.0, float(target[token] / drawn[token]))):
+                left = (target - drawn).clamp(min=0)
+                return Choice(range(node), left / left.sum())
+        return Choice(range(len(view.tokens)), view.target[-1])
+
+    def choose_on_device(self, view):
+        kept = self.kept(view, view.below(view.padded((view.drafts.target_at_tokens() / view.drafts.draft_at_tokens()).clamp(max=1))))
+        return ChainsChoice(kept, self.rest(view.drafts.at(view.following(kept))))
+
+    def kept(self, view, accepted):
+        return accepted.long().cumprod(1).sum(1)
+
+    def rest(self, rejected):
+        return residual(rejected)
+
+
+class ForgetsWhatIsLeft(TokenByToken):
+    def rest(self, rejected):
+        return rejected.target
+
+
+class TakesRowsForPlaces(TokenByToken):
+    """Looks for the rejected draft in the first request."""
+
+    def choose_on_device(self, view):
+        kept = super().choose_on_device(view).kept
+        return ChainsChoice(kept, residual(view.drafts.at(kept)))
+
+
+class KeepsOneFewer(TokenByToken):
+    """Gives the last draft up."""
+
+    def kept(self, view, accepted):
+        return torch.where(torch.arange(1, view.width + 1) < view.counts.unsqueeze(1), accepted, False).long().cumprod(1).sum(1)
+
+    def rest(self, rejected):
+        return rejected.target
+
+
+class KeepsPadding(TokenByToken):
+    def kept(self, view, accepted):
+        return torch.full_like(view.counts, view.width)
+
+
+class CountsThemOnTheHost(TokenByToken):
+    def kept(self, view, accepted):
+        return torch.tensor([row.index(False) if False in row else len(row) for row in accepted.tolist()])
+
+
 WRONG: list[tuple[str, object, str]] = [
     ("test_sampled_output_has_the_targets_distribution", HalvesPointMasses(), "is not exact on 'delta chain'"),
     ("test_sampled_output_has_the_targets_distribution", ForgetsTheResidual(), "is not exact on 'delta chain'"),
@@ -185,6 +242,11 @@ WRONG: list[tuple[str, object, str]] = [
     ("test_answers_are_probabilities", AsksForTwo(), "view.below was asked for 2"),
     ("test_rows_are_judged_alone", AcrossRows(), "in a batch and"),
     ("test_rows_are_judged_alone", ReadsUndefinedRows(), "in a batch and"),
+    ("test_chains_are_judged_on_the_device_as_elsewhere", ForgetsWhatIsLeft(), "judges otherwise on the device on 'delta chain'"),
+    ("test_chains_are_judged_on_the_device_as_elsewhere", TakesRowsForPlaces(), "judges otherwise on the device"),
+    ("test_chains_are_judged_on_the_device_as_elsewhere", KeepsOneFewer(), "judges otherwise on the device"),
+    ("test_chains_are_judged_on_the_device_as_elsewhere", KeepsPadding(), "keep no more than view.counts"),
+    ("test_judging_on_the_device_needs_no_synchronisation", CountsThemOnTheHost(), "reads values of the device"),
     ("test_views_are_left_as_they_were", WritesIntoTheTarget(), "wrote into view.target"),
     ("test_views_are_left_as_they_were", WritesIntoThePath(), "wrote into view.target"),
     ("test_it_is_admitted_for_what_it_promises_only", Unprovided(), "needs 'hidden.last'"),
@@ -192,6 +254,9 @@ WRONG: list[tuple[str, object, str]] = [
 RIGHT = [
     ("test_sampled_output_has_the_targets_distribution", Rule()),
     ("test_views_are_left_as_they_were", Rule()),
+    ("test_sampled_output_has_the_targets_distribution", TokenByToken()),
+    ("test_chains_are_judged_on_the_device_as_elsewhere", TokenByToken()),
+    ("test_judging_on_the_device_needs_no_synchronisation", TokenByToken()),
 ]
 
 

@@ -156,13 +156,14 @@ class Builder:
         alive = _alive(needed)
         if start not in alive:
             return None
-        lines, all_alive = [f"start: {start}"], len(alive) == len(rules)
+        lines, all_alive, used = [f"start: {start}"], len(alive) == len(rules), set[str]()
         for name, alternatives in rules.items():
             if name in alive:
-                finished = alternatives if all_alive else _finished(alternatives, needed[name], alive)
+                finished = alternatives if all_alive else list(_finished(alternatives, needed[name], alive))
                 kept = dict.fromkeys([" ".join(symbols) or '""' for symbols in finished])
+                used.update(*finished)
                 lines.append(f"{name}: " + "\n  | ".join(kept))
-        lines.extend(f"{name}: {text}" for text, name in self._terminals.items())
+        lines.extend(f"{name}: {text}" for text, name in self._terminals.items() if name in used)
         if self.whitespace == "any":
             lines.append(r"%ignore /[ \t\r\n]+/")
         return "\n".join(lines) + "\n"

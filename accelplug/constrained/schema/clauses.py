@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.atoms import Atom, Inexact
 from accelplug.constrained.schema.document import Document, Node, Signed, State
+from accelplug.constrained.schema.shapes import check_shape
 
 Alternative = list["Atom | Signed"]
 Alternatives = list[Alternative]
@@ -100,6 +101,8 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
         if handler is None or not is_known(keyword, document.draft):
             continue
         place = Place(document, node, keyword, kind)
+        if keyword in document.shapes:  # again, for what only a reference leads to
+            check_shape(place.name, document.shapes[keyword], place.value)
         try:
             found.extend(handler(place))
         except (TypeError, ValueError, AttributeError, LookupError) as exc:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.schema.shapes import check_shapes, shapes_of
 from accelplug.constrained.schema.validation import Checking, translated, validator_class
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ DRAFTS: Final = {
 MOST_DEPTH: Final = 150
 _POINTER: Final = re.compile("#(/[^%/]*)*")
 _MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
+_BESIDE_NOTHING: Final = frozenset(
+    {"$ref", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
+)
+"""What may stand beside a reference that is all that a schema says."""
 _PARTS: Final = (dict, list)
 _NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
@@ -57,7 +62,8 @@ class Document:
         """Look at a schema.
 
         :param asserted: whether ``format`` constrains.
-        :raises ConstraintError: the schema is neither an object nor a truth value, or is nested too deeply.
+        :raises ConstraintError: the schema is neither an object nor a truth value, is nested too deeply, or a keyword in it has a value that
+            its draft gives no meaning.
         """
         if not isinstance(schema, dict | bool):
             raise ConstraintError(f"a JSON Schema is an object, true or false, got {json.dumps(schema):.60}")
@@ -72,6 +78,9 @@ class Document:
         self._by_text: dict[tuple[str, str], Node] = {}
         self._again: dict[str, list[str]] = {}
         self._targets: dict[tuple[int, str], Node | None] = {}
+        self.shapes = shapes_of(self.draft, declared=self.names_draft)
+        if isinstance(schema, dict):
+            check_shapes(schema, self.shapes, self.pointed)
 
     @property
     def false(self) -> Node:
@@ -166,7 +175,21 @@ class Document:
         value, place = node.value, node.place
         for step in path:
             value, place = value[step], f"{place}/{escaped(step)}"
-        return self.node(value, place, node.resolver)
+        return self._meant(self.node(value, place, node.resolver))
+
+    def _meant(self, node: Node) -> Node:
+        """Return what a node stands for that is no more than a reference: one node, however one comes there."""
+        met = {node}
+        while isinstance(node.value, dict) and "$ref" in node.value and (self.draft <= 7 or node.value.keys() <= _BESIDE_NOTHING):
+            try:
+                target = self.target(node, "$ref")
+            except ConstraintError:  # said where somebody asks what the node says
+                return node
+            if target is None or target in met:
+                return node
+            met.add(target)
+            node = target
+        return node
 
     def target(self, node: Node, keyword: str) -> Node | None:
         """Return what a reference names, None if that depends on how one came there.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from accelplug.constrained.schema import arrays, combining, objects, scalars, unevaluated
 from accelplug.constrained.schema.clauses import Keyword
@@ -79,6 +79,8 @@ _FIRST_DRAFTS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("minContains", "maxContains"), 2019),
     **dict.fromkeys(("prefixItems", "$dynamicRef"), 2020),
 }
+MAPS: Final = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
+"""The keywords whose objects have names of the schema's own."""
 _OF_DRAFT_3: Final = frozenset({"extends", "disallow", "divisibleBy"})
 
 
@@ -92,3 +94,18 @@ def later_than(draft: int) -> frozenset[str]:
     """Return the keywords that came after a draft."""
     later = [keyword for keyword, first in _FIRST_DRAFTS.items() if first > draft]
     return frozenset((*later, *(("exclusiveMinimum", "exclusiveMaximum") if draft < 6 else ())))
+
+
+def has_any_of(keywords: frozenset[str], schema: Any) -> bool:
+    """Whether one of these stands in a schema as a keyword, and not as the name of a property or of a definition."""
+    waiting = [schema]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting.extend(one)
+        elif isinstance(one, dict):
+            if not keywords.isdisjoint(one):
+                return True
+            for keyword, value in one.items():
+                waiting.extend(value.values() if keyword in MAPS and isinstance(value, dict) else [value])
+    return False
