@@ -1,4 +1,4 @@
-"""The command line: ``accelplug plugins | check | run | bench | tune | new``. Every command collects one document, then prints it."""
+"""The command line: ``accelplug plugins | check | run | bench | tune | new | schema``. Every command collects one document, then prints it."""
 
 from accelplug.cli.entry import main
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import json
 import os
@@ -29,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
     0: done. 1: done, and the answer is bad news (a dead seam, output that differs). 2: refused, with one sentence on
-    stderr. 130: interrupted. 141: nobody reads stdout any more.
+    stderr. 130: interrupted, after what was finished was printed. 141: nobody reads stdout any more.
     """
-    given = _parser().parse_args(arguments)
+    given = _parsed(arguments)
     command: Command = given.command
     try:
         with _stdout_on_stderr():
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left; the interpreter's last flush must not complain
         return READER_LEFT
     except KeyboardInterrupt:
+        print("accelplug: interrupted before there was anything to show", file=sys.stderr)
         return INTERRUPTED
     except Exception as exc:
         said = sentence(exc)
@@ -51,14 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the arguments; what a command does not know is complained of with that command's usage and the option it resembles."""
+    given, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        parser: argparse.ArgumentParser = given.parser
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return given
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="accelplug", description="Plugins for inference acceleration in Transformers and vLLM.")
     parser.add_argument("--version", action="version", version=f"accelplug {__version__}")
-    subparsers = parser.add_subparsers(required=True, metavar="command")
+    subparsers = parser.add_subparsers(required=True, metavar="command", title="commands, each with its own --help")
     for command in COMMANDS:
         sub = subparsers.add_parser(command.name, help=command.summary, description=command.summary, allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else there")
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, parser=sub)
         command.configure(sub)
     return parser
 
@@ -91,6 +104,6 @@ def _write(command: Command, document: Document, *, as_json: bool) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = max(console.width, 140)
     command.show(document, console)

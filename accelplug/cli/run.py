@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def configure(parser: ArgumentParser) -> None:
     """Declare the arguments of a run."""
     parser.add_argument("--host", choices=("transformers", "vllm"), default="transformers", help="the engine (default: %(default)s)")
-    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the small model of accelplug[demo]")
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the small model of accelplug-testbed")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="default: a code edit that the small model was not trained on")
     prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")

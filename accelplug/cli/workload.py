@@ -71,7 +71,7 @@ def testbed(instead: str) -> ModuleType:
     try:
         return import_module("accelplug_testbed")
     except ModuleNotFoundError as exc:
-        raise HostError(f"accelplug's small model is not installed; pip install 'accelplug[demo]', or pass {instead}") from exc
+        raise HostError(f"accelplug's small model is not installed; pip install ./integration/testbed in a clone of accelplug, or pass {instead}") from exc
 
 
 def model_of(given: str) -> str:

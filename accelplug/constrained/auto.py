@@ -24,6 +24,7 @@ from accelplug.constrained.intersecting import intersected
 from accelplug.constrained.routing import Route, route_other, route_schema
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.statements import uses
+from accelplug.constrained.time_limit import within
 from accelplug.constrained.worker import tried
 from accelplug.hooks import CompiledGrammar, CompileLimits, GrammarSpec, GrammarStatement, Vocabulary
 
@@ -72,8 +73,9 @@ class Auto(Cached):
             return Compiled(route.statement, route.begin, _nothing_more)
         document = Document(spec.value(), asserted=spec.format == "assert")
         tried("auto", spec, limits)
-        route = route_schema(document, spec, vocabulary, limits)
-        check_ends(document)  # last: what refuses keywords by their places says more
+        with within(limits.seconds):
+            route = route_schema(document, spec, vocabulary, limits)
+            check_ends(document)  # last: what refuses keywords by their places says more
         return _checked(document, route)
 
 

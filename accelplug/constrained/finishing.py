@@ -8,35 +8,54 @@ from typing import Any, Final, NoReturn
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.validation import translated
+from accelplug.constrained.time_limit import OutOfTimeError, within
 
+CHECK_SECONDS: Final = 2.0
+"""The longest that the check of one answer takes: a server answers nobody else meanwhile."""
+DEEP: Final = 30
+_TOO_DEEP: Final = "the text is nested too deeply to be checked; whether it is valid is not known"
 _OF_EACH_TYPE: Final[tuple[Any, ...]] = (None, True, 0, "", [], {})
 
 
 def problem(document: Document, text: str) -> str | None:
-    """Return what is wrong with a text that should satisfy a schema, None if nothing is.
+    """Return what is wrong with a text that should satisfy a schema, or why that cannot be known; None if nothing is.
 
     :raises ConstraintError: the check cannot be made.
     """
     try:
         value = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as exc:
+    except RecursionError:
+        return _TOO_DEEP
+    except ValueError as exc:
         return f"the text is no JSON: {exc}"
     return fault(document, value)
 
 
 def fault(document: Document, value: Any) -> str | None:
-    """Return what is wrong with a value, None if nothing is."""
+    """Return what is wrong with a value, or why that cannot be known; None if nothing is."""
     if not isinstance(document.schema, dict):
         return None if document.schema else "the schema is false, which nothing satisfies"
     try:
-        with translated():
+        with translated(), within(CHECK_SECONDS):
             error = next(document.validator.iter_errors(value), None)
+    except OutOfTimeError as exc:
+        return f"the final check was ended after {CHECK_SECONDS:g} s, in {exc.what}; whether the text is valid is not known"
     except RecursionError:
+        if _is_deep(value):
+            return _TOO_DEEP
         return "the schema's references lead back to themselves, so that nothing can be checked"
     if error is None:
         return None
     where = "/".join(map(str, error.absolute_path))
     return f"{where or 'the value'} breaks {error.validator}: {' '.join(str(error.message).split()):.200}"
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value is nested so deeply that the stack may end before the schema's references are to blame."""
+    level = [value]
+    for _ in range(DEEP):
+        level = [part for one in level if isinstance(one, dict | list) for part in (one.values() if isinstance(one, dict) else one)]
+    return bool(level)
 
 
 def check_ends(document: Document) -> None:

@@ -66,11 +66,13 @@ def drafter_traits(technique: Technique) -> DrafterTraits:
 def verifier_traits(technique: Technique) -> VerifierTraits:
     """Return what a verification rule says about itself, which it must.
 
-    :raises HostError: it has no traits, or neither ``accept`` nor ``choose`` for them to be true of.
+    :raises HostError: it has no traits, or neither ``accept`` nor ``choose`` for them to be true of, or ``choose_on_device`` alone.
     """
     traits = getattr(technique.instance, "traits", None)
     if not isinstance(traits, VerifierTraits):
         raise HostError(f"{technique}: it has no traits; give it 'traits = accelplug.hooks.VerifierTraits(lossless=...)'")
+    if judges_chains(technique) and not judges_paths(technique):
+        raise HostError(f"{technique} has choose_on_device(view) without choose(view), which other hosts ask; give it both")
     if not callable(getattr(technique.instance, "accept", None)) and not judges_paths(technique):
         raise HostError(f"{technique} has no accept(view); give it one that returns each candidate's acceptance probability")
     return traits
@@ -79,6 +81,11 @@ def verifier_traits(technique: Technique) -> VerifierTraits:
 def judges_paths(technique: Technique) -> bool:
     """Whether a verifier judges a request's drafts as a whole."""
     return callable(getattr(technique.instance, "choose", None))
+
+
+def judges_chains(technique: Technique) -> bool:
+    """Whether a verifier judges the chains of a whole batch at once, on the device."""
+    return callable(getattr(technique.instance, "choose_on_device", None))
 
 
 def admit(selection: Selection, host: Host, *, sampling: bool, allow_lossy: bool = False) -> None:

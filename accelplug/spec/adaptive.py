@@ -12,7 +12,7 @@ Poor for   drafts that are nearly always right: they are best taken whole
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,10 +21,10 @@ import numpy as np
 from accelplug._errors import OptionError
 from accelplug.hooks.binding import BoundDrafter, bind_drafter
 from accelplug.hooks.context import BuildContext
-from accelplug.hooks.drafting import ROOT, CommitView, DrafterTraits, Drafts, DraftView, IntArray, NodeKind
+from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray, NodeKind
 from accelplug.hooks.options import option
-from accelplug.spec.branches import NEVER, Branches, above_bar, bar_of, pruned
-from accelplug.spec.worth import TRY, Seconds, Worth, seconds_by_width
+from accelplug.spec.branches import NEVER, Branches, above_bar, bar_of, parents_of, pruned
+from accelplug.spec.worth import TRY, ByWidth, Worth
 
 
 @dataclass(slots=True)
@@ -44,8 +44,7 @@ class Adaptive:
     _guesses: bool = field(init=False, repr=False)
     _requests: dict[int, Any] = field(init=False, repr=False, default_factory=dict)
     _step: int = field(init=False, repr=False, default=0)
-    _measured: tuple[tuple[int, float], ...] = field(init=False, repr=False, default=())
-    _seconds: Seconds = field(init=False, repr=False)  # that of what was measured
+    _by_width: ByWidth = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._inner = bind_drafter(self.context.build("drafter", self.source))
@@ -53,6 +52,7 @@ class Adaptive:
         if self._inner.is_device_only:
             raise OptionError(f"adaptive asks in host memory and {self._inner.technique} drafts on the device only; give another source")
         self._guesses = traits.kinds == {NodeKind.DELTA} and not traits.needs
+        self._by_width = ByWidth(1 + self.num_tokens)
         self.context.step_seconds()  # refused here where the host measures none
 
     @property
@@ -99,7 +99,7 @@ class Adaptive:
         drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
         bounds, tokens = drafts.offsets.tolist(), drafts.tokens
         counts = [(bounds[i + 1] - bounds[i]) if length else 0 for i, length in enumerate(lengths)]
-        led = [False] * len(requests) if view.ahead is None else (view.ahead > 0).tolist()  # then what comes next is known already
+        led = _led(view)
         for i, request in enumerate(requests):
             is_guess = not lengths[i] and bounds[i] < bounds[i + 1] and not led[i]
             request.went(counts[i], int(tokens[bounds[i]]) if is_guess else None)
@@ -109,12 +109,10 @@ class Adaptive:
 
     def _lengths(self, requests: Sequence[Worth], rooms: Sequence[int]) -> list[int]:
         """Return how many tokens to draft for each request."""
-        if self._guesses and not any(request.may_pay for request in requests):
+        may_pay = not self._guesses or any(request.may_pay for request in requests)
+        seconds = self._by_width(self.context.step_seconds()) if may_pay else None
+        if seconds is None:
             return [0] * len(rooms)
-        table = self.context.step_seconds()
-        if 1 not in table:  # no plain step was measured, and that is the measure of all others
-            return [0] * len(rooms)
-        seconds = self._by_width(table)
         lengths = [request.length(seconds, room) for request, room in zip(requests, rooms, strict=True)]
         if self._guesses:
             return lengths
@@ -128,9 +126,9 @@ class Adaptive:
         if not any(asked):
             return Drafts.chains([[]] * len(asked))
         drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
-        parents = _parents(drafts)
+        parents = parents_of(drafts)
         bounds, tokens, above = drafts.offsets.tolist(), drafts.tokens.tolist(), parents.tolist()
-        led = [False] * len(requests) if view.ahead is None else (view.ahead > 0).tolist()  # then what comes next is known already
+        led = _led(view)
         kept: list[bool] = []
         for i, request in enumerate(requests):
             nodes = slice(bounds[i], bounds[i + 1])
@@ -141,24 +139,12 @@ class Adaptive:
     def _bars(self, requests: Sequence[Branches], rooms: Sequence[int]) -> tuple[list[list[float]], list[float]]:
         """Return each request's chances by place among siblings, and the least chance of a node that pays for itself."""
         rates = [request.rates(in_order=self.traits.kinds != {NodeKind.DELTA}) for request in requests]
-        table = self.context.step_seconds()
-        if 1 not in table:  # no plain step was measured, and that is the measure of all others
+        seconds = self._by_width(self.context.step_seconds())
+        if seconds is None:
             return rates, [NEVER] * len(requests)
-        seconds = self._by_width(table).tolist()
-        return rates, [bar_of(rate, seconds, room) for rate, room in zip(rates, rooms, strict=True)]
-
-    def _by_width(self, table: Mapping[int, float]) -> Seconds:
-        """Return what steps of every width take; most steps leave the table as it was."""
-        measured = tuple(table.items())
-        if measured != self._measured:
-            self._measured, self._seconds = measured, seconds_by_width(table, 1 + self.num_tokens)
-        return self._seconds
+        return rates, [bar_of(rate, seconds.tolist(), room) for rate, room in zip(rates, rooms, strict=True)]
 
 
-def _parents(drafts: Drafts) -> IntArray:
-    """Return every node's parent, [num_nodes], a chain's too."""
-    if drafts.parents is not None:
-        return drafts.parents
-    counts = np.diff(drafts.offsets)
-    parents: IntArray = np.arange(len(drafts.tokens)) - np.repeat(drafts.offsets[:-1], counts) + ROOT
-    return parents
+def _led(view: DraftView) -> list[bool]:
+    """Return of which requests the next token is known already."""
+    return [False] * len(view.slots) if view.ahead is None else (view.ahead > 0).tolist()

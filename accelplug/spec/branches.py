@@ -100,6 +100,15 @@ def bar_of(rates: Sequence[float], seconds: Sequence[float], most: int) -> float
     return bar
 
 
+def parents_of(drafts: Drafts) -> npt.NDArray[np.integer]:
+    """Return every node's parent, [num_nodes], a chain's too."""
+    if drafts.parents is not None:
+        return drafts.parents
+    counts = np.diff(drafts.offsets)
+    parents: npt.NDArray[np.integer] = np.arange(len(drafts.tokens)) - np.repeat(drafts.offsets[:-1], counts) + ROOT
+    return parents
+
+
 def above_bar(parents: Sequence[int], rates: Sequence[float], bar: float) -> list[bool]:
     """Return which nodes of a tree reach the bar, by their places alone; a node's parent then does, too."""
     kept: list[bool] = []

@@ -55,11 +55,6 @@ class Suffix:
         self.traits = DrafterTraits(shape=self.shape, scope=self.scope, continues=True)
         self.finished = Finished(self.memory << 20, self.max_places)
 
-    @property
-    def memory_used(self) -> int:
-        """About how many bytes the answers of finished requests take."""
-        return self.finished.bytes
-
     def start(self, slots: IntArray) -> None:
         """Begin with an empty text in each slot."""
         for slot in slots.tolist():

@@ -10,33 +10,45 @@ import numpy.typing as npt
 
 MEMORY = 0.9  # how much of what was counted stays from one judged draft to the next
 HOPE = 1.0  # accepted tokens presumed at first, so that a request begins with drafts and not with waiting
+FIRST = 2.0  # plain steps that a first draft may take, where nothing is known yet and guesses will tell
 DOUBT = 0.125  # rejected tokens presumed at first
 MARGIN = 1.05  # what drafting must promise over a plain step: costs are measured, and where they seem equal any hope would do for ever
 TRY = 2  # tokens drafted to find out whether more are worth it
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 4, 4096
 _PATIENCE, _RAREST = 8, 4  # wrong guesses in a row after which guesses become half as frequent, and every how many steps they stay
 
-
-Seconds = npt.NDArray[np.floating]
-"""[most] what steps over 1, 2, ... positions take."""
+Seconds = npt.NDArray[np.floating]  # [most] what steps over 1, 2, ... positions take
 
 
 def seconds_by_width(table: Mapping[int, float], most: int) -> Seconds:
-    """Return a step's seconds over 1, 2, ... `most` positions, between and beyond those measured along straight lines.
+    """Return a step's seconds over 1, 2, ... `most` positions, between those measured along straight lines.
 
-    :param table: positions -> seconds, 1 among them. A plain step takes no longer than any other: one measured in another
-        context would make useless drafts look cheap.
+    A step takes no longer than a wider one, whose figure may come from a calmer moment. Wider ones than were measured are thought to take
+    no longer, so that they are tried: a line on through two figures with noise in them often denied them for good.
+
+    :param table: positions -> seconds, 1 among them.
     """
-    widths = np.array(sorted(table))
-    known = np.array([table[width] for width in widths.tolist()])
-    if len(widths) == 1:
-        return np.full(most, known[0])
-    wanted = np.arange(1, most + 1)
-    right = widths.searchsorted(wanted).clip(1, len(widths) - 1)
-    slopes = (np.diff(known) / np.diff(widths)).clip(0.0)[right - 1]
-    seconds: Seconds = np.where(wanted == widths[right], known[right], known[right - 1] + slopes * (wanted - widths[right - 1]))
-    seconds[0] = known.min()
+    widths = sorted(table)
+    least = np.minimum.accumulate([table[width] for width in reversed(widths)])[::-1]
+    seconds: Seconds = np.interp(np.arange(1, most + 1), widths, least)
     return seconds
+
+
+class ByWidth:
+    """`seconds_by_width`, worked out anew when what was measured changed; most steps leave that as it was."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._measured: tuple[tuple[int, float], ...] = ()
+
+    def __call__(self, table: Mapping[int, float]) -> Seconds | None:
+        """Return them; None until a plain step was measured, the measure of all others."""
+        if 1 not in table:
+            return None
+        measured = tuple(table.items())
+        if measured != self._measured:
+            self._measured, self._seconds = measured, seconds_by_width(table, self.most)
+        return self._seconds
 
 
 @dataclass(slots=True)
@@ -68,8 +80,8 @@ class Pause:
 class Worth:
     """How one request's drafts fared, recent ones counting more, and when to try again after giving up.
 
-    :param guessing: what would be drafted can be asked for and compared with what comes. So a first draft that is wrong at once ends
-        all hope that was presumed: guesses cost less than drafts do, and one that is right brings it back.
+    :param guessing: what would be drafted can be asked for and compared with what comes. So a first draft is as long as one plain step
+        more can pay for, and what came of it takes the place of all hope: guesses cost less than drafts do, and right ones bring it back.
     """
 
     guessing: bool = False
@@ -88,8 +100,8 @@ class Worth:
             accepted, judged = int(token == self.guess), 1
             self.wrong = 0 if accepted else self.wrong + 1
         if judged:
-            if self.hoping and self.guessing and not accepted:
-                self.accepted = 0.0
+            if self.hoping and self.guessing:
+                self.accepted = self.judged = 0.0
             self.hoping = False
             self.accepted, self.judged = MEMORY * self.accepted + accepted, MEMORY * self.judged + judged
         if self.pause.is_trying and 0 < accepted == self.drafted:
@@ -113,6 +125,8 @@ class Worth:
         self.pause.is_trying = False
         if not self.may_pay:
             return 0
+        if self.hoping and self.guessing:
+            return int((seconds[1 : most + 1] <= FIRST * seconds[0]).sum())
         gains = (self.rate ** np.arange(most + 1)).cumsum() / seconds[: most + 1]  # of no draft, one token, ...
         best = int(gains.argmax())
         if gains[best] < MARGIN * gains[0]:

@@ -176,7 +176,7 @@ def test_debugging_shows_where(command):
     assert "UnknownTechniqueError" in done.stderr
 
 
-def test_an_interrupt_is_quiet(site, install):
+def test_an_interrupt_is_one_sentence(site, install):
     body = "def propose_one(self, tokens, budget): import time, pathlib; pathlib.Path('begun').touch(); time.sleep(60)"
     install("slow", drafter("Slow", body))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))}
@@ -191,4 +191,5 @@ def test_an_interrupt_is_quiet(site, install):
     out, err = process.communicate(timeout=60)
     assert (site / "begun").exists(), err
     assert (process.returncode, out) == (130, "")
+    assert err.endswith("accelplug: interrupted before there was anything to show\n")
     assert "Traceback" not in err

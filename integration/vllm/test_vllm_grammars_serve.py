@@ -15,6 +15,8 @@ from test_vllm_grammars import RECORD, REGEX, UNIQUE
 
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
 IMPOSSIBLE = {"allOf": [{"type": "string"}, {"type": "integer"}]}
+ENDLESS = {"type": "string", "allOf": [{"pattern": "^a{60}!$"}, {"pattern": r"^(?:(a|aa)+)+\1$"}]}
+"""The second expression cannot be a mask, and no search for it in the text that the first one allows would ever end."""
 
 
 def nested(depth: int, inner: dict[str, Any]) -> dict[str, Any]:
@@ -53,6 +55,8 @@ def test_openai_api(serving: Serving) -> None:
     assert sample_of(metrics, "accelplug_accepted_tokens_total", *forced) > 0
     check_counted(client, server)
     assert sample_of(metrics, "accelplug_refused_requests_total") == refused + len(REFUSED)
+    endless = complete(client, formatted(ENDLESS))
+    assert str(endless.stop_reason).startswith("accelplug: the final check was ended after 2 s, in the pattern "), endless
     again = complete(client, formatted(RECORD), whitespace="compact")
     assert again.text == answer.text
     assert "grammar 'auto' (accelplug 0.1.0) compiled a json_schema with llguidance" in server.log.read_text()

@@ -13,6 +13,7 @@ from accelplug import OptionError
 from accelplug.cli.bench import plot, results, table
 from accelplug.cli.bench.figures import COPY_BINS, copy_bin
 from accelplug.cli.bench.measure import Taken, joined, until
+from accelplug.cli.bench.progress import until_interrupted
 from accelplug.cli.bench.tasks import Prompt
 from accelplug.cli.bench.ways import Way
 
@@ -65,7 +66,7 @@ def document():
         alone = [(prompt, part, margin) for prompt, part, margin in zip(BINNED, parts, MARGINS, strict=True)]
         return {
             "rows": rows, "pairs": pairs, "by_copy_ratio": results.bin_rows(ways, alone, TIE), "prompts": results.prompt_rows(PROMPTS, taken(), MARGINS, TIE),
-            "left_out": {"drafter other": "needs sources"}, "near_tie_below": TIE,
+            "left_out": {"drafter other": "needs sources"}, "near_tie_below": TIE, "interrupted": False,
             "allow_lossy": False, "versions": {"accelplug": "1"}, "model": "m", "dtype": "float32", "machine": "here", "method": "medians", **more,
         }  # fmt: skip
 
@@ -138,6 +139,20 @@ def test_the_status_is_bad_where_a_lossless_technique_differs(document):
     assert results.status(document()) == 0
     assert results.status(document(wrong)) == 1
     assert results.status(document(wrong, allow_lossy=True)) == 0
+
+
+def test_an_interrupted_benchmark_says_so_by_its_status_and_keeps_what_was_finished(document):
+    assert results.status(document(interrupted=True)) == 130
+    assert results.status(document([[[5, 6, 9, 8]], [[1, 2, 3, 4]]], interrupted=True)) == 1
+
+    def parts(finished):
+        yield from range(finished)
+        raise KeyboardInterrupt
+
+    assert until_interrupted(parts(2)) == ([0, 1], True)
+    assert until_interrupted(range(2)) == ([0, 1], False)
+    with pytest.raises(KeyboardInterrupt):
+        until_interrupted(parts(0))
 
 
 def shown(found):

@@ -59,6 +59,22 @@ def test_wrong_arguments_are_usage_errors(arguments, capsys):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--draftr", "x"], "accelplug run: error: unrecognized arguments: --draftr x; did you mean --drafter?"),
+        (["bench", "serve", "URL", "--concurency=3"], "accelplug bench serve: error: unrecognized arguments: --concurency=3; did you mean --concurrency?"),
+        (["check", "it"], "accelplug check: error: unrecognized arguments: it\n"),
+    ],
+)
+def test_an_unknown_option_is_complained_of_with_the_commands_own_usage(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith(f"usage: accelplug {arguments[0]}")
+
+
+@pytest.mark.parametrize(
     ("prompt", "new", "reason"), [(10, 91, "at most 90 fit"), (100, 1, "shorten the prompt"), (120, 1, "shorten the prompt")]
 )
 def test_a_run_that_does_not_fit_is_refused_with_what_fits(prompt, new, reason):

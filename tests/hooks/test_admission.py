@@ -124,6 +124,14 @@ def test_a_rule_must_be_able_to_judge_even_where_it_is_not_asked(accept):
         admit(Selection(None, rule), FULL, sampling=False)
 
 
+@pytest.mark.parametrize("more", [{}, {"accept": lambda view: view}])
+def test_a_rule_that_judges_on_the_device_must_have_the_other_form(more):
+    made = type("Chains", (), {"traits": STANDARD, "choose_on_device": lambda view: view, **more})()
+    rule = Technique("verifier", "mute", Owner("mute", "mute", "1"), made, type(made), "mute")
+    with pytest.raises(HostError, match=r"verifier 'mute' \(mute 1\) has choose_on_device\(view\) without choose\(view\), which other hosts ask; give it both"):
+        admit(Selection(None, rule), FULL, sampling=False)
+
+
 MISSPELT = [
     (DrafterTraits, {"shape": "Tree"}, "DrafterTraits.shape is 'Tree'; it takes 'chain', 'tree'"),
     (DrafterTraits, {"scope": "tenant"}, "DrafterTraits.scope is 'tenant'; it takes 'request', 'salt', 'process'"),

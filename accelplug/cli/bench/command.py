@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,18 +11,16 @@ from accelplug._errors import OptionError
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.bench import plot, results, serve, tasks, ways
 from accelplug.cli.bench.measure import Taken, interleaved, joined
+from accelplug.cli.bench.progress import progress, until_interrupted
 from accelplug.cli.bench.table import show
 from accelplug.cli.command import Command, Document
 from accelplug.cli.on_transformers import prompt_room
 from accelplug.cli.workload import check_technique, engine_of_arguments
 
-SAY_EVERY: Final = 20.0
-"""Seconds between lines of progress where there is no terminal."""
-
 
 def configure(parser: ArgumentParser) -> None:
     """Declare the arguments of a benchmark."""
-    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the small model of accelplug[demo]")
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the small model of accelplug-testbed")
     parser.add_argument(
         "--prompts", metavar="FILE", help="JSON lines with 'prompt' and maybe 'task', or Spec-Bench's (default: built-in tasks)"
     )
@@ -59,9 +54,9 @@ def collect(arguments: Namespace) -> Document:
     if picture is not None:
         plot.check(picture)
     name, dtype, threads = engine_of_arguments(arguments)
-    texts = tasks.texts_of(arguments.prompts, for_encoder=arguments.prompts is None and has_encoder(name))
-    tasks.chosen(texts, arguments.task)
-    bench = Bench(arguments, *loaded(name, dtype, threads), tasks.chosen(texts, arguments.task))
+    every = tasks.texts_of(arguments.prompts, for_encoder=arguments.prompts is None and has_encoder(name))
+    texts = tasks.chosen(every, arguments.task)  # before weights load
+    bench = Bench(arguments, *loaded(name, dtype, threads), texts)
     document = {"model": name, "threads": threads, **bench.measure()}
     if picture is not None:
         plot.draw(document, picture)
@@ -123,20 +118,20 @@ class Bench:
             self.left_out["Transformers' own prompt lookup in batches"] = "it takes one prompt at a time"
 
     def measure(self) -> Document:
-        """Run every task at every batch size; return what was found, with what is needed to repeat it."""
+        """Run every task at every batch size; return what was found, with what is needed to repeat it.
+
+        Interrupted, it describes what was finished until then.
+        """
         tie = results.near_tie(self.model)
-        rows: list[Document] = []
-        described: list[Document] = []
-        alone: list[results.Alone] = []
         tasks_here = list(dict.fromkeys(prompt.task for prompt in self.prompts))
+        parts = [(task, size) for task in tasks_here for size in self.sizes]
         total = (self.arguments.rounds + 1) * len(tasks_here) * sum(len(self._ways(size)) for size in self.sizes)
         with progress("measuring", total) as tick:
-            for task in tasks_here:
-                for size in self.sizes:
-                    found, about, each = self._task(task, size, tie, tick)
-                    rows += found
-                    described += about if size == self.sizes[0] else []
-                    alone += each
+            finished, interrupted = until_interrupted(self._task(task, size, tie, tick) for task, size in parts)
+        self.left_out |= {f"{task}, batch {size}": "interrupted" for task, size in parts[len(finished) :]}
+        rows = [row for found, _, _ in finished for row in found]
+        described = [row for (_, size), (_, about, _) in zip(parts, finished, strict=False) if size == self.sizes[0] for row in about]
+        alone = [one for _, _, each in finished for one in each]
         asked = {key: getattr(self.arguments, key) for key in ("verifier", "allow_lossy", "max_new_tokens", "rounds", "limit")}
         return {
             "rows": rows,
@@ -144,6 +139,7 @@ class Bench:
             "pairs": results.pair_rows(rows, self._pairs()),
             "prompts": described,
             "left_out": self.left_out,
+            "interrupted": interrupted,
             "techniques": self._techniques(),
             "near_tie_below": tie,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -216,28 +212,6 @@ def method(rounds: int) -> str:
         "interval; CPU, worst: the same of the process's CPU time, and of the prompt or batch where it is least; tokens and time per forward pass "
         "of a row and of a batch; Transformers' own is the best of its settings on each task"
     )
-
-
-@contextmanager
-def progress(text: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr, endless for a total of 0, or a line now and then where that is no terminal; yields what advances it by one."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(file=sys.stderr, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    said = time.monotonic()
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(text, total=total or None)
-
-        def tick() -> None:
-            nonlocal said
-            bar.advance(task)
-            if not console.is_terminal and time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
-                console.print(f"{text}: {bar.tasks[0].completed:g} of {total or '?'}")
-
-        yield tick
 
 
 COMMAND: Final = Command("bench", "measure techniques beside plain generation, by task", configure, collect, show, results.status)

@@ -206,7 +206,12 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+def interruption(document: Document) -> int:
+    """Return 130, as a shell says it, where the measurement was interrupted and the document holds its finished part."""
+    return 130 if document["interrupted"] else 0
+
+
 def status(document: Document) -> int:
-    """Return 1 where a technique that must be exact was not."""
+    """Return 1 where a technique that must be exact was not, else 130 where the measurement was interrupted."""
     parted = any(row["family"] == "accelplug" and row["output"]["different"] for row in document["rows"])
-    return int(parted and not document["allow_lossy"])
+    return 1 if parted and not document["allow_lossy"] else interruption(document)

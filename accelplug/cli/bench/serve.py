@@ -12,6 +12,7 @@ from accelplug.cli.arguments import at_least
 from accelplug.cli.bench import results, tasks
 from accelplug.cli.bench.client import Answer, Server, accepted
 from accelplug.cli.bench.figures import paired_ratio
+from accelplug.cli.bench.progress import progress, until_interrupted
 from accelplug.cli.command import Command, Document, table
 
 if TYPE_CHECKING:
@@ -38,23 +39,22 @@ def add_to(parser: ArgumentParser) -> None:
     """Add ``serve`` to the parser of ``bench``."""
     sub = parser.add_subparsers(metavar="[serve URL ...]").add_parser(COMMAND.name, help=COMMAND.summary, description=COMMAND.summary, allow_abbrev=False)
     sub.add_argument("--json", action="store_true", default=SUPPRESS, help="print one JSON document on stdout and nothing else there")
-    sub.set_defaults(command=COMMAND)
+    sub.set_defaults(command=COMMAND, parser=sub)
     configure(sub)
 
 
 def collect(arguments: Namespace) -> Document:
     """Ask every server all prompts at every concurrency, in turns, and describe."""
-    from accelplug.cli.bench.command import progress
-
     texts = list(prompts(tasks.texts_of(arguments.prompts, "--prompts FILE"), arguments.task, arguments.limit))
     servers = [Server(url, arguments.served_model) for url in arguments.url]
     levels = sorted(set(arguments.concurrency or CONCURRENCY))
     asked = {level: list(islice(cycle(texts), max(len(texts), level))) for level in levels}
     total = (arguments.rounds + 1) * len(servers) * sum(map(len, asked.values()))
     with progress("asking", total) as tick:
-        rows = [row for level in levels for row in compare(servers, asked[level], level, arguments, tick)]
+        finished, interrupted = until_interrupted(compare(servers, asked[level], level, arguments, tick) for level in levels)
     return {
-        "rows": rows,
+        "rows": [row for rows in finished for row in rows],
+        "interrupted": interrupted,
         "prompts": len(texts),
         "tasks": list(dict.fromkeys(text.task for text in texts)),
         "max_new_tokens": arguments.max_new_tokens,
@@ -130,6 +130,8 @@ def show(document: Document, console: Console) -> None:
         before = own["concurrency"]
     console.print(found)
     asked = f"{document['prompts']} prompts ({', '.join(document['tasks'])}), {document['max_new_tokens']} tokens at most, greedy; milliseconds"
+    if document["interrupted"]:
+        console.print("interrupted: higher concurrencies were not measured")
     console.print(f"{asked}; medians of {document['rounds']} rounds after one warm-up, servers in turns", markup=False, soft_wrap=True)
 
 
@@ -146,4 +148,4 @@ def both(found: dict[str, float | None]) -> str:
     return "-" if found["p50"] is None or found["p99"] is None else f"{found['p50']:.1f}, {found['p99']:.1f}"
 
 
-COMMAND: Final = Command("serve", "measure running servers: first token, time per token, throughput", configure, collect, show, lambda _: 0)
+COMMAND: Final = Command("serve", "measure running servers: first token, time per token, throughput", configure, collect, show, results.interruption)

@@ -12,10 +12,11 @@ from accelplug._errors import AccelplugError, OptionError
 from accelplug._version import __version__
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.bench import results, tasks, ways
-from accelplug.cli.bench.command import loaded, progress
+from accelplug.cli.bench.command import loaded
 from accelplug.cli.bench.figures import paired_ratio
 from accelplug.cli.bench.measure import Taken, interleaved, joined
 from accelplug.cli.bench.plot import check_writable
+from accelplug.cli.bench.progress import progress
 from accelplug.cli.command import Command, Document
 from accelplug.cli.on_transformers import prompt_room
 from accelplug.cli.tune.search import halves, halving, settings

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 from accelplug.constrained.regex.tree import EMPTY, NOTHING, Ranges, Regex, alt, both, cat, rep, without
+from accelplug.constrained.time_limit import seconds_left
 
 MOST_STATES: Final = 3000
 MOST_WORK: Final = 150_000
@@ -55,15 +56,20 @@ def _of_sequence(regex: Regex, point: int) -> Regex:
     return alt(*found)
 
 
-def matches(regex: Regex, text: str) -> bool:
-    """Whether the whole text matches."""
+def matches(regex: Regex, text: str, what: str = "an expression") -> bool:
+    """Whether the whole text matches.
+
+    :param what: for the sentence.
+    :raises OutOfTimeError: the derivatives grow so that this takes too long.
+    """
     if regex.op == "not":
-        return not matches(regex.parts[0], text)
+        return not matches(regex.parts[0], text, what)
     if regex.op == "and":
-        return all(matches(part, text) for part in regex.parts)
+        return all(matches(part, text, what) for part in regex.parts)
     if regex.op == "alt":
-        return text in regex.literals or any(matches(part, text) for part in regex.unwritten)
+        return text in regex.literals or any(matches(part, text, what) for part in regex.unwritten)
     for char in text:
+        seconds_left(what)
         regex = derivative(regex, ord(char))
         if regex == NOTHING:
             return False

@@ -35,7 +35,7 @@ def parse(pattern: str) -> Regex:
 
     :raises UnsupportedPatternError: the expression cannot be read, or is not regular.
     """
-    reader = _Reader(pattern)
+    reader = Reader(pattern)
     pieces = reader.alternatives(top=True)
     if reader.at < len(pattern):
         raise UnsupportedPatternError(f"unbalanced ')' in {pattern!r:.80}")
@@ -66,7 +66,7 @@ def _merged(pieces: list[Piece]) -> list[Piece]:
     return [Piece(alt(*regexes), *kind) for kind, regexes in kinds.items()]
 
 
-class _Reader:
+class Reader:
     """Recursive descent over one expression."""
 
     def __init__(self, pattern: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from accelplug.constrained.schema.atoms import Contains, Inexact, Items, Size, Unique
 from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternative, Alternatives, Clause, Place, just
 from accelplug.constrained.schema.document import Node
-from accelplug.constrained.schema.scalars import count
 
 
 def _each(place: Place) -> Clause:
@@ -63,14 +62,14 @@ def contains(place: Place) -> Iterator[Clause]:
 def min_items(place: Place) -> Iterator[Clause]:
     """``minItems``."""
     if place.kind == "array":
-        low = count(place)
+        low = int(place.value)
         yield Clause([[Size(low, None)]], [[Size(0, low - 1)]] if low else FALSE)
 
 
 def max_items(place: Place) -> Iterator[Clause]:
     """``maxItems``."""
     if place.kind == "array":
-        yield Clause([[Size(0, count(place))]], [[Size(count(place) + 1, None)]])
+        yield Clause([[Size(0, int(place.value))]], [[Size(int(place.value) + 1, None)]])
 
 
 def unique_items(place: Place) -> Iterator[Clause]:

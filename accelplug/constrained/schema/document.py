@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.schema.shapes import check_shapes, shapes_of
 from accelplug.constrained.schema.validation import Checking, translated, validator_class
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ DRAFTS: Final = {
 MOST_DEPTH: Final = 150
 _POINTER: Final = re.compile("#(/[^%/]*)*")
 _MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
+_BESIDE_NOTHING: Final = frozenset(
+    {"$ref", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
+)
+"""What may stand beside a reference that is all that a schema says."""
 _PARTS: Final = (dict, list)
 _NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
@@ -57,7 +62,8 @@ class Document:
         """Look at a schema.
 
         :param asserted: whether ``format`` constrains.
-        :raises ConstraintError: the schema is neither an object nor a truth value, or is nested too deeply.
+        :raises ConstraintError: the schema is neither an object nor a truth value, is nested too deeply, or a keyword in it has a value that
+            its draft gives no meaning.
         """
         if not isinstance(schema, dict | bool):
             raise ConstraintError(f"a JSON Schema is an object, true or false, got {json.dumps(schema):.60}")
@@ -67,11 +73,15 @@ class Document:
         self.schema, self.asserted = schema, asserted
         self.draft = _draft_of(schema, self.seen)
         self._nodes: dict[int, Node] = {}
+        self._meanings: dict[int, Node] = {}
         self._truths: dict[bool, Node] = {value: Node(number, value, "", None) for number, value in enumerate((False, True))}
         self._valid: dict[tuple[int, str], bool] = {}
         self._by_text: dict[tuple[str, str], Node] = {}
         self._again: dict[str, list[str]] = {}
         self._targets: dict[tuple[int, str], Node | None] = {}
+        self.shapes = shapes_of(self.draft, declared=self.names_draft)
+        if isinstance(schema, dict):
+            check_shapes(schema, self.shapes, self.pointed)
 
     @property
     def false(self) -> Node:
@@ -131,9 +141,11 @@ class Document:
         return found
 
     def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any] | None) -> Node:
-        """Return the node of a subschema met for the first time, an older one where that says the same."""
+        """Return the node of a subschema met for the first time, an older one where that says the same, whatever it is called."""
+        from accelplug.constrained.schema.vocabulary import SPEAKING
+
         node = Node(len(self._nodes) + 2, value, place, resolver)
-        text = repr(value)
+        text = repr({keyword: said for keyword, said in value.items() if keyword in SPEAKING or keyword in _NAMING})
         if resolver is not None and any(sign in text for sign in _MEANT_BY_PLACE):
             return node
         found = self._by_text.setdefault((text, resolver._base_uri if resolver is not None and "'$ref'" in text else ""), node)
@@ -163,10 +175,29 @@ class Document:
 
     def below(self, node: Node, *path: str | int) -> Node:
         """Return the subschema at `path` below a node."""
-        value, place = node.value, node.place
+        value = node.value
         for step in path:
-            value, place = value[step], f"{place}/{escaped(step)}"
-        return self.node(value, place, node.resolver)
+            value = value[step]
+        met = self._meanings.get(id(value))
+        if met is None:
+            met = self._meant(self.node(value, "/".join([node.place, *map(escaped, path)]), node.resolver))
+            if isinstance(value, dict):  # which the schema keeps, so that its identity is its own
+                self._meanings[id(value)] = met
+        return met
+
+    def _meant(self, node: Node) -> Node:
+        """Return what a node stands for that is no more than a reference: one node, however one comes there."""
+        met = {node}
+        while isinstance(node.value, dict) and "$ref" in node.value and (self.draft <= 7 or node.value.keys() <= _BESIDE_NOTHING):
+            try:
+                target = self.target(node, "$ref")
+            except ConstraintError:  # said where somebody asks what the node says
+                return node
+            if target is None or target in met:
+                return node
+            met.add(target)
+            node = target
+        return node
 
     def target(self, node: Node, keyword: str) -> Node | None:
         """Return what a reference names, None if that depends on how one came there.
@@ -277,4 +308,5 @@ class Seen:
 
 def escaped(step: str | int) -> str:
     """Return a step as JSON pointers write it."""
-    return str(step).replace("~", "~0").replace("/", "~1")
+    text = str(step)
+    return text.replace("~", "~0").replace("/", "~1") if "~" in text or "/" in text else text

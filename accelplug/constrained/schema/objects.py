@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
-from accelplug._errors import ConstraintError
+from accelplug.constrained.regex.backtracking import backtracking
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import Regex, alt, literal, without
 from accelplug.constrained.schema.atoms import Absent, Keys, Property, Required, Size, Some
 from accelplug.constrained.schema.clauses import FALSE, Alternative, Alternatives, Clause, Place, just
-from accelplug.constrained.schema.scalars import count
-from accelplug.constrained.schema.searching import check_readable
 
 
 def properties(place: Place) -> Iterator[Clause]:
@@ -30,8 +27,6 @@ def properties(place: Place) -> Iterator[Clause]:
 def required(place: Place) -> Iterator[Clause]:
     """``required``, a list; draft 3 had a truth value here, which later ones pass over."""
     if place.kind == "object" and place.document.draft > 3 and not isinstance(place.value, bool):
-        if not isinstance(place.value, list) or not all(isinstance(name, str) for name in place.value):
-            raise ConstraintError(f"{place.name} should be a list of names and is {json.dumps(place.value):.60}")
         yield Clause([list(map(Required, place.value))], [[Absent(name)] for name in place.value])
 
 
@@ -43,7 +38,7 @@ def pattern_properties(place: Place) -> Iterator[Clause]:
         try:
             regex = parse(pattern)
         except (UnsupportedPatternError, RecursionError):
-            check_readable(pattern)
+            backtracking(pattern)
             yield place.unknown()
         else:
             node = place.below(pattern)
@@ -89,11 +84,11 @@ def property_names(place: Place) -> Iterator[Clause]:
 def min_properties(place: Place) -> Iterator[Clause]:
     """``minProperties``."""
     if place.kind == "object":
-        low = count(place)
+        low = int(place.value)
         yield Clause([[Size(low, None)]], [[Size(0, low - 1)]] if low else FALSE)
 
 
 def max_properties(place: Place) -> Iterator[Clause]:
     """``maxProperties``."""
     if place.kind == "object":
-        yield Clause([[Size(0, count(place))]], [[Size(count(place) + 1, None)]])
+        yield Clause([[Size(0, int(place.value))]], [[Size(int(place.value) + 1, None)]])

@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final
 
-from accelplug._errors import ConstraintError
+from accelplug.constrained.regex.backtracking import backtracking
 from accelplug.constrained.regex.derive import matches
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
+from accelplug.constrained.time_limit import OutOfTimeError, seconds_left
 
-_NAMED: Final = re.compile(r"\(\?<(\w+)>|\\k<(\w+)>|\\.", re.DOTALL)
+MOST_REMEMBERED: Final = 1000  # characters of a text
 
 
-@lru_cache(maxsize=1 << 13)
 def found_in(pattern: str, text: str) -> bool:
-    """Whether an expression is found in a text; what is not regular is left to Python, whose dialect is near.
+    """Whether an expression is found in a text.
 
-    :raises ConstraintError: nobody can read the expression, or the text is too long for derivatives.
+    :raises ConstraintError: nobody can read the expression.
+    :raises OutOfTimeError: the search takes too long.
     """
+    return (_remembered if len(text) <= MOST_REMEMBERED else _found_in)(pattern, text)
+
+
+def _found_in(pattern: str, text: str) -> bool:
+    what = f"the pattern {pattern!r:.100}"
     try:
-        regex = parse(pattern)
+        return matches(parse(pattern), text, what)
     except (UnsupportedPatternError, RecursionError):
-        return check_readable(pattern).search(text) is not None
-    return matches(regex, text)
-
-
-def check_readable(pattern: str) -> re.Pattern[str]:
-    """Return what is not regular as Python reads it; refuse what is no expression of Python's either: no text could be checked for it.
-
-    :raises ConstraintError: naming the pattern.
-    """
+        pass
+    readable, left = backtracking(pattern), seconds_left(what)
     try:
-        return re.compile(_NAMED.sub(_as_python_does, pattern))
-    except re.error as exc:
-        raise ConstraintError(f"the pattern {pattern!r:.100} cannot be read: {exc}; write a regular expression of ECMA 262") from exc
+        return readable.search(text, timeout=None if left == math.inf else left) is not None
+    except TimeoutError:
+        raise OutOfTimeError(what) from None
 
 
-def _as_python_does(found: re.Match[str]) -> str:
-    """Write a group with a name, or a reference to one, as Python has them."""
-    if found[1]:
-        return f"(?P<{found[1]}>"
-    return f"(?P={found[2]})" if found[2] else found[0]
+_remembered: Final = lru_cache(maxsize=1 << 13)(_found_in)
 
 
 def pattern(validator: Any, given: str, instance: Any, _schema: Any) -> Iterator[Any]:

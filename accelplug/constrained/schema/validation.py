@@ -1,4 +1,4 @@
-"""The final check: `jsonschema` with its format validators, and the formats it leaves out."""
+"""The final check: `jsonschema` with its format validators, the formats it leaves out, and a limit on how long it takes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from functools import cache, partial
 from typing import Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema import searching
+from accelplug.constrained.regex.backtracking import backtracking
+from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
+from accelplug.constrained.schema import evaluated, searching
 from accelplug.constrained.schema.formats import FORMATS
+from accelplug.constrained.time_limit import seconds_left
 
 _EXCLUSIVE: Final = {"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"}
 
@@ -48,17 +51,42 @@ def validator_class(draft: int, *, declared: bool) -> Checking:
         "pattern": searching.pattern,
         "patternProperties": searching.pattern_properties,
         "additionalProperties": searching.additional_properties,
+        "uniqueItems": _unique_items,
     }
+    if draft > 7:
+        extra |= {"unevaluatedProperties": evaluated.unevaluated_properties}
+        extra |= {"unevaluatedItems": partial(evaluated.unevaluated_items, contains=draft == 2020)}
     if draft == 3:
         extra["divisibleBy"] = _multiple_of
     if not declared and draft > 7:
         extra |= {"dependencies": _dependencies}
         extra |= {name: partial(_bound, base.VALIDATORS, name) for name in (*_EXCLUSIVE, *_EXCLUSIVE.values())}
     checker = jsonschema.FormatChecker(())
-    checker.checkers = dict(base.FORMAT_CHECKER.checkers)
+    checker.checkers = dict(base.FORMAT_CHECKER.checkers) | {"regex": (_is_expression, ConstraintError)}
+    if draft == 3:
+        del checker.checkers["time"]  # which has no zone there, and one in all others and in masks
     for format_name in FORMATS:
         checker.checks(format_name)(_Formatted(format_name, checker.checkers.get(format_name)))
-    return Checking(jsonschema.validators.extend(base, extra), checker)
+    limited = {name: _limited(name, keyword) for name, keyword in {**base.VALIDATORS, **extra}.items()}
+    return Checking(jsonschema.validators.extend(base, limited), checker)
+
+
+def _limited(name: str, keyword: Any) -> Any:
+    """Return a keyword that looks at the limit of time first."""
+
+    def limited(*args: Any) -> Any:
+        seconds_left(name)
+        return keyword(*args)
+
+    return limited
+
+
+def _is_expression(value: str) -> bool:
+    try:
+        parse(value)
+    except (UnsupportedPatternError, RecursionError):
+        backtracking(value)
+    return True
 
 
 class _Formatted:
@@ -87,8 +115,8 @@ class _Formatted:
 def translated() -> Iterator[None]:
     """Say in one sentence what the final check cannot do.
 
-    :raises ConstraintError: jsonschema cannot go on.
-    :raises RecursionError: references go round in a circle.
+    :raises ConstraintError: jsonschema cannot go on; `OutOfTimeError` where it takes too long.
+    :raises RecursionError: references go round in a circle, or the value is nested deeply.
     """
     try:
         yield
@@ -109,6 +137,23 @@ def _multiple_of(validator: Any, step: Any, instance: Any, _schema: Any) -> Iter
 
     if validator.is_type(instance, "number") and not (math.isfinite(instance) and Fraction(str(instance)) % Fraction(str(step)) == 0):
         yield ValidationError(f"{instance!r} is not a multiple of {step!r}")
+
+
+def _unique_items(validator: Any, wanted: Any, instance: Any, _schema: Any) -> Iterator[Any]:
+    """``uniqueItems``, by hashes: jsonschema compares each item with each other."""
+    from jsonschema import ValidationError
+
+    if wanted and validator.is_type(instance, "array") and len(set(map(_key, instance))) < len(instance):
+        yield ValidationError(f"{instance!r} has non-unique elements")
+
+
+def _key(value: Any) -> Any:
+    """Return what is equal for equal values of JSON alone: 1 is 1.0 and not true."""
+    if isinstance(value, bool):
+        return bool, value
+    if isinstance(value, list):
+        return list, tuple(map(_key, value))
+    return (dict, frozenset((name, _key(one)) for name, one in value.items())) if isinstance(value, dict) else value
 
 
 def _bound(keywords: Any, name: str, validator: Any, bound: Any, instance: Any, schema: dict[str, Any]) -> Iterator[Any]:

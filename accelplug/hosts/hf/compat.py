@@ -100,6 +100,12 @@ def cache_argument(model: Any) -> str:
     return next((name for name in (cache_name(), "cache_params", "state") if name in takes), cache_name())
 
 
+def takes_cache(model: Any) -> bool:
+    """Whether this model's ``forward()`` takes what it is to remember; one that does not name its arguments is taken to."""
+    takes = signature(model.forward).parameters
+    return bool({cache_name(), "cache_params", "state"} & set(takes)) or not {"input_ids", "decoder_input_ids"} & set(takes)
+
+
 @functools.cache
 def cache_name() -> str:
     """Return what ``generate()`` and the models call the cache: ``"cache"`` from 5.24 on, ``"past_key_values"`` before."""

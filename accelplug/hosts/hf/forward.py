@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
-from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
+from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
 from accelplug.hosts.hf.experts import widest_step
+from accelplug.hosts.hf.given import (
+    PER_STEP,
+    PER_TOKEN,
+    PREFILL,
+    answers_type,
+    asks_ahead,
+    inputs_ahead,
+    of_tokens,
+    prompt_positions,
+    uncounted_token,
+)
+from accelplug.hosts.hf.inside import of_token
 from accelplug.hosts.hf.layers import (
     Overwritten,
     await_layers,
@@ -26,18 +36,9 @@ from accelplug.hosts.hf.layers import (
     states_of,
     with_limits,
 )
-from accelplug.hosts.hf.masks import Masks, check_index, check_padding, unfit_for_own_masks
+from accelplug.hosts.hf.masks import Masks, check_padding, unfit_for_own_masks
+from accelplug.hosts.hf.rollback import state_elsewhere
 from accelplug.hosts.hf.tree import Tree
-
-# What plain generate() hands to the prefill alone or to no forward pass, or what is given anew at every step.
-PER_STEP = {
-    "cache", "past_key_values", "cache_params", "state", "position_ids", "attention_mask", "use_cache", "logits_to_keep", "inputs_embeds", "labels",
-    "decoder_position_ids", "decoder_attention_mask", "token_type_ids", "mm_token_type_ids",
-}  # fmt: skip
-# Models that give every token a part of their own of these, as they give the first token behind the prompt.
-_PER_TOKEN = ("cross_attention_mask", "image_attention_mask")
-LOOKS_AGAIN = ("paligemma", "mllama", "idefics")
-PREFILL = frozenset(MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL)  # images, audio, video: plain generate() leaves them out behind the prompt
 
 
 class Forward:
@@ -70,7 +71,7 @@ class Forward:
         self._look_at_cache(input_ids.shape[1])
         padding = self._keep_inputs(input_ids, model_kwargs) if ahead is None else self._keep_inputs_ahead(ahead, model_kwargs)
         self.uncounted = uncounted_token(model) if self.position_offset is None else None
-        self.per_token = [name for name in _PER_TOKEN if ahead is not None and name in self.extra]
+        self.per_token = [name for name in PER_TOKEN if ahead is not None and name in self.extra]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
         self.is_compiled = is_compiled(model, generation_config, model_kwargs) and self._fits_graphs(generation_config)
@@ -89,7 +90,7 @@ class Forward:
         # Recurrent layers alone count no tokens, and nothing asks for a position there.
         self.cached = int(self.cache.get_seq_length()) if has_attention(self.cache) else prompt_length
         if not self.cached:
-            raise HostError(f"{name} fills no cache, against which drafts are verified; use another model")
+            raise HostError(f"{name} fills no cache, so that plain generate() gives it each token alone; pass use_cache=False")
         self.overwritten = Overwritten(self.cache)
         self.layers_with_limits = with_limits(self.cache)
         of_images = getattr(self.model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ()
@@ -189,6 +190,12 @@ class Forward:
         """Return the last forward pass's slots of every row's committed tokens, the first `kept` drafts among them."""
         return [[0, *(node + 1 for node in path[:kept])] for path in paths]
 
+    def inside(self, name: str, layers: Sequence[Any], slots: Tensor) -> tuple[Any, ...]:
+        """Return what the layers' outputs `name` have of the last of these slots, as if it had been read alone behind the others."""
+        cached = [layer for layer in self.cache.layers if isinstance(layer, CacheLayerMixin)]
+        caches = cached if len(cached) == len(layers) else [None] * len(layers)
+        return tuple(of_token(name, states, layer, slots, self.cached) for states, layer in zip(layers, caches, strict=True))
+
     def finish(self) -> None:
         """Leave the cache as plain ``generate()`` would: it is already."""
 
@@ -209,90 +216,6 @@ class Forward:
                 states[:, :, first : first + chosen.shape[1]] = states.gather(2, index)
 
 
-def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the positions that the model gives the prompt, [..., 1 or count, length]; None where it counts cache slots.
-
-    Some encoder-decoder models make them out of the decoder's mask on the way to each forward pass.
-    """
-    if model.config.is_encoder_decoder and model_kwargs.get("decoder_attention_mask") is not None:
-        model_kwargs = model.prepare_inputs_for_generation(input_ids, **model_kwargs)
-    positions: Tensor | None = model_kwargs.get("decoder_position_ids" if model.config.is_encoder_decoder else "position_ids")
-    return positions
-
-
-def uncounted_token(model: Any) -> int | None:
-    """Return the token that the model counts no position for where it counts them by the tokens it is given (M2M-100, NLLB-MoE), None in others."""
-    tables = (getattr(module, "padding_idx", None) for module in model.modules() if hasattr(module, "create_position_ids_from_input_ids"))
-    return next((token for token in tables if token is not None), None)
-
-
-def asks_ahead(model: Any) -> bool:
-    """Whether what a step is given can only be had from the model, or from PEFT in its place."""
-    return model.config.model_type in LOOKS_AGAIN or has_virtual_tokens(model)
-
-
-def has_virtual_tokens(model: Any) -> bool:
-    """Whether PEFT, which then prepares the model's inputs in its place, puts trained vectors before the prompt."""
-    wrapper = getattr(model.prepare_inputs_for_generation, "__self__", None)
-    return bool(getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False))
-
-
-def of_tokens(mask: Tensor, cached: int, width: int) -> Tensor:
-    """Return a mask that has one row for the next token, or one for each token so far (Mllama's in some releases), with rows for a step's."""
-    before, own = mask[:, :-1], mask[:, -1:]
-    count = cached + width - before.shape[1] if before.shape[1] else width
-    return torch.cat([before, own.expand(-1, count, *own.shape[2:])], 1)
-
-
-def inputs_ahead(model: Any, input_ids: Tensor, outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return what plain ``generate()`` would give to the forward pass of the first token behind the prompt."""
-    after: dict[str, Any] = model._update_model_kwargs_for_generation(outputs, dict(model_kwargs), is_encoder_decoder=False)
-    longer = torch.cat([input_ids, input_ids.new_zeros(len(input_ids), 1)], 1)
-    inputs: dict[str, Any] = model.prepare_inputs_for_generation(longer, next_sequence_length=1, **after)
-    if inputs.get("input_ids") is None:
-        raise HostError("PEFT puts its virtual tokens before each token, since it does not know this Transformers' caches; use another release of either")
-    return inputs
-
-
-def answers_type(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the token type that the model gives what it generates, [count, 1]; None where it takes none behind the prompt."""
-    if model_kwargs.get("token_type_ids") is None:
-        return None
-    types: Tensor | None = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs).get("token_type_ids")
-    return None if types is None else types[:, -1:]
-
-
 def is_compiled(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> bool:
     """Whether plain ``generate()`` would compile the forward pass of this call, as it does for static caches on accelerators."""
     return model_kwargs.get(cache_argument(model)) is not None and bool(model._valid_auto_compile_criteria(model_kwargs, generation_config))
-
-
-@contextmanager
-def recording_past(cache: Cache) -> Iterator[None]:
-    """Leave the cache's layers as plain ``generate()`` would, also after an error: they record no rows to roll back to."""
-    try:
-        yield
-    finally:
-        for layer in growing(cache).layers:
-            if isinstance(layer, DynamicSlidingWindowLayer):
-                layer.record_past = False
-
-
-def check_cache(model: Any, cache: Any) -> None:
-    """Refuse a cache that is none of Transformers', or does not say what it is going to hold.
-
-    :raises HostError: naming it and what to use.
-    """
-    if isinstance(cache, tuple | list) and cache_argument(model) != "state":
-        raise HostError(f"drafts need a dynamic cache and generate() was given a {type(cache).__name__}; leave it out")
-    cache = growing(cache)
-    if not cache.layers and getattr(cache, "layer_class_to_replicate", None) is not DynamicLayer:
-        raise HostError(f"drafts need a dynamic cache and generate() was given an empty {type(cache).__name__}; leave it out")
-    check_index(model, cache)
-
-
-def state_elsewhere(model: Any) -> HostError:
-    """Return the error for a model that keeps its state where the host does not reach."""
-    return HostError(
-        f"{type(model).__name__} keeps its state outside of Transformers' caches, so rejected drafts cannot be taken from it; use another model"
-    )

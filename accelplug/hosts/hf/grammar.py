@@ -91,7 +91,7 @@ class Grammar:
         )
 
     def problem_of(self, tokens: Sequence[int]) -> str | None:
-        """Return what is wrong with a finished answer's token ids in one sentence, None if nothing is: the final check."""
+        """Return what is wrong with a finished answer's token ids, or why that is not known, in one sentence, None if nothing is: the final check."""
         ends = [i for i, token in enumerate(tokens) if token in self.ends]
         answer = list(tokens[: ends[0]] if ends else tokens)
         matcher = self.compiled.matcher()

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 from accelplug._errors import HostError
-from accelplug.hosts.hf.forward import check_cache
 from accelplug.hosts.hf.masks import check_trees
+from accelplug.hosts.hf.rollback import check_cache
 from accelplug.hosts.hf.second import Second
 from accelplug.hosts.hf.translated import Tokens, Translated
 

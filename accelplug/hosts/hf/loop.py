@@ -20,7 +20,7 @@ from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.compat import HOST, cache_argument, cache_name
-from accelplug.hosts.hf.forward import Forward, recording_past
+from accelplug.hosts.hf.forward import Forward
 from accelplug.hosts.hf.guided import Guide, forced_share
 from accelplug.hosts.hf.inside import Inside
 from accelplug.hosts.hf.layers import growing, is_recurrent
@@ -29,9 +29,11 @@ from accelplug.hosts.hf.processors import warping
 from accelplug.hosts.hf.ragged import Ragged, Rows, choose_batches, has_windows_to_keep, obstacle_to_ragged
 from accelplug.hosts.hf.recurrent import Recurrent, mixers_to_slow
 from accelplug.hosts.hf.request import Requests, encoder_tokens, own_tokens
+from accelplug.hosts.hf.rollback import recording_past
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verified import verified
 from accelplug.hosts.hf.verify import Walk
+from accelplug.hosts.hf.whole import Whole, reads_whole
 
 if TYPE_CHECKING:
     from accelplug.hosts.hf.grammar import GrammarProcessor, RowGrammars
@@ -70,7 +72,9 @@ class Loop:
             parameters=session.requested.rows(session.selection.verifier, len(input_ids)),
         )
         requests = requests_of(model, input_ids, stopping_criteria, generation_config, inputs_tensor, model_kwargs, on_device=not walk.plain)
-        obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
+        obstacle = self._kept(wants) or obstacle_to_ragged(
+            model, logits_processor, stopping_criteria, model_kwargs, whole=reads_whole(model, model_kwargs)
+        )
         drawback = None if obstacle else self._drawback(generation_config, model_kwargs.get(cache_argument(model)))
         batch = choose_batches(session, requests, obstacle, drawback)
         if self.masking is not None:
@@ -101,7 +105,7 @@ class Loop:
             return "attention windows, behind which layers would keep everything"
         return None if self.session.drafter or self.masking else "no drafter"
 
-    def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests | Rows, walk: Walk) -> tuple[Forward, Inside]:
+    def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests | Rows, walk: Walk) -> tuple[Forward | Whole, Inside]:
         stats = self.session.stats
         stats.requests += requests.count
         guide = None if self.masking is None else Guide(self.masking, requests.tokens, self.session.selection, stats)
@@ -263,8 +267,10 @@ class Drafting:
         self._watch(self.rows[~over], self.lengths[~over])
 
 
-def forward_of(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any], requests: Requests | Rows) -> Forward:
-    """Return the target model with its cache, the prompts read, as its layers and the rows need it."""
+def forward_of(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any], requests: Requests | Rows) -> Forward | Whole:
+    """Return the target model, the prompts read, as its cache, its layers and the rows need it."""
+    if reads_whole(model, model_kwargs):
+        return Whole(model, input_ids, config, model_kwargs, requests if isinstance(requests, Rows) else None)
     if isinstance(requests, Rows):
         return Ragged(model, input_ids, config, model_kwargs, requests)
     prompt = (model, input_ids, config, model_kwargs)

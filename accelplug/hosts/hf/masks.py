@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import (
+    Cache,
     DynamicIndexedLayer,
     DynamicSlidingWindowLayer,
     StaticIndexedLayer,
@@ -23,7 +24,7 @@ from accelplug.hosts.hf.layers import is_recurrent
 from accelplug.hosts.hf.tree import Tree
 
 # Their attention is biased or windowed by cache slot rather than by position, so branches would see wrong distances.
-_BY_SLOT = ("bloom", "gpt_neo", "mpt")
+_BY_SLOT = ("bloom", "gpt_neo", "mpt", "openai-gpt", "reformer")
 # Their windows are the cache's alone: of several tokens, the later ones would see further back than their own window.
 _WINDOW_OF_CACHE = ("moshi", "kyutai_speech_to_text")
 _MASKABLE = ("sdpa", "eager")
@@ -185,6 +186,7 @@ def check_padding(model: Any, cache: Any, padding: Tensor | None) -> None:
 def check_trees(model: Any, cache: Any) -> None:
     """Refuse trees of drafts where the model's attention cannot be masked node by node.
 
+    :param cache: None where the model reads the whole text at every step.
     :raises HostError: naming what stands in the way and what to use.
     """
     text = model.config.get_text_config(decoder=True)
@@ -192,11 +194,12 @@ def check_trees(model: Any, cache: Any) -> None:
     implementation = text._attn_implementation or "eager"
     if implementation not in _MASKABLE:
         raise HostError(f"attn_implementation {implementation!r} cannot verify a tree of drafts; load the model with 'sdpa' or 'eager'")
-    if is_recurrent(model, cache):
+    if is_recurrent(model, Cache(layers=[]) if cache is None else cache):
         raise HostError("a tree of drafts cannot be verified in recurrent layers, which read one token after the other; use a drafter of chains")
     if _by_slot(model) or not types <= _NODE_BY_NODE:
         what = ", ".join(sorted(types - _NODE_BY_NODE)) or f"{text.model_type}'s"
         raise HostError(f"a tree of drafts cannot be verified in {what} attention; use a drafter of chains, such as prompt_lookup")
-    made_without_config = (bool(getattr(text, "sliding_window", None)) or "sliding_attention" in types) and not any(cache.is_sliding)
+    has_windows = bool(getattr(text, "sliding_window", None)) or "sliding_attention" in types
+    made_without_config = cache is not None and has_windows and not any(cache.is_sliding)
     if made_without_config:
         raise HostError("a tree of drafts needs a cache that knows the model's window; pass DynamicCache(config=model.config) or none")

@@ -20,8 +20,9 @@ from transformers.masking_utils import create_masks_for_generate
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument, cache_name
-from accelplug.hosts.hf.forward import Forward, state_elsewhere
+from accelplug.hosts.hf.forward import Forward
 from accelplug.hosts.hf.layers import Overwritten, growing, has_attention, is_uncroppable, recurrent_layers
+from accelplug.hosts.hf.rollback import state_elsewhere
 from accelplug.hosts.hf.tree import EMPTY, Tree
 
 _MOST_UNREAD = 16

@@ -34,7 +34,8 @@ class Tally:
     :ivar accepted: those among them that the verifier kept.
     :ivar cut: drafts of others that the grammar forbids, which were not verified.
     :ivar answers: answers that ended by themselves.
-    :ivar violations: answers among them that violate what the mask leaves to the final check, or ended before their grammar began.
+    :ivar violations: answers among them that violate what the mask leaves to the final check, for which that took too long, or that ended
+        before their grammar began.
     :ivar failures: requests that ended in an error of the engine's.
     :ivar seconds: spent in the engine while decoding.
     """
@@ -132,7 +133,7 @@ class RunningGrammar(StructuredOutputGrammar):  # type: ignore[misc]
         self.matcher, self.tokens = self.compiled.matcher(), list[int]()
 
     def problem(self) -> str | None:
-        """Return what is wrong with the finished answer, by what the mask leaves to the final check; None if nothing is."""
+        """Return what is wrong with the finished answer, by what the mask leaves to the final check, or why that is not known; None if nothing is."""
         if not self.compiled.statement.checked:
             return None
         text = b"".join(self.vocabulary.tokens[token] for token in self.tokens[:-1]).decode(errors="replace")

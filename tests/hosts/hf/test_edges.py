@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import threading
 from dataclasses import dataclass
@@ -22,8 +23,6 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
-    OpenAIGPTConfig,
-    OpenAIGPTLMHeadModel,
     StaticCache,
     TrOCRConfig,
     TrOCRForCausalLM,
@@ -34,6 +33,7 @@ import accelplug
 from accelplug import HostError, PluginError
 from accelplug.hooks import VerifierTraits, VerifyView
 from accelplug.hosts.hf import continuous
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.hosts.hf.context import build_context
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import MAKERS, VOCAB
@@ -140,14 +140,6 @@ def test_a_static_cache_that_is_too_small_says_so(model):
     assert accelplug.generate(model, PROMPT, drafter=Constant(), **fits).tolist() == plain.tolist()
 
 
-def test_gradient_checkpointing_which_takes_the_cache_away_is_named(random_models):
-    model = copy.deepcopy(random_models["llama"]).train()
-    model.gradient_checkpointing_enable()
-    with pytest.raises(HostError, match=r"gradient checkpointing in a model that is training, .*; call model.eval\(\) first"):
-        accelplug.generate(model, PROMPT, drafter="prompt_lookup", **GREEDY)
-    accelplug.generate(model.eval(), PROMPT, drafter="prompt_lookup", **GREEDY)
-
-
 def test_weights_sharded_over_processes_are_refused(model, monkeypatch):
     """There plain generate() goes on until every process is done, so that none waits for another's forward pass."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -196,9 +188,16 @@ def test_what_torch_compile_returns_is_attached_to_once_and_let_go(random_models
         assert "generate" not in {*vars(model), *vars(compiled)}
 
 
-def test_a_model_without_a_cache_is_refused():
-    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_positions=64, n_embd=32, n_layer=1, n_head=2, **SMALL)).eval()
-    with pytest.raises(HostError, match="OpenAIGPTLMHeadModel fills no cache"):
+def test_a_model_that_takes_a_cache_and_does_not_fill_it_is_refused(model, monkeypatch):
+    """Plain generate() gives it one token at a time all the same."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def forgets(**named: Any) -> Any:
+        return forward(**{**named, cache_name(): None, "use_cache": False})
+
+    monkeypatch.setattr(model, "forward", forgets)
+    with pytest.raises(HostError, match=r"LlamaForCausalLM fills no cache, so that plain .* alone; pass use_cache=False"):
         accelplug.generate(model, PROMPT, drafter="prompt_lookup", **GREEDY)
 
 
