@@ -143,7 +143,9 @@ class Loop:
                     requests.check_room()
                 began = time.perf_counter()
                 trees = drafting.propose(verdict.paths, logits, trees)
-                logits = forward.step(requests.last(), trees)
+                last = requests.last()
+                trees = forward.readable(trees, last, [requests.is_over(row) for row in range(requests.count)])
+                logits = forward.step(last, trees)
                 has_stepped = True
 
     def _stream(self, requests: Requests, count: int) -> None:
