@@ -44,7 +44,6 @@ class Suffix:
     scope: Literal["request", "process"] = option("request", help="'process' drafts from the answers of finished requests, too")
     memory: int = option(64, ge=1, le=65536, help="of scope='process': about how many MB of answers to keep")
     context: InitVar[BuildContext | None] = None
-    traits: DrafterTraits = field(init=False, repr=False)
     finished: Finished = field(init=False, repr=False)
     _ends: tuple[int, ...] = field(init=False, repr=False)
     _texts: dict[int, Text] = field(init=False, repr=False, default_factory=dict)
@@ -52,8 +51,12 @@ class Suffix:
 
     def __post_init__(self, context: BuildContext | None) -> None:
         self._ends = () if context is None else context.eos_token_ids
-        self.traits = DrafterTraits(shape=self.shape, scope=self.scope, continues=True)
         self.finished = Finished(self.memory << 20, self.max_places)
+
+    @property
+    def traits(self) -> DrafterTraits:
+        """The options decide the shape and the scope."""
+        return DrafterTraits(shape=self.shape, scope=self.scope, continues=True)
 
     def start(self, slots: IntArray) -> None:
         """Begin with an empty text in each slot."""
