@@ -12,12 +12,15 @@ from accelplug.constrained.engines.on_llguidance import NAME
 from accelplug.constrained.lark.terminals import plain as rust
 from accelplug.constrained.probes import PROBES
 from accelplug.constrained.regex.parse import parse
+from accelplug.constrained.schema.atoms import kinds_named
 from accelplug.constrained.schema.document import Document, Seen, escaped
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.vocabulary import MAPS
 from accelplug.constrained.statements import LISTS, ONES, Use
 
 _TOUCHED: Final = frozenset({"oneOf", "uniqueItems", "multipleOf"})
+MAY_CHANGE: Final = _TOUCHED | {"format"}
+"""Keywords that may be written otherwise."""
 _BESIDE_A_REFERENCE: Final = frozenset({"$ref", "$schema", "$id", "id", "$defs", "definitions"})
 _MANY: Final = frozenset({"string", "number", "integer", "array", "object"})
 """Types of which there are more values than a mask remembers, unless they are listed."""
@@ -32,11 +35,13 @@ class Plain(NamedTuple):
     :param text: the schema.
     :param features: what the engine must be able to do.
     :param checked: the places of what is left to the final check.
+    :param overlaps: whether it has a `oneOf` whose alternatives may share a value.
     """
 
     text: str
     features: frozenset[str]
     checked: tuple[str, ...]
+    overlaps: bool
 
 
 def plain(document: Document, found: list[Use], text: str) -> Plain:
@@ -52,7 +57,7 @@ def plain(document: Document, found: list[Use], text: str) -> Plain:
         if reader.changed:
             text = json.dumps(schema, ensure_ascii=False)
     features = frozenset(reader.features.get(use.place, use.feature) for use in found) - {""}
-    return Plain(text, features, tuple(reader.checked))
+    return Plain(text, features, tuple(reader.checked), reader.overlaps)
 
 
 class _Reader:
@@ -66,6 +71,7 @@ class _Reader:
         self.disjoint = Disjoint(document)
         self.features: dict[str, str] = {}
         self.checked: list[str] = []
+        self.overlaps = False
 
     def may_change(self, seen: Seen) -> bool:
         """Whether something may be left out or written otherwise: a glance that spares most schemas the rest."""
@@ -96,7 +102,7 @@ class _Reader:
                 continue
             if keyword != "format" or self._keeps(value):
                 found[keyword] = self._below(keyword, value, f"{place}/{keyword}")
-        if "oneOf" in found and self._overlaps_nowhere(schema):
+        if "oneOf" in found and self._is_any_of(schema):
             self.changed = True
             found = {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in found.items()}
         if self.features.get(f"{place}/multipleOf") == "":
@@ -105,10 +111,12 @@ class _Reader:
             self._other_format(found, schema["format"], f"{place}/format")
         return found
 
-    def _overlaps_nowhere(self, schema: dict[str, Any]) -> bool:
+    def _is_any_of(self, schema: dict[str, Any]) -> bool:
         """Whether ``anyOf`` may stand in the place of ``oneOf``."""
         parts = schema["oneOf"]
-        return not self.keeps_one_of and "anyOf" not in schema and isinstance(parts, list) and self.disjoint.all_apart(parts)
+        apart = isinstance(parts, list) and self.disjoint.all_apart(parts, kinds_named(schema.get("type")))
+        self.overlaps |= apart is False
+        return apart is True and not self.keeps_one_of and "anyOf" not in schema
 
     def _below(self, keyword: str, value: Any, place: str) -> Any:
         if keyword in MAPS and isinstance(value, dict):

@@ -103,3 +103,9 @@ def test_types_are_seen_through_combinations():
     schema = {"allOf": [{"anyOf": [TEXT, NUMBER, {"oneOf": [MARK, {"enum": [None]}]}]}, {"type": ["string", "null", "array"]}]}
     document = Document(schema, asserted=True)
     assert Tableau(document, float("inf"), CompileLimits()).viable(frozenset({(True, document.root)})) == ["null", "string"]
+
+
+def test_schemas_that_differ_in_what_they_are_called_are_one_state():
+    schema = {"properties": {"a": {**TEXT, "title": "a"}, "b": {"description": "b", **TEXT, "x-b": 1}, "c": {**TEXT, "minLength": 1}}}
+    document = Document(schema, asserted=True)
+    assert len({document.below(document.root, "properties", name) for name in "abc"}) == 2

@@ -70,6 +70,16 @@ CASES = {
         (),
         None,
     ),
+    "alternatives apart for the type beside them": (
+        {
+            "type": "object",
+            "oneOf": [{"properties": {name: {"type": "null"}}, "required": [name], "additionalProperties": False} for name in "ab"],
+        },
+        [{"a": None}, {"b": None}],
+        [{}, 1],
+        (),
+        None,
+    ),
     "items that may repeat": ({"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": False}, [[1, 1]], [[3]], (), None),
     "a format in other words": ({"type": "string", "format": "json-pointer"}, ["", "/a"], ["a", "/~"], (), None),
     "an inexact format in other words": (
@@ -102,6 +112,7 @@ CASES = {
     ),
 }
 REWRITTEN = {
+    "alternatives that may share a value": {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
     "a keyword of later drafts": {"$schema": "http://json-schema.org/draft-04/schema#", "type": "array", "contains": {"type": "null"}},
     "distinct items out of few that are referred to": {
         "type": "array",

@@ -73,6 +73,7 @@ class Document:
         self.schema, self.asserted = schema, asserted
         self.draft = _draft_of(schema, self.seen)
         self._nodes: dict[int, Node] = {}
+        self._meanings: dict[int, Node] = {}
         self._truths: dict[bool, Node] = {value: Node(number, value, "", None) for number, value in enumerate((False, True))}
         self._valid: dict[tuple[int, str], bool] = {}
         self._by_text: dict[tuple[str, str], Node] = {}
@@ -140,9 +141,11 @@ class Document:
         return found
 
     def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any] | None) -> Node:
-        """Return the node of a subschema met for the first time, an older one where that says the same."""
+        """Return the node of a subschema met for the first time, an older one where that says the same, whatever it is called."""
+        from accelplug.constrained.schema.vocabulary import SPEAKING
+
         node = Node(len(self._nodes) + 2, value, place, resolver)
-        text = repr(value)
+        text = repr({keyword: said for keyword, said in value.items() if keyword in SPEAKING or keyword in _NAMING})
         if resolver is not None and any(sign in text for sign in _MEANT_BY_PLACE):
             return node
         found = self._by_text.setdefault((text, resolver._base_uri if resolver is not None and "'$ref'" in text else ""), node)
@@ -172,10 +175,15 @@ class Document:
 
     def below(self, node: Node, *path: str | int) -> Node:
         """Return the subschema at `path` below a node."""
-        value, place = node.value, node.place
+        value = node.value
         for step in path:
-            value, place = value[step], f"{place}/{escaped(step)}"
-        return self._meant(self.node(value, place, node.resolver))
+            value = value[step]
+        met = self._meanings.get(id(value))
+        if met is None:
+            met = self._meant(self.node(value, "/".join([node.place, *map(escaped, path)]), node.resolver))
+            if isinstance(value, dict):  # which the schema keeps, so that its identity is its own
+                self._meanings[id(value)] = met
+        return met
 
     def _meant(self, node: Node) -> Node:
         """Return what a node stands for that is no more than a reference: one node, however one comes there."""
@@ -300,4 +308,5 @@ class Seen:
 
 def escaped(step: str | int) -> str:
     """Return a step as JSON pointers write it."""
-    return str(step).replace("~", "~0").replace("/", "~1")
+    text = str(step)
+    return text.replace("~", "~0").replace("/", "~1") if "~" in text or "/" in text else text

@@ -13,6 +13,8 @@ from accelplug.constrained.schema.ledger import Branch
 
 def with_values(document: Document, state: State, branches: list[Branch]) -> list[Branch]:
     """Return the branches of a state; of those with fixed values only the values that satisfy the whole state are left, and alone."""
+    if not any(isinstance(atom, Values) for branch in branches for atom in branch):
+        return branches
     kept: dict[Branch, None] = {}
     for branch in branches:
         given = [atom for atom in branch if isinstance(atom, Values)]

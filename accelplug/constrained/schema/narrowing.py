@@ -105,6 +105,10 @@ class Narrowing:
 
     def _under(self, known: Known, alternative: Alternative) -> Alternatives:
         """Return one alternative as it is under what is known: none, one, or several where a property must be one of few."""
+        if len(alternative) == 2:
+            first, second = alternative
+            if isinstance(first, Required) and isinstance(second, Property) and first.name == second.name:
+                return self._pair(known, first, second)  # as most are
         required = [item.name for item in alternative if isinstance(item, Required)]
         kept: Alternative = []
         several: list[Alternatives] = []
@@ -124,6 +128,13 @@ class Narrowing:
                 kept.extend(left)
         return [[*kept, *(item for way in ways for item in way)] for ways in product(*several)] if several else [kept]
 
+    def _pair(self, known: Known, required: Required, item: Property) -> Alternatives:
+        """Return what is left of the demand for one property whose value is in a state."""
+        if known.forbids(item.name):
+            return []
+        left = self._left(item, known, needed=True)
+        return [] if left is None else [[required, *left]]
+
     def _ways(self, known: Known, some: Some) -> Alternatives:
         """Return the ways to have some property: by name, where the names are few."""
         if known.closed is None or len(known.closed) > MOST_NAMES:
@@ -132,16 +143,20 @@ class Narrowing:
         ways: Alternatives = []
         for name in known.closed:
             if matches(some.regex, name):
-                ways += self._under(known, [Required(name), Property(name, some.conj)])
+                ways += self._pair(known, Required(name), Property(name, some.conj))
         return ways
 
     def _left(self, item: Property, known: Known, *, needed: bool) -> list[Atom] | None:
         """Return what a property's state says beyond what is known of it, None where it must be there and nothing is left for it."""
         before = known.of(item.name)
+        if needed:
+            for sign, node in item.conj:
+                if (not sign, node) in before:
+                    return None
         conj = self._said(item.conj, before)
         if not conj:
             return []
-        if needed and (any((not sign, node) in before for sign, node in conj) or not self._tableau.possible(before | conj)):
+        if needed and not self._tableau.possible(before | conj):
             return None
         return [Property(item.name, conj)]
 

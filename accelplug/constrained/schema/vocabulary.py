@@ -62,6 +62,8 @@ _OF_OBJECTS: Final[Mapping[str, Keyword]] = {
     "unevaluatedProperties": unevaluated.unevaluated,
 }
 KEYWORDS: Final[Mapping[str, Keyword]] = {**_OF_ALL, **_OF_NUMBERS, **_OF_STRINGS, **_OF_ARRAYS, **_OF_OBJECTS}
+SPEAKING: Final = frozenset((*KEYWORDS, "then", "else", "minContains", "maxContains"))
+"""The keywords that say something of values, by themselves or beside others."""
 KEYWORDS_OF: Final[Mapping[str, Mapping[str, Keyword]]] = {
     "null": _OF_ALL,
     "boolean": _OF_ALL,
@@ -87,6 +89,12 @@ _OF_DRAFT_3: Final = frozenset({"extends", "disallow", "divisibleBy"})
 def is_known(keyword: str, draft: int) -> bool:
     """Whether a draft has a keyword: in earlier ones it is a word like any other."""
     return _FIRST_DRAFTS.get(keyword, 0) <= draft and (draft == 3 or keyword not in _OF_DRAFT_3)
+
+
+@cache
+def handlers_of(kind: str, draft: int) -> Mapping[str, Keyword]:
+    """Return what a draft's keywords say of values of a type."""
+    return {keyword: handler for keyword, handler in KEYWORDS_OF[kind].items() if is_known(keyword, draft)}
 
 
 @cache
