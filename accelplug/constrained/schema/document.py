@@ -101,16 +101,20 @@ class Document:
     @cached_property
     def validator(self) -> Any:
         """The final check of this schema."""
-        return self._checking.over(self.schema, asserted=self.asserted)
+        return self.checking.over(self.schema, asserted=self.asserted)
 
     @property
-    def _checking(self) -> Checking:
+    def checking(self) -> Checking:
+        """What checks values by the rules of this draft.
+
+        :raises ConstraintError: jsonschema is not installed.
+        """
         return validator_class(self.draft, declared=self.names_draft)
 
     @cached_property
     def root(self) -> Node:
         """The whole schema."""
-        self._checking  # noqa: B018  # said early: jsonschema is missing
+        self.checking  # noqa: B018  # said early: jsonschema is missing
         return self.node(self.schema, "#", self._resolver if self._names_parts else None)
 
     @cached_property
