@@ -1,4 +1,4 @@
-"""What other keywords have not looked at is masked in every case that tells what they look at."""
+"""What other keywords have not looked at is masked in every case that tells what they look at; dynamic references where they mean one thing."""
 
 from __future__ import annotations
 
@@ -69,6 +69,68 @@ def test_the_mask_says_it_all(name):
     grammar = Auto().compile(GrammarSpec("json_schema", json.dumps(schema), strict=strict), bytes_only(), CompileLimits())
     for text in (*good, *bad):
         assert legal_by_mask(grammar.matcher(), text, bytes_only()) is (grammar.check(text) is None) is (text in good), text
+
+
+TREE = {"$id": "tree", "$dynamicAnchor": "node", "type": "object", "properties": {"a": {"type": "array", "items": {"$dynamicRef": "#node"}}}}
+DYNAMIC = {
+    "the root has the anchor": (
+        {"$id": "http://x.y/z", "$dynamicAnchor": "node", "$ref": "tree", "unevaluatedProperties": False, "$defs": {"tree": TREE}},
+        ['{"a": [{"a": []}, {}]}'],
+        ['{"a": [{"b": 1}]}', '{"b": 1}', '{"a": 1}'],
+    ),
+    "a type that is filled in": (
+        {
+            "$id": "http://x.y/z",
+            "$ref": "list",
+            "$defs": {
+                "t": {"$dynamicAnchor": "t", **TEXT},
+                "list": {"$id": "list", "items": {"$dynamicRef": "#t"}, "$defs": {"any": {"$dynamicAnchor": "t"}}},
+            },
+        },
+        ['["a"]', "[]", "3"],
+        ["[1]"],
+    ),
+    "an anchor of another name": (
+        {
+            "$id": "http://x.y/z",
+            "$dynamicAnchor": "t",
+            "properties": {"a": {"$ref": "b"}},
+            "required": ["a"],
+            "$defs": {"b": {"$id": "b", "items": {"$dynamicRef": "#t"}, "$defs": {"any": {"$anchor": "t", **TEXT}}}},
+        },
+        ['{"a": ["x"]}'],
+        ['{"a": [{"a": []}]}', "{}"],
+    ),
+    "a recursive one": (
+        {"$schema": D19, "$recursiveAnchor": True, "type": "object", "properties": {"a": {"items": {"$recursiveRef": "#"}}}, "additionalProperties": False},
+        ['{"a": [{"a": []}]}'],
+        ['{"a": [1]}', '{"a": [{"b": 1}]}'],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_a_dynamic_reference_means_one_thing_where_the_root_is_the_outermost(name):
+    schema, good, bad = DYNAMIC[name]
+    grammar = Auto().compile(GrammarSpec("json_schema", json.dumps(schema), strict=True), bytes_only(), CompileLimits())
+    for text in (*good, *bad):
+        assert legal_by_mask(grammar.matcher(), text, bytes_only()) is (grammar.check(text) is None) is (text in good), text
+
+
+def test_a_dynamic_reference_that_depends_on_the_way_is_checked():
+    schema = {
+        "$id": "http://x.y/z",
+        "properties": {"a": {"$ref": "b"}, "c": {"$ref": "d"}},
+        "$defs": {
+            "b": {"$id": "b", "$ref": "d", "$defs": {"t": {"$dynamicAnchor": "t", **TEXT}}},
+            "d": {"$id": "d", "items": {"$dynamicRef": "#t"}, "$defs": {"t": {"$dynamicAnchor": "t", **NUMBER}}},
+        },
+    }
+    grammar = Auto().compile(GrammarSpec("json_schema", json.dumps(schema)), bytes_only(), CompileLimits())
+    assert "#/$defs/d/items/$dynamicRef" in grammar.statement.checked
+    for text, valid in {'{"a": ["x"]}': True, '{"c": [1]}': True, '{"a": [1]}': False, '{"c": ["x"]}': False}.items():
+        assert legal_by_mask(grammar.matcher(), text, bytes_only())
+        assert (grammar.check(text) is None) is valid
 
 
 @pytest.mark.parametrize(
