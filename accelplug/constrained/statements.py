@@ -167,13 +167,15 @@ _FORMS_OF: Final = {
 def split(all_uses: list[Use], inexact: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Divide places into those that are enforced and those that are checked: what stands at or below an inexact place.
 
-    ``"*/required"`` is every such keyword. Where a place is none of the document's, all of it counts as checked.
+    ``"*/required"`` is every such keyword. Where a place is none of the document's, being named by another way there, all of it counts as checked.
     """
     vague = frozenset(inexact)
     if not vague:
         return tuple(dict.fromkeys(use.place for use in all_uses)), ()
-    checked = [use.place for use in all_uses if f"*/{use.keyword}" in vague or _is_below(use.place, vague)]
-    if not checked:
+    known = {use.place for use in all_uses}
+    if all(place in known or place.startswith("*/") or any(one.startswith(f"{place}/") for one in known) for place in vague):
+        checked = [use.place for use in all_uses if f"*/{use.keyword}" in vague or _is_below(use.place, vague)]
+    else:
         checked = [use.place for use in all_uses]
     kept = dict.fromkeys(checked)
     return tuple(dict.fromkeys(use.place for use in all_uses if use.place not in kept)), tuple(kept)

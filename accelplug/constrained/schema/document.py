@@ -101,16 +101,20 @@ class Document:
     @cached_property
     def validator(self) -> Any:
         """The final check of this schema."""
-        return self._checking.over(self.schema, asserted=self.asserted)
+        return self.checking.over(self.schema, asserted=self.asserted)
 
     @property
-    def _checking(self) -> Checking:
+    def checking(self) -> Checking:
+        """What checks values by the rules of this draft.
+
+        :raises ConstraintError: jsonschema is not installed.
+        """
         return validator_class(self.draft, declared=self.names_draft)
 
     @cached_property
     def root(self) -> Node:
         """The whole schema."""
-        self._checking  # noqa: B018  # said early: jsonschema is missing
+        self.checking  # noqa: B018  # said early: jsonschema is missing
         return self.node(self.schema, "#", self._resolver if self._names_parts else None)
 
     @cached_property
@@ -212,7 +216,7 @@ class Document:
     def _looked_up(self, node: Node, keyword: str) -> Node | None:
         reference = node.value[keyword]
         if keyword != "$ref" and self._anchors(reference) > 1:
-            return None
+            return self._from_the_root(node, reference) if keyword == "$dynamicRef" else self.root if self._is_one_resource else None
         if node.resolver is None and (pointed := self.pointed(reference)) is not None:
             return self.node(pointed, reference, None)
         try:
@@ -222,6 +226,26 @@ class Document:
                 f"{node.place}/{keyword} names {reference!r:.100}, which is not in the schema; nothing is fetched"
             ) from exc
         return self.node(found.contents, reference if isinstance(reference, str) else node.place, found.resolver)
+
+    def _from_the_root(self, node: Node, reference: Any) -> Node | None:
+        """Return what a dynamic reference names, where the root has the anchor: it is the outermost however one came there. Else None."""
+        name = str(reference).rpartition("#")[2]
+        if name not in {one.get("$dynamicAnchor") for one in _of_root(self.schema)}:
+            return None
+        try:
+            found = (node.resolver or self._resolver).lookup(reference)
+            dynamic = isinstance(found.contents, dict) and found.contents.get("$dynamicAnchor") == name
+            found = self._resolver.lookup(f"#{name}") if dynamic else found
+        except Exception:  # noqa: BLE001  said where it is checked
+            return None
+        return self.node(found.contents, f"#{name}" if dynamic else str(reference), found.resolver)
+
+    @cached_property
+    def _is_one_resource(self) -> bool:
+        """Whether nothing inside the document has an identity of its own, so that the whole is the only place to come back to."""
+        inside = (one for one in _objects(self.schema) if one is not self.schema)
+        outermost = isinstance(self.schema, dict) and self.schema.get("$recursiveAnchor") is True
+        return outermost and not any(isinstance(one.get("$id"), str) for one in inside)
 
     def pointed(self, reference: Any) -> Any:
         """Return what a plain pointer into a document that names no part of itself leads to, None where `referencing` should say."""
@@ -271,6 +295,18 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for child in children:
         yield from _objects(child)
+
+
+def _of_root(schema: Any) -> Iterator[dict[str, Any]]:
+    """Return the objects that belong to the document itself, and to no schema in it that has an identity of its own."""
+    waiting: list[Any] = [schema]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict) and (one is schema or not isinstance(one.get("$id"), str)):
+            yield one
+            waiting.extend(one.values())
+        elif isinstance(one, list):
+            waiting.extend(one)
 
 
 class Seen:

@@ -55,7 +55,7 @@ def validator_class(draft: int, *, declared: bool) -> Checking:
     }
     if draft > 7:
         extra |= {"unevaluatedProperties": evaluated.unevaluated_properties}
-        extra |= {"unevaluatedItems": partial(evaluated.unevaluated_items, contains=draft == 2020)}
+        extra |= {"unevaluatedItems": partial(evaluated.unevaluated_items, newest=draft == 2020)}
     if draft == 3:
         extra["divisibleBy"] = _multiple_of
     if not declared and draft > 7:

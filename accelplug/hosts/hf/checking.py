@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -46,15 +47,16 @@ def attached_already() -> HostError:
     return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
 
 
-def unpicklable() -> HostError:
-    """Return the error for whoever pickles a model that a session is attached to."""
-    return HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
-
-
 def is_sharded(model: Any) -> bool:
     """Whether each forward pass waits for other processes, as in plain ``generate(synced_gpus=True)``, which here would be different numbers of them."""
     world = torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
     return world > 1 and (utils.is_deepspeed_zero3_enabled() or utils.is_fsdp_managed_module(model))
+
+
+def reads_both_ways(model: Any) -> bool:
+    """Whether a model of the BERT kind was not told that it writes: its tokens then see those behind them, wherever several are read at once."""
+    module = sys.modules[type(model).__module__]
+    return getattr(model.config, "is_decoder", None) is False and not model.config.is_encoder_decoder and hasattr(module, "create_bidirectional_mask")
 
 
 def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_trees: bool) -> None:
@@ -73,8 +75,10 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
         ),
         "weights that FSDP or ZeRO 3 shards over processes, which must all call the model as often; gather them, or use one process": is_sharded(model),
         f"{text.model_type} models, which read one token at a time; use another model": text.model_type in _ONE_AT_A_TIME and not whole,
-        "experts of limited capacity, where a token's output depends on those read with it; use a model without expert_capacity": bool(
-            getattr(text, "expert_capacity", None)
+        f"{text.model_type} models, which are given the whole text with each token; use another model": text.model_type == "cpmant" and not whole,
+        f"{type(model).__name__} while it reads in both directions; load it with is_decoder=True": reads_both_ways(model) and not whole,
+        "experts of limited capacity without a cache, where a token's output depends on those read with it; leave use_cache on": bool(
+            whole and getattr(text, "expert_capacity", None)
         ),
         f"the images, audio or video of {type(model).__name__}, which it looks at anew with each token; use text": bool(
             PREFILL & {name for name, value in model_kwargs.items() if value is not None}

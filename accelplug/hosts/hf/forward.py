@@ -11,7 +11,18 @@ from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer,
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
-from accelplug.hosts.hf.given import PER_STEP, PER_TOKEN, PREFILL, answers_type, asks_ahead, inputs_ahead, of_tokens, prompt_positions
+from accelplug.hosts.hf.experts import widest_step
+from accelplug.hosts.hf.given import (
+    PER_STEP,
+    PER_TOKEN,
+    PREFILL,
+    answers_type,
+    asks_ahead,
+    inputs_ahead,
+    of_tokens,
+    prompt_positions,
+    uncounted_token,
+)
 from accelplug.hosts.hf.inside import of_token
 from accelplug.hosts.hf.layers import (
     Overwritten,
@@ -42,6 +53,7 @@ class Forward:
         self.cache_name = cache_argument(model)
         self.past: Any = model_kwargs.get(self.cache_name)
         self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
+        self.widest = widest_step(model, len(input_ids))
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
         if self.past is None:  # some make it themselves
             self.past = outputs.get(self.cache_name)
@@ -58,6 +70,7 @@ class Forward:
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
         self._look_at_cache(input_ids.shape[1])
         padding = self._keep_inputs(input_ids, model_kwargs) if ahead is None else self._keep_inputs_ahead(ahead, model_kwargs)
+        self.uncounted = uncounted_token(model) if self.position_offset is None else None
         self.per_token = [name for name in PER_TOKEN if ahead is not None and name in self.extra]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
@@ -111,7 +124,8 @@ class Forward:
         """Run the last committed tokens and the draft nodes; return logits [count, 1 + most nodes, vocab_size]."""
         width = self._width(trees)
         rows = [[last, *tree.tokens, *[last] * (width - 1 - len(tree))] for last, tree in zip(last_tokens, trees, strict=True)]
-        is_chain = not self.pads and all(tree.parents is None for tree in trees)  # a graph takes one kind of mask
+        # A graph takes one kind of mask.
+        is_chain = not self.pads and (width == 1 or not self.masks.masks_chains) and all(tree.parents is None for tree in trees)
         depths = None if is_chain else self._depths(trees, width)
         mask = self._mask(trees, width, depths)
         own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
@@ -126,6 +140,13 @@ class Forward:
             self.outputs = outputs
         logits: Tensor = outputs.logits.to(self.device)  # a sharded model may end on another device
         return logits
+
+    def readable(self, trees: list[Tree], last_tokens: Sequence[int], over: Sequence[bool]) -> list[Tree]:
+        """Cut the drafts of rows that are not `over` behind a token for which the model counts no position, where others are read with it."""
+        if self.uncounted is None:
+            return trees
+        rows = zip(trees, last_tokens, over, strict=True)
+        return [tree if is_over else tree.until(self.uncounted, last) for tree, last, is_over in rows]
 
     def _width(self, trees: Sequence[Tree]) -> int:
         """Return how many slots a step has; a compiled model is given few widths, since each is a graph of its own."""
@@ -162,7 +183,8 @@ class Forward:
     @property
     def most_drafts(self) -> int | None:
         """How many drafts the next step may have, None for any number."""
-        return most_drafts(self.layers_with_limits)
+        limits = (most_drafts(self.layers_with_limits), None if self.widest is None else self.widest - 1)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def slots(self, paths: Sequence[Sequence[int]], kept: int) -> list[list[int]]:
         """Return the last forward pass's slots of every row's committed tokens, the first `kept` drafts among them."""

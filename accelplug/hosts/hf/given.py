@@ -32,6 +32,12 @@ def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]
     return positions
 
 
+def uncounted_token(model: Any) -> int | None:
+    """Return the token that the model counts no position for where it counts them by the tokens it is given (M2M-100, NLLB-MoE), None in others."""
+    tables = (getattr(module, "padding_idx", None) for module in model.modules() if hasattr(module, "create_position_ids_from_input_ids"))
+    return next((token for token in tables if token is not None), None)
+
+
 def asks_ahead(model: Any) -> bool:
     """Whether what a step is given can only be had from the model, or from PEFT in its place."""
     return model.config.model_type in LOOKS_AGAIN or has_virtual_tokens(model)

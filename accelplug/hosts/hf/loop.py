@@ -110,13 +110,14 @@ class Loop:
         self.session.stats.requests += requests.count
         guide = None if self.masking is None else Guide(self.masking, requests.tokens, self.session.selection, self.session.stats)
         warp = warping(walk.processors) if config.do_sample else None
-        with Drafting(self.session, requests, temperature_of(config), guide, warp) as drafting, recording_past(model_kwargs.get(cache_argument(model))):
+        past = model_kwargs.get(cache_argument(model))
+        drafts = Drafting(self.session, requests, temperature_of(config), guide, warp)
+        with drafts as drafting, recording_past(past), room_for_graphs(model, config, model_kwargs):
             forward = forward_of(model, input_ids, config, model_kwargs, requests)
             inside = Inside(config, is_encoder_decoder=model.config.is_encoder_decoder)
-            with room_for_graphs(model, config, model_kwargs):
-                self._steps(forward, drafting, walk, inside)
-                if config.return_dict_in_generate or self.keeps_cache:
-                    forward.finish()
+            self._steps(forward, drafting, walk, inside)
+            if config.return_dict_in_generate or self.keeps_cache:
+                forward.finish()
         return forward, inside
 
     def _steps(self, forward: Forward | Whole, drafting: Drafting, walk: Walk, inside: Inside) -> None:
@@ -145,7 +146,9 @@ class Loop:
                 lockstep.check_room()
             began = time.perf_counter()
             trees = drafting.propose(verdict.paths, logits, trees)
-            logits = forward.step(requests.last(), trees)
+            last = requests.last()
+            trees = forward.readable(trees, last, [requests.is_over(row) for row in range(requests.count)])
+            logits = forward.step(last, trees)
             has_stepped = True
 
     def _count(self, trees: Sequence[Tree], verdict: Verdict, active: Sequence[int], tokens: int, guide: Guide | None) -> None:

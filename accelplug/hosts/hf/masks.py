@@ -26,6 +26,8 @@ from accelplug.hosts.hf.tree import Tree
 
 # Their attention is biased or windowed by cache slot rather than by position, so branches would see wrong distances.
 _BY_SLOT = ("bloom", "gpt_neo", "mpt", "openai-gpt", "reformer")
+# Their windows are the cache's alone: of several tokens, the later ones would see further back than their own window.
+_WINDOW_OF_CACHE = ("moshi", "kyutai_speech_to_text")
 _MASKABLE = ("sdpa", "eager")
 _WINDOWS = frozenset({"sliding_attention", "full_attention"})
 _NODE_BY_NODE = _WINDOWS | {"indexed_attention", "deepseek_sparse_attention"}  # the latter is its name before 5.18
@@ -82,6 +84,7 @@ class Masks:
         self.sliding = [layer for layer in cache.layers if type(layer) in (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)]
         self.window: int = next((getattr(layer, "sliding_window", self.attention.window) or 0 for layer in self.sliding), 0)
         self.capacity = capacity(cache)
+        self.masks_chains = bool(self.sliding) and text.model_type in _WINDOW_OF_CACHE
         # A cache that the user made without the model's config has no window even where the model has one.
         self.is_plain_causal = (
             self.attention.is_sdpa and padding is None and not _windows(text) and not self.sliding and not _by_slot(model)

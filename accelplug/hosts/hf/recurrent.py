@@ -229,7 +229,7 @@ def mixers_to_slow(model: Any, count: int = 1, past: Any = None) -> list[nn.Modu
     known = _known.setdefault(model, {})
     given = [type(layer) for layer in growing(past).layers]
     foreign = past if any(not kind.__module__.startswith("transformers.") for kind in given) else None
-    key = (model.device, model.dtype, count > 1, *(given if foreign else ()))
+    key = (model.device, model.dtype, count > 1, adapters(model), *(given if foreign else ()))
     if key not in known:
         known[key] = _mixers_to_slow(model, min(count, 2), foreign)
     if (slowed := known[key]) is None:
@@ -241,6 +241,15 @@ def mixers_to_slow(model: Any, count: int = 1, past: Any = None) -> list[nn.Modu
             "so drafts cannot be verified; use another model"
         )
     return slowed
+
+
+def adapters(model: Any) -> frozenset[tuple[Any, ...]]:
+    """Return how PEFT's layers in a model compute: by which adapters, and which of them are merged into the weights or left out.
+
+    Other weights in the same place are not looked for: they change what is computed, and not which way.
+    """
+    tuned = [module for module in model.modules() if hasattr(module, "merged_adapters")]
+    return frozenset((*layer.active_adapters, None, *layer.merged_adapters, layer.disable_adapters) for layer in tuned)
 
 
 def _mixers_to_slow(model: Any, count: int, past: Any) -> list[nn.Module] | None:

@@ -47,6 +47,10 @@ class Whole:
         self.batch, self.read = list(range(len(input_ids))), [0] * len(input_ids)  # the rows of a pass; what follows their texts in it
         self._check(input_ids)
 
+    def readable(self, trees: list[Tree], _last_tokens: Sequence[int], _over: Sequence[bool]) -> list[Tree]:
+        """Return the drafts as they are: positions are counted from the text's beginning, as in plain ``generate()``."""
+        return trees
+
     def _check(self, input_ids: Tensor) -> None:
         """Refuse what plain ``generate()`` does not simply give the text so far."""
         name = type(self.model).__name__
