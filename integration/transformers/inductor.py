@@ -26,7 +26,7 @@ from accelplug.testing.oracle import Oracle
 
 RESULT = Path(__file__).resolve().parent / "results" / "inductor.json"
 PACKAGES = ("accelplug", "transformers", "torch")
-VOCAB, WINDOW, NEAR_TIE = 96, 16, 1e-4
+VOCAB, WINDOW = 96, 16
 PATTERN = [(3, 1), (0, 2), (5, 0), (0, 0), (2, 4), (6, 1), (11, 4), (0, 6), (1, 0), (0, 1), (9, 0), (0, 11)]
 BASE = {"vocab_size": VOCAB, "eos_token_id": None, "bos_token_id": None, "pad_token_id": 0, "hidden_size": 32, "intermediate_size": 32}
 COMMON = {**BASE, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -95,6 +95,8 @@ CASES: dict[str, tuple[Callable[[], Any], list[list[int]]]] = {
     "Mamba 2 alone": (mamba2, SHORT),
     "Mamba 1 beside attention": (jamba, SHORT),
 }
+UNCOMPILED = {"Mamba 1 beside attention"}
+"""Where steps run as they are, as docs/hosts.md says."""
 
 
 class Compiled:
@@ -140,17 +142,17 @@ class Compiled:
             found |= {"forwards": stats.forwards, "drafted": stats.drafted, "accepted": stats.accepted}
         return rows, found
 
-    def near_ties(self, rows: list[list[int]]) -> list[float]:
-        """Return how close the best two tokens ever were in these rows, by plain passes without a cache that is compiled: the least distance per row."""
-        least = [float("inf")] * len(rows)
+    def least_margin(self) -> float:
+        """Return how close the best two tokens ever were, by plain passes that are not compiled: what rounding may differ by before it shows."""
+        least = [float("inf")]
 
         def look(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            for row, (best, second) in enumerate(scores.topk(2).values.tolist()):
-                least[row] = min(least[row], best - second)
+            best, second = scores.topk(2).values.T
+            least.append(float((best - second).min()))
             return scores
 
         self.model.generate(**self.plain_arguments, logits_processor=LogitsProcessorList([look]))
-        return least
+        return min(least)
 
 
 def follow(name: str, *, new_tokens: int = 160, backend: str = "inductor") -> dict[str, Any]:
@@ -169,18 +171,20 @@ def follow(name: str, *, new_tokens: int = 160, backend: str = "inductor") -> di
             ways[f"{way}, {turn}"] = {**found, "as_plain": rows == known}
     return {
         "ways": ways, "graphs": counters["stats"]["unique_graphs"], "graph_breaks": sum(counters["graph_break"].values()),
-        "least_margin": min(compiled.near_ties(known)),
+        "least_margin": compiled.least_margin(),
     }  # fmt: skip
 
 
-def is_right(found: dict[str, Any]) -> bool:
-    """Whether all output was plain generation's, drafts were accepted and rejected, and the second turn compiled nothing."""
+def is_right(name: str, found: dict[str, Any]) -> bool:
+    """Whether all output was plain generation's, drafts were accepted and rejected, and in the second turn all was compiled already."""
     drafted = {way: of for way, of in found["ways"].items() if way != "plain"}
+    second = [of for way, of in drafted.items() if way.endswith("second")]
     half = drafted["half right, second"]
     return (
         all(of["as_plain"] for of in drafted.values())
         and 0 < half["accepted"] < half["drafted"]
-        and not any(of["graphs"] for way, of in drafted.items() if way.endswith("second"))
+        and not any(of["graphs"] for of in second)
+        and (name in UNCOMPILED or not any(of["uncompiled_steps"] for of in second))
         and not found["graph_breaks"]
     )
 
@@ -193,7 +197,7 @@ def main(asked: list[str]) -> int:
     for name in asked or CASES:
         try:
             found = follow(name)
-            outcomes.append(is_right(found))
+            outcomes.append(is_right(name, found))
         except Exception as exc:  # what goes wrong in one case is part of the record
             found = {"said": f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}"}
             outcomes.append(False)

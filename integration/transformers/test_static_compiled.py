@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 
+import inductor
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -144,3 +146,27 @@ def test_recurrent_layers_read_steps_of_every_width(compiling):
     assert graphs[False] == 0
     assert 1 <= graphs[None] <= 5
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("name", ["windows: with room, filling, full", "Mamba 1 beside attention"])
+def test_what_is_run_by_hand_on_inductor_runs(name):
+    """On the backend that compiles nothing, which takes seconds."""
+    found = inductor.follow(name, new_tokens=60, backend="eager")
+    assert inductor.is_right(name, found), found
+
+
+def test_what_was_recorded_of_inductor_is_complete_and_right():
+    recorded = json.loads(inductor.RESULT.read_text())["cases"]
+    assert set(recorded) == set(inductor.CASES)
+    assert [name for name, found in recorded.items() if not inductor.is_right(name, found)] == []
+
+
+@pytest.mark.parametrize(
+    ("way", "wrong"),
+    [("suffix, first", {"as_plain": False}), ("suffix, second", {"uncompiled_steps": 3}), ("half right, second", {"graphs": 1, "accepted": 0})],
+)
+def test_a_wrong_run_on_inductor_is_noticed(way, wrong):
+    name = "full attention"
+    found = json.loads(inductor.RESULT.read_text())["cases"][name]
+    found["ways"][way] |= wrong
+    assert not inductor.is_right(name, found)
