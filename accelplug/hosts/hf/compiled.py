@@ -10,7 +10,7 @@ import torch
 from accelplug.hosts.hf.forward import is_compiled
 
 _MOST_GRAPHS: Final = 32
-"""Static windows take five graphs for one row and five for several, beside plain generation's three of each; other models take fewer."""
+"""Static windows take five graphs for one row and five for several, beside plain generation's three and two; other models take fewer."""
 
 
 def room_for_graphs(model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> AbstractContextManager[Any]:
