@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import DrafterTraits, NodeKind
@@ -57,7 +57,7 @@ class Selection:
 
 def drafter_traits(technique: Technique) -> DrafterTraits:
     """Return what a drafter says about itself; the defaults where it says nothing."""
-    traits = getattr(technique.instance, "traits", DrafterTraits())
+    traits = _declared(technique, DrafterTraits())
     if not isinstance(traits, DrafterTraits):
         raise HostError(f"{technique}: its traits are a {type(traits).__name__}; make them an accelplug.hooks.DrafterTraits")
     return traits
@@ -68,7 +68,7 @@ def verifier_traits(technique: Technique) -> VerifierTraits:
 
     :raises HostError: it has no traits, or neither ``accept`` nor ``choose`` for them to be true of, or ``choose_on_device`` alone.
     """
-    traits = getattr(technique.instance, "traits", None)
+    traits = _declared(technique, None)
     if not isinstance(traits, VerifierTraits):
         raise HostError(f"{technique}: it has no traits; give it 'traits = accelplug.hooks.VerifierTraits(lossless=...)'")
     if judges_chains(technique) and not judges_paths(technique):
@@ -76,6 +76,17 @@ def verifier_traits(technique: Technique) -> VerifierTraits:
     if not callable(getattr(technique.instance, "accept", None)) and not judges_paths(technique):
         raise HostError(f"{technique} has no accept(view); give it one that returns each candidate's acceptance probability")
     return traits
+
+
+def _declared(technique: Technique, default: object) -> Any:
+    """Return an instance's traits. A property that fails inside is the author's to see, and no lack of traits."""
+    instance = technique.instance
+    if not hasattr(type(instance), "traits") and not hasattr(instance, "traits"):
+        return default
+    try:
+        return instance.traits
+    except Exception as exc:
+        raise HostError(f"{technique}: reading its traits raised {type(exc).__name__}: {exc}; mend the property") from exc
 
 
 def judges_paths(technique: Technique) -> bool:

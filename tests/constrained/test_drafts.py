@@ -113,7 +113,9 @@ def test_nothing_is_fetched(monkeypatch):
         compiled({"properties": {"a": remote}})
     with pytest.raises(ConstraintError, match="the final check cannot read the schema"):
         compiled({"enum": [{"a": 1}], "not": {"unevaluatedProperties": remote}})
-    grammar = compiled({"type": "object", "unevaluatedProperties": remote})
+    with pytest.raises(ConstraintError, match="nothing is fetched"):
+        compiled({"type": "object", "unevaluatedProperties": remote})
+    grammar = compiled({"type": "array", "contains": {"const": 1}, "unevaluatedItems": remote})
     with pytest.raises(ConstraintError, match="the final check cannot read the schema"):
-        grammar.check('{"a": 1}')
+        grammar.check("[1, 2]")
     assert not asked

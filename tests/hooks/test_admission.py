@@ -6,7 +6,7 @@ import pytest
 
 from accelplug import HostError, PluginError
 from accelplug.hooks import DrafterTraits, NodeKind, Owner, Technique, VerifierTraits
-from accelplug.hooks.capabilities import WORDS, Host, Selection, admit
+from accelplug.hooks.capabilities import WORDS, Host, Selection, admit, drafter_traits, verifier_traits
 
 FULL = Host("full", frozenset(WORDS))
 BARE = Host("bare", frozenset())
@@ -114,6 +114,18 @@ def test_a_rule_must_say_what_it_preserves():
 def test_traits_of_another_type_are_refused():
     with pytest.raises(HostError, match=r"its traits are a dict; make them an accelplug.hooks.DrafterTraits"):
         admit(select({"shape": "chain"}), FULL, sampling=False)
+
+
+@pytest.mark.parametrize("read", [drafter_traits, verifier_traits])
+def test_traits_that_cannot_be_read_are_not_taken_for_none(read):
+    class Unfinished:
+        @property
+        def traits(self):
+            return self.source.traits
+
+    technique = Technique("drafter", "half", Owner("half", "half", "1"), Unfinished(), Unfinished, "half")
+    with pytest.raises(HostError, match=r"half.*: reading its traits raised AttributeError: .*'source'; mend the property"):
+        read(technique)
 
 
 @pytest.mark.parametrize("accept", [None, 0.5])

@@ -36,7 +36,7 @@ class Search:
 
     def __init__(self, tableau: Tableau) -> None:
         self._tableau, self._narrowing, self._ledger = tableau, Narrowing(tableau), Ledger()
-        self._expanded: dict[tuple[int, str, bool], tuple[list[Alternatives], list[Fork] | None]] = {}
+        self._expanded: dict[tuple[int, str, bool], tuple[list[tuple[Alternatives, bool]], list[Fork] | None]] = {}
         self._narrowed: dict[tuple[int, bool, int], list[Fork]] = {}
         self._facts: dict[int, Known] = {}
         self._hopeless: dict[int, bool] = {}
@@ -151,21 +151,21 @@ class Search:
         expanded = self._expanded.get(key)
         if expanded is None:
             before = self._tableau.guesses
-            choices = self._choices(item, kind, loose=loose)
-            narrow = kind == "object" and any(_may_narrow(one, negative=not item[0]) for one in choices)
-            expanded = choices, None if narrow else list(map(self._fork, choices))
+            found = self._choices(item, kind, loose=loose)
+            narrows = [kind == "object" and _may_narrow(one, negative=not item[0]) for one in found]
+            expanded = list(zip(found, narrows, strict=True)), None if any(narrows) else list(map(self._fork, found))
             if self._tableau.guesses == before:  # else something was not told apart yet that may be later
                 self._expanded[key] = expanded
         choices, forks = expanded
         return self._beside(number, choices, known, loose=loose) if forks is None else forks
 
-    def _beside(self, number: int, choices: list[Alternatives], known: int, *, loose: bool) -> list[Fork]:
-        """Return choices about an object as what is known of it narrows them."""
+    def _beside(self, number: int, choices: list[tuple[Alternatives, bool]], known: int, *, loose: bool) -> list[Fork]:
+        """Return choices about an object as what is known of it narrows them. What is none keeps the names that it only puts in order."""
         key = number, loose, known & self._ledger.of_objects
         found = self._narrowed.get(key)
         if found is None:
             facts = self._facts_of(key[2])
-            found = self._narrowed[key] = [self._fork(self._narrowing.narrowed(one, facts)) for one in choices]
+            found = self._narrowed[key] = [self._fork(self._narrowing.narrowed(one, facts) if narrows else one) for one, narrows in choices]
         return found
 
     def _facts_of(self, bits: int) -> Known:
