@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 
+import inductor
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -94,6 +96,31 @@ def test_windows_that_roll_take_a_few_graphs_more(compiling):
     assert not counters["graph_break"]
 
 
+def test_more_graphs_than_torch_allows_by_default_are_compiled_too(compiling):
+    """Windows take graphs of their own for one row and for several, beside plain generation's: past torch's limit it would run steps as they are.
+
+    Under ``fullgraph``, as here, it raises in place of that.
+    """
+    torch.manual_seed(7)
+    config = MistralConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        sliding_window=16, initializer_range=0.15, eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model, compiling.dynamic = MistralForCausalLM(config).eval(), None
+    limit = torch._dynamo.config.recompile_limit
+    arguments = {"max_new_tokens": 30, "do_sample": False}
+    compiled = {**arguments, "cache_implementation": "static", "compile_config": compiling}
+    model.generate(torch.tensor([[5, 6, 7, 8, 9]]), **compiled)
+    for rows in (1, 2):
+        prompt = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]][:rows])
+        known = model.generate(prompt, **arguments).tolist()
+        with accelplug.attach(model, drafter=Oracle(known, PATTERN, VOCAB)) as session:
+            assert model.generate(prompt, **compiled).tolist() == known
+        assert 0 < session.stats.accepted < session.stats.drafted
+    assert counters["stats"]["unique_graphs"] > limit == 8
+    assert torch._dynamo.config.recompile_limit == limit
+
+
 def test_recurrent_layers_read_steps_of_every_width(compiling):
     """Without padding, which would be read into their states: with ``dynamic=False`` each width would be a graph, and none is made."""
     torch.manual_seed(7)
@@ -119,3 +146,27 @@ def test_recurrent_layers_read_steps_of_every_width(compiling):
     assert graphs[False] == 0
     assert 1 <= graphs[None] <= 5
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("name", ["windows: with room, filling, full", "Mamba 1 beside attention"])
+def test_what_is_run_by_hand_on_inductor_runs(name):
+    """On the backend that compiles nothing, which takes seconds."""
+    found = inductor.follow(name, new_tokens=60, backend="eager")
+    assert inductor.is_right(name, found), found
+
+
+def test_what_was_recorded_of_inductor_is_complete_and_right():
+    recorded = json.loads(inductor.RESULT.read_text())["cases"]
+    assert set(recorded) == set(inductor.CASES)
+    assert [name for name, found in recorded.items() if not inductor.is_right(name, found)] == []
+
+
+@pytest.mark.parametrize(
+    ("way", "wrong"),
+    [("suffix, first", {"as_plain": False}), ("suffix, second", {"uncompiled_steps": 3}), ("half right, second", {"graphs": 1, "accepted": 0})],
+)
+def test_a_wrong_run_on_inductor_is_noticed(way, wrong):
+    name = "full attention"
+    found = json.loads(inductor.RESULT.read_text())["cases"][name]
+    found["ways"][way] |= wrong
+    assert not inductor.is_right(name, found)

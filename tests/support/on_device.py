@@ -50,6 +50,8 @@ class Waits(TorchFunctionMode):
             return GPU if isinstance(args[0], OnDevice) else function(*args)
         if self._waits(name, args, kwargs):
             self.seen.append(name)
+        if name == "pin_memory":  # of which there is none here
+            return args[0]
         target, args, kwargs = _without_device(args, kwargs)
         found = function(*args, **kwargs)
         if name in READS or (name == "to" and target == torch.device("cpu")):

@@ -16,8 +16,6 @@ from accelplug.hosts.hf.masks import check_trees
 from accelplug.hosts.hf.rollback import check_cache
 from accelplug.hosts.hf.whole import reads_whole
 
-# Their decoders build no causal mask for, or refuse, several tokens at once behind a cache.
-_ONE_AT_A_TIME = ("fsmt", "prophetnet")
 # By what is in the prompt, models have parts of it see what follows.
 _BOTH_WAYS = ("token_type_ids", "mm_token_type_ids", "block_sequence_ids", *sorted(PREFILL))
 
@@ -68,13 +66,10 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
     mode, whole = config.get_generation_mode().value, reads_whole(model, model_kwargs)
     refusals = {
         f"{mode.replace('_', ' ')}; use greedy search or sampling, with num_beams=1": mode not in ("greedy_search", "sample"),
-        "gradient checkpointing in a model that is training, which takes its cache away, so that plain generate() forgets the text; "
-        "pass use_cache=False, or call model.eval() first": bool(model.training and getattr(model, "is_gradient_checkpointing", False)) and not whole,
         "a cache beside use_cache=False, behind which plain generate() reads the whole text again at every step; leave one of them out": (
             not model_kwargs.get("use_cache") and model_kwargs.get(cache_argument(model)) is not None
         ),
         "weights that FSDP or ZeRO 3 shards over processes, which must all call the model as often; gather them, or use one process": is_sharded(model),
-        f"{text.model_type} models, which read one token at a time; use another model": text.model_type in _ONE_AT_A_TIME and not whole,
         f"{text.model_type} models, which are given the whole text with each token; use another model": text.model_type == "cpmant" and not whole,
         f"{type(model).__name__} while it reads in both directions; load it with is_decoder=True": reads_both_ways(model) and not whole,
         "experts of limited capacity without a cache, where a token's output depends on those read with it; leave use_cache on": bool(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from accelplug.hosts.hf.device import upload
 from accelplug.hosts.hf.layers import await_layers, filled
 
 # Columns are taken out when they are more than a share of the cache, and worth a copy of it.
@@ -39,14 +40,14 @@ class Columns:
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
-        chosen = torch.tensor(rows, dtype=torch.long, device=self.valid.device)
+        chosen = upload(rows, self.valid.device, torch.long)
         self.valid, self.positions = self.valid[chosen], self.positions[chosen]
         self._replace(lambda states: states[chosen.to(states.device)])
 
     def append(self, valid: Tensor, positions: Tensor) -> None:
         """Add columns, [num_rows, width] each; their keys and values are what the next forward pass adds to the cache."""
-        self.valid = torch.cat([self.valid, valid.to(self.valid.device)], 1)
-        self.positions = torch.cat([self.positions, positions.to(self.valid.device)], 1)
+        self.valid = torch.cat([self.valid, valid], 1)
+        self.positions = torch.cat([self.positions, positions], 1)
 
     def crop(self, count: int) -> None:
         """Keep the first `count` columns."""

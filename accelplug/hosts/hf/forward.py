@@ -38,6 +38,7 @@ from accelplug.hosts.hf.layers import (
 )
 from accelplug.hosts.hf.masks import Masks, check_padding, unfit_for_own_masks
 from accelplug.hosts.hf.rollback import state_elsewhere
+from accelplug.hosts.hf.several import reading_several
 from accelplug.hosts.hf.tree import Tree
 
 
@@ -52,6 +53,7 @@ class Forward:
         self.model = model
         self.cache_name = cache_argument(model)
         self.past: Any = model_kwargs.get(self.cache_name)
+        self.several = reading_several(model)
         self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
         self.widest = widest_step(model, len(input_ids))
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
@@ -97,7 +99,7 @@ class Forward:
         kept = [layer for i, layer in enumerate(self.cache.layers) if i in of_images]
         self.layers = [layer for layer in filled(self.cache) if layer not in (*self.overwritten.layers, *kept) and not is_uncroppable(layer)]
         if any(int(layer.get_seq_length()) != self.cached for layer in (*self.layers, *self.overwritten.layers)):
-            raise HostError(f"{name} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
+            raise HostError(f"{name} caches more than its tokens, from which rejected drafts cannot be taken; pass use_cache=False")
 
     def _keep_inputs(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
         """Keep what each step is given beside its tokens; return the prompts' padding."""
@@ -122,7 +124,7 @@ class Forward:
 
     def step(self, last_tokens: Sequence[int], trees: Sequence[Tree]) -> Tensor:
         """Run the last committed tokens and the draft nodes; return logits [count, 1 + most nodes, vocab_size]."""
-        width = self._width(trees)
+        width = self.width = self._width(trees)
         rows = [[last, *tree.tokens, *[last] * (width - 1 - len(tree))] for last, tree in zip(last_tokens, trees, strict=True)]
         # A graph takes one kind of mask.
         is_chain = not self.pads and (width == 1 or not self.masks.masks_chains) and all(tree.parents is None for tree in trees)
@@ -135,7 +137,8 @@ class Forward:
         own |= {name: of_tokens(self.extra[name], self.cached, width) for name in self.per_token}
         if self.overwritten.layers and width > 1:
             self.overwritten.save()
-        outputs = self.call(**{**self.extra, **own}, use_cache=True)
+        with self.several(self.past, width, self.cached):
+            outputs = self.call(**{**self.extra, **own}, use_cache=True)
         if self.is_watched:
             self.outputs = outputs
         logits: Tensor = outputs.logits.to(self.device)  # a sharded model may end on another device
@@ -194,7 +197,7 @@ class Forward:
         """Return what the layers' outputs `name` have of the last of these slots, as if it had been read alone behind the others."""
         cached = [layer for layer in self.cache.layers if isinstance(layer, CacheLayerMixin)]
         caches = cached if len(cached) == len(layers) else [None] * len(layers)
-        return tuple(of_token(name, states, layer, slots, self.cached) for states, layer in zip(layers, caches, strict=True))
+        return tuple(of_token(name, states, layer, slots, self.cached, self.width) for states, layer in zip(layers, caches, strict=True))
 
     def finish(self) -> None:
         """Leave the cache as plain ``generate()`` would: it is already."""

@@ -46,12 +46,13 @@ class Inside:
         return result
 
 
-def of_token(name: str, states: Tensor | None, layer: Any, slots: Tensor, cached: int) -> Tensor | None:
+def of_token(name: str, states: Tensor | None, layer: Any, slots: Tensor, cached: int, width: int) -> Tensor | None:
     """Return what one layer has of the token in each row's last slot, as if it had been read alone behind those in the slots before.
 
     :param states: [count, width, size], or of attention [count, heads, width, length].
     :param layer: the part of the cache that the attention has read.
     :param slots: int64 [count, tokens read].
+    :param cached: how many tokens the cache held before the forward pass, which was `width` slots wide.
     """
     if states is None:
         return None
@@ -59,10 +60,9 @@ def of_token(name: str, states: Tensor | None, layer: Any, slots: Tensor, cached
     rows = torch.arange(len(slots), device=states.device)
     if states.ndim == 3:
         return states[rows, slots[:, -1]].unsqueeze(1)
-    weights = states[rows, :, slots[:, -1]]  # [count, heads, length]
-    if name == "cross_attentions":
-        return weights.unsqueeze(2)
-    width, length = states.shape[2:]
+    if name == "cross_attentions":  # ProphetNet's has a part for each of its streams, one behind the other
+        return states.reshape(*states.shape[:2], -1, width, states.shape[3])[rows, :, :, slots[:, -1]]
+    weights, length = states[rows, :, slots[:, -1]], states.shape[3]  # [count, heads, length]
     room = layer.max_cache_len if isinstance(layer, StaticLayer) else 0  # a static layer has columns for tokens that are to come
     window = room or (layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else length)
     past = cached if cached + width <= room else length - width

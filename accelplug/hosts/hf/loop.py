@@ -20,6 +20,7 @@ from accelplug.hooks.capabilities import admit
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.compat import HOST, cache_argument, cache_name
+from accelplug.hosts.hf.compiled import room_for_graphs
 from accelplug.hosts.hf.forward import Forward
 from accelplug.hosts.hf.guided import Guide, forced_share
 from accelplug.hosts.hf.inside import Inside
@@ -32,7 +33,7 @@ from accelplug.hosts.hf.request import Requests, encoder_tokens, own_tokens
 from accelplug.hosts.hf.rollback import recording_past
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verified import verified
-from accelplug.hosts.hf.verify import Walk
+from accelplug.hosts.hf.verify import Verdict, Walk
 from accelplug.hosts.hf.whole import Whole, reads_whole
 
 if TYPE_CHECKING:
@@ -106,49 +107,62 @@ class Loop:
         return None if self.session.drafter or self.masking else "no drafter"
 
     def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests | Rows, walk: Walk) -> tuple[Forward | Whole, Inside]:
-        stats = self.session.stats
-        stats.requests += requests.count
-        guide = None if self.masking is None else Guide(self.masking, requests.tokens, self.session.selection, stats)
+        self.session.stats.requests += requests.count
+        guide = None if self.masking is None else Guide(self.masking, requests.tokens, self.session.selection, self.session.stats)
         warp = warping(walk.processors) if config.do_sample else None
-        with Drafting(self.session, requests, temperature_of(config), guide, warp) as drafting, recording_past(model_kwargs.get(cache_argument(model))):
-            prompt = (model, input_ids, config, model_kwargs)
-            forward = forward_of(*prompt, requests)
-            if isinstance(requests, Requests):
-                requests.has_doubling_widths = forward.pads
+        past = model_kwargs.get(cache_argument(model))
+        drafts = Drafting(self.session, requests, temperature_of(config), guide, warp)
+        with drafts as drafting, recording_past(past), room_for_graphs(model, config, model_kwargs):
+            forward = forward_of(model, input_ids, config, model_kwargs, requests)
             inside = Inside(config, is_encoder_decoder=model.config.is_encoder_decoder)
-            logits, trees = forward.logits, [EMPTY] * requests.count
-            has_stepped, began = False, 0.0
-            while True:
-                active = requests.active
-                stats.forwards += len(active)
-                before = requests.generated
-                verdict = requests.verify(walk, logits, trees)
-                stats.tokens += requests.generated - before
-                stats.lossy_accepts += verdict.lossy
-                forced = (0, 0) if guide is None else forced_share(trees, verdict.paths, active)
-                stats.count(sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active), forced)
-                inside.add(forward, verdict.paths, verdict.emitted, is_prompt=not has_stepped)
-                if has_stepped:
-                    forward.commit(trees, verdict.paths, verdict.emitted - 1)
-                    self.session.costs.add(1 + max(map(len, trees)), time.perf_counter() - began, len(active))
-                if self.streamer is not None and isinstance(requests, Requests):
-                    self._stream(requests, verdict.emitted)
-                if isinstance(requests, Requests):
-                    requests.most_drafts = forward.most_drafts
-                if verdict.done:
-                    if config.return_dict_in_generate or self.keeps_cache:
-                        forward.finish()
-                    return forward, inside
-                if isinstance(requests, Requests):
-                    requests.check_room()
-                began = time.perf_counter()
-                trees = drafting.propose(verdict.paths, logits, trees)
-                last = requests.last()
-                trees = forward.readable(trees, last, [requests.is_over(row) for row in range(requests.count)])
-                logits = forward.step(last, trees)
-                has_stepped = True
+            self._steps(forward, drafting, walk, inside)
+            if config.return_dict_in_generate or self.keeps_cache:
+                forward.finish()
+        return forward, inside
+
+    def _steps(self, forward: Forward | Whole, drafting: Drafting, walk: Walk, inside: Inside) -> None:
+        """Verify, commit and draft, until every row has stopped."""
+        requests = drafting.requests
+        lockstep = requests if isinstance(requests, Requests) else None
+        if lockstep is not None:
+            lockstep.has_doubling_widths = forward.pads
+        logits, trees = forward.logits, [EMPTY] * requests.count
+        has_stepped, began = False, 0.0
+        while True:
+            active = requests.active
+            before = requests.generated
+            verdict = requests.verify(walk, logits, trees)
+            self._count(trees, verdict, active, requests.generated - before, drafting.guide)
+            inside.add(forward, verdict.paths, verdict.emitted, is_prompt=not has_stepped)
+            if has_stepped:
+                forward.commit(trees, verdict.paths, verdict.emitted - 1)
+                self.session.costs.add(1 + max(map(len, trees)), time.perf_counter() - began, len(active))
+            if lockstep is not None:
+                self._stream(lockstep, verdict.emitted)
+                lockstep.most_drafts = forward.most_drafts
+            if verdict.done:
+                return
+            if lockstep is not None:
+                lockstep.check_room()
+            began = time.perf_counter()
+            trees = drafting.propose(verdict.paths, logits, trees)
+            last = requests.last()
+            trees = forward.readable(trees, last, [requests.is_over(row) for row in range(requests.count)])
+            logits = forward.step(last, trees)
+            has_stepped = True
+
+    def _count(self, trees: Sequence[Tree], verdict: Verdict, active: Sequence[int], tokens: int, guide: Guide | None) -> None:
+        """Add a step of the `active` rows to the session's statistics."""
+        stats = self.session.stats
+        stats.forwards += len(active)
+        stats.tokens += tokens
+        stats.lossy_accepts += verdict.lossy
+        forced = (0, 0) if guide is None else forced_share(trees, verdict.paths, active)
+        stats.count(sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active), forced)
 
     def _stream(self, requests: Requests, count: int) -> None:
+        if self.streamer is None:
+            return
         for tokens in requests.tokens[:, requests.length - count : requests.length].T.tolist():
             self.streamer.put(torch.tensor(tokens))
 

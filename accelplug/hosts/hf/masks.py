@@ -20,6 +20,7 @@ from transformers.cache_utils import (
 from accelplug._errors import HostError
 from accelplug.hosts.hf.columns import Columns
 from accelplug.hosts.hf.compat import ADDS_MASKS
+from accelplug.hosts.hf.device import upload
 from accelplug.hosts.hf.layers import is_recurrent
 from accelplug.hosts.hf.tree import Tree
 
@@ -102,7 +103,7 @@ class Masks:
         """Return the mask, or one per layer type, of trees whose slots lie `depths` [count, width] behind the cache."""
         width = depths.shape[1]
         seen = torch.ones(len(trees), width, cached + width, dtype=torch.bool, device=self.device)
-        seen[:, :, cached:] = torch.stack([tree.ancestors(width) for tree in trees]).to(self.device)
+        seen[:, :, cached:] = upload(torch.stack([tree.ancestors(width) for tree in trees]), self.device)
         if self.padding is not None:
             seen[:, :, : self.padding.shape[1]] &= self.padding.bool().unsqueeze(1)
         whole = torch.nn.functional.pad(seen, (0, self.capacity - cached - width)) if self.capacity else seen
@@ -122,7 +123,7 @@ class Masks:
         if all(tree.parents is None for tree in trees):
             own = torch.ones(width, width, dtype=torch.bool, device=self.device).tril_().expand(len(trees), -1, -1)
         else:
-            own = torch.stack([tree.ancestors(width) for tree in trees]).to(self.device)
+            own = upload(torch.stack([tree.ancestors(width) for tree in trees]), self.device)
         seen = torch.cat([columns.valid.unsqueeze(1).expand(-1, width, -1), own], 2)
         return self.attention.windowed(seen, torch.cat([columns.positions, ahead], 1), ahead)
 

@@ -15,6 +15,7 @@ from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.hf.columns import Columns
 from accelplug.hosts.hf.compat import cache_argument, cache_name
+from accelplug.hosts.hf.device import upload
 from accelplug.hosts.hf.forward import Forward
 from accelplug.hosts.hf.given import PER_STEP, PREFILL, has_virtual_tokens
 from accelplug.hosts.hf.layers import growing, is_recurrent
@@ -179,7 +180,8 @@ class Ragged(Forward):
         self._leave()
         own = [trees[row] for row in self.batch]
         # Padding behind a row's drafts lies one ahead: further on it could pass the end of a learned table of positions.
-        self.ahead = self._next() + self._depths(own, 1 + max(map(len, own)))
+        self.depths = super()._depths(own, 1 + max(map(len, own)))
+        self.ahead = self._next() + self.depths
         return super().step([last_tokens[row] for row in self.batch], own)
 
     def _mask(self, trees: Sequence[Tree], _width: int, _depths: Tensor | None) -> Any:
@@ -189,8 +191,11 @@ class Ragged(Forward):
         assert self.position_offset is not None
         return {"position_ids": self.position_offset + self.ahead}
 
+    def _depths(self, _trees: Sequence[Tree], _width: int) -> Tensor:
+        return self.depths
+
     def _next(self) -> Tensor:
-        return torch.tensor(self.ends, device=self.device).unsqueeze(1)
+        return upload(self.ends, self.device).unsqueeze(1)
 
     def commit(self, trees: Sequence[Tree], paths: Sequence[Sequence[int]], kept: int) -> None:
         """Keep the last committed token and each active row's accepted path; drop the rest, and the rows that are over."""
@@ -203,7 +208,7 @@ class Ragged(Forward):
         if any(own != list(range(len(own))) for own in slots):
             self._gather([own + [0] * (most - len(own)) for own in slots], width)
         self._crop(width - most)
-        sizes, new = torch.tensor([[len(own)] for own in slots], device=self.device), torch.arange(most, device=self.device)
+        sizes, new = upload([[len(own)] for own in slots], self.device), torch.arange(most, device=self.device)
         self.columns.append(new < sizes, self._next() + new)
         self.used = [used + len(own) for used, own in zip(self.used, slots, strict=True)]
         self.ends = [end + len(own) for end, own in zip(self.ends, slots, strict=True)]
@@ -217,4 +222,4 @@ class Ragged(Forward):
         self.batch, self.used, self.ends = ([old[i] for i in stay] for old in (self.batch, self.used, self.ends))
         self.columns.keep_rows(stay)
         if self.position_offset is not None and self.position_offset.shape[-2] > 1:
-            self.position_offset = self.position_offset.index_select(-2, torch.tensor(stay, dtype=torch.long, device=self.device))
+            self.position_offset = self.position_offset.index_select(-2, upload(stay, self.device, torch.long))

@@ -14,6 +14,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
+from accelplug.hosts.hf.device import upload
 from accelplug.hosts.hf.tree import Tree
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Requests:
         if self.num_over:
             self.tokens[self.finished, self.length] = self.pad_token_id
         if self.buffer is not None and not self.is_shared:
-            self.buffer[:, self.length] = torch.from_numpy(self.tokens[:, self.length]).to(self.device)
+            self.buffer[:, self.length] = upload(torch.from_numpy(self.tokens[:, self.length]), self.device)
         self.length += 1
         if not self.eos.isdisjoint(tokens):
             self._finish([token in self.eos for token in tokens])

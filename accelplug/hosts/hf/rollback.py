@@ -41,5 +41,5 @@ def check_cache(model: Any, cache: Any) -> None:
 def state_elsewhere(model: Any) -> HostError:
     """Return the error for a model that keeps its state where the host does not reach."""
     return HostError(
-        f"{type(model).__name__} keeps its state outside of Transformers' caches, so rejected drafts cannot be taken from it; use another model"
+        f"{type(model).__name__} keeps its state outside of Transformers' caches, so rejected drafts cannot be taken from it; pass use_cache=False"
     )

@@ -13,6 +13,7 @@ from accelplug._errors import PluginError
 from accelplug.hooks.drafting import ROOT, IntArray
 from accelplug.hosts.hf.columns import Columns
 from accelplug.hosts.hf.compat import cache_name
+from accelplug.hosts.hf.device import upload
 from accelplug.hosts.hf.masks import Attention
 
 _CHUNK = 512  # columns read at once: a mask has as many rows
@@ -84,7 +85,7 @@ class Second:
         }
         self._forget()
         self.asked = rows
-        return self._fitted(logits[torch.tensor(rows, device=logits.device), -1])
+        return self._fitted(logits[upload(rows, logits.device), -1])
 
     def _settle(self, slot: int, history: IntArray) -> None:
         """Forget what was read ahead of a request's text and did not come; its last token is read anew in any case, for its logits."""
@@ -115,6 +116,7 @@ class Second:
         for row, new in zip(rows, fresh, strict=True):  # to the right, so that every row's last token is in the last column
             tokens[row, width - len(new) :], real[row, width - len(new) :] = torch.from_numpy(new.astype(np.int64)), True
         positions = (torch.tensor(self.read).unsqueeze(1) + real.cumsum(1) - 1).clamp(min=0)
+        tokens, real, positions = (upload(values, self.model.device) for values in (tokens, real, positions))
         logits = torch.empty(0)
         for begin in range(0, width, _CHUNK):
             chunk = slice(begin, begin + _CHUNK)
@@ -133,11 +135,11 @@ class Second:
         for place, token, path in zip(places, tokens, self.paths[-len(places) :], strict=True):
             ids[place], positions[place] = token, self.read[place[0]] + len(path) - 1
             seen[place][path] = True
-        seen = seen.to(self.model.device)
+        ids, positions, seen = (upload(values, self.model.device) for values in (ids, positions, seen))
         seen[:, :, : self.committed] |= self.columns.valid[:, : self.committed].unsqueeze(1)
         self.columns.append(torch.zeros_like(ids, dtype=torch.bool), positions)
         logits = self._forward(ids, seen, keep=0)
-        chosen = torch.tensor(places, device=logits.device)
+        chosen = upload(places, logits.device)
         return self._fitted(logits[chosen[:, 0], chosen[:, 1]])
 
     def _place(self, rows: Sequence[int], parents: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
@@ -152,12 +154,12 @@ class Second:
     @torch.no_grad()
     def _forward(self, tokens: Tensor, seen: Tensor, keep: int) -> Tensor:
         """Run the columns that were appended last; `seen` is bool [num_rows, width, num_columns]."""
-        width, columns = seen.shape[1:]
-        positions = self.columns.positions
+        (width, columns), positions = seen.shape[1:], self.columns.positions
+        own = torch.arange(width, device=seen.device)
         # A column that is nothing in a row attends to itself: a softmax over nothing would poison its keys and values.
-        seen[:, torch.arange(width), torch.arange(columns - width, columns)] = True
+        seen[:, own, columns - width + own] = True
         outputs = self.model(
-            input_ids=tokens.to(self.model.device),
+            input_ids=tokens,
             position_ids=positions[:, -width:],
             attention_mask=self.attention.windowed(seen, positions, positions[:, -width:]),
             **{cache_name(): self.columns.cache},

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from accelplug.hooks.drafting import IntArray, Verified
+from accelplug.hosts.hf.device import upload
 from accelplug.hosts.hf.tree import Tree
 
 
@@ -26,7 +27,7 @@ def verified(logits: Tensor, trees: Sequence[Tree], roots: Sequence[int], rows: 
     offsets = np.zeros(len(served) + 1, dtype=np.int64)
     np.cumsum(widths, out=offsets[1:])
     tokens = np.array([token for row in served for token in (roots[row], *trees[row].tokens)], dtype=np.int64)
-    chosen = logits if len(served) == len(logits) else logits[torch.from_numpy(places).to(logits.device)]
+    chosen = logits if len(served) == len(logits) else logits[upload(torch.from_numpy(places), logits.device)]
     top = chosen.topk(min(top_k, logits.shape[-1])).indices.cpu().numpy()
     inside = np.arange(top.shape[1]) < np.array(widths)[:, None]
     return Verified(offsets, tokens, top[inside])

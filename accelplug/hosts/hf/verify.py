@@ -16,6 +16,7 @@ from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifyView, residual, without
 from accelplug.hosts.choices import probabilities
+from accelplug.hosts.hf.device import upload
 from accelplug.hosts.hf.paths import Paths
 from accelplug.hosts.hf.processors import of_row
 from accelplug.hosts.hf.request import Requests
@@ -143,7 +144,7 @@ class Walk:
         if len(nodes) == 1:
             rows = logits[:, nodes[0] + 1]
         else:
-            rows = logits[torch.arange(len(nodes), device=logits.device), torch.tensor(nodes, device=logits.device) + 1]
+            rows = logits[torch.arange(len(nodes), device=logits.device), upload(nodes, logits.device) + 1]
         # [count, vocab_size], a copy: processors may write into it
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=len(nodes) == 1)
         if self.logits is not None:
@@ -199,8 +200,8 @@ class Walk:
         if tree.kind(child) != NodeKind.DELTA and tree.rows is not None and tree.row_ids is not None:
             row = tree.row_ids[child]
             draft = rows.get(row, tree.rows[row : row + 1].to(target))
-        tokens = torch.tensor([tree.tokens[child]], device=scores.device)
-        kinds = torch.tensor([tree.kind(child)], device=scores.device)
+        tokens = upload([tree.tokens[child]], scores.device)
+        kinds = upload([int(tree.kind(child))], scores.device)
         return VerifyView(tokens, kinds, target, scores, draft, {name: value.to(scores.device) for name, value in parameters.items()})
 
     def _ask(self, view: VerifyView) -> float:

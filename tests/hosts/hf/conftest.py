@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -45,6 +47,17 @@ def mistral() -> MistralForCausalLM:
 
 
 MAKERS = {"llama": llama, "qwen3": qwen3, "gemma3": gemma3, "mistral": mistral}
+
+
+def wandering(make: Any, seed: int = 2, scale: float = 0.3) -> Any:
+    """Return a model whose greedy output wanders instead of repeating one token, with nothing that ends it."""
+    torch.manual_seed(seed)
+    model = make().eval()
+    for weights in model.parameters():
+        if weights.ndim > 1:
+            torch.nn.init.normal_(weights, std=scale)
+    model.generation_config.update(eos_token_id=None, forced_eos_token_id=None, max_length=None)
+    return model
 
 
 @pytest.fixture(scope="session")

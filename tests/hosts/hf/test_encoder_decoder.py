@@ -15,11 +15,7 @@ from hypothesis import strategies as st
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
-    FSMTConfig,
-    FSMTForConditionalGeneration,
     LogitsProcessor,
-    ProphetNetConfig,
-    ProphetNetForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
     T5GemmaConfig,
@@ -33,7 +29,7 @@ import accelplug
 from accelplug import HostError
 from accelplug.hooks import CommitView, Drafts, DraftView, IntArray
 from accelplug.testing.oracle import Oracle
-from tests.hosts.hf.conftest import VOCAB
+from tests.hosts.hf.conftest import VOCAB, wandering
 
 IDS: dict[str, Any] = {
     "vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "decoder_start_token_id": 2, "tie_word_embeddings": False,
@@ -84,16 +80,7 @@ WITH_TREES = ("whisper", "t5gemma")
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
     torch.set_num_threads(1)
-    built = {}
-    for name, (make, seed, scale) in MAKERS.items():
-        torch.manual_seed(seed)
-        model = make().eval()
-        for weights in model.parameters():
-            if weights.ndim > 1:
-                torch.nn.init.normal_(weights, std=scale)
-        model.generation_config.update(eos_token_id=None, forced_eos_token_id=None, max_length=None)
-        built[name] = model
-    return built
+    return {name: wandering(make, seed, scale) for name, (make, seed, scale) in MAKERS.items()}
 
 
 @dataclass
@@ -255,25 +242,6 @@ def test_trees_in_both_attention_implementations(models, name, implementation):
         model.set_attn_implementation(before)
 
 
-def fsmt() -> Any:
-    sizes = {"src_vocab_size": VOCAB, "tgt_vocab_size": VOCAB, "langs": ["a", "b"]}
-    return FSMTForConditionalGeneration(FSMTConfig(**sizes, **LAYERS, **IDS))
-
-
-def prophetnet() -> Any:
-    return ProphetNetForConditionalGeneration(ProphetNetConfig(hidden_size=32, num_encoder_layers=1, num_decoder_layers=1, **IDS))
-
-
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (fsmt, "fsmt models, which read one token at a time; use another model"),
-        (prophetnet, "prophetnet models, which read one token at a time; use another model"),
-    ],
-)
-def test_models_that_differ_over_several_tokens_are_refused(make, sentence):
-    with pytest.raises(HostError, match=sentence):
-        accelplug.generate(make().eval(), torch.tensor([[4, 5]]), drafter="prompt_lookup", max_new_tokens=3, num_beams=1)
 
 
 @pytest.mark.parametrize("name", sorted(set(MAKERS) - set(WITH_TREES)))
