@@ -57,8 +57,8 @@ def _range(ids: IntArray) -> tuple[int, int]:
 
 def _check_arrays(who: Technique, drafts: Drafts) -> None:
     """Refuse arrays that NumPy would fail on later, or worse, would not."""
-    for name in _ARRAYS:
-        array = getattr(drafts, name)
+    arrays = (drafts.offsets, drafts.tokens, drafts.parents, drafts.kinds, drafts.row_ids, drafts.sources)
+    for name, array in zip(_ARRAYS, arrays, strict=True):
         if array is None and name not in _REQUIRED:
             continue
         if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":

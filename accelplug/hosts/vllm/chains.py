@@ -13,7 +13,7 @@ from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import SlotTable
 
-LENGTH, DRAFTED = 0, 1
+LENGTH, DRAFTED, LIMIT, MOST = range(4)
 
 
 @dataclass(slots=True)
@@ -46,8 +46,8 @@ class Chains:
         self._of_slots = np.zeros((4, num_slots), dtype=np.int64)
         self._last: list[str] = []  # the requests of the step before
         self._slots: IntArray = np.zeros(0, dtype=np.int64)  # and their slots
-        self._none = np.zeros(num_slots, dtype=np.int64)
         self._known: list[IntArray] = list(self._of_slots[:, :0])  # and what is kept of them, which `_of_slots` learns when others come
+        self._zeros: IntArray = np.zeros(0, dtype=np.int64)  # one for each of them
         self._spare = -1  # how many tokens each of them may gain before one has less room than may be drafted for it
         self._limits: dict[str, tuple[int, int]] = {}
 
@@ -95,24 +95,28 @@ class Chains:
 
     def _commit(self, batch: Batch, scheduled: Mapping[str, int]) -> DraftView:
         """Return the view to draft from."""
-        fresh = self._claim(batch)
-        slots, lengths, num_reqs = self._slots, batch.lengths, len(self._slots)
-        accepted = self._accepted(batch, scheduled, self._known[DRAFTED]) if scheduled else None
-        lengths.flags.writeable = False  # drafters are shown this very array
-        self._known[:2] = lengths, self._none[:num_reqs]
-        self.session.stats.tokens += sum(batch.sampled)
-        if batch.req_ids and self.session.observes:
-            kept = np.zeros(num_reqs, dtype=np.int64) if accepted is None else accepted
-            self.session.observe(CommitView(slots, batch.rows, batch.tokens, lengths, fresh, kept))
-        return DraftView(slots, batch.rows, batch.tokens, lengths, self._budgets(lengths, fresh), self._parameters(batch.req_ids))
+        if batch.req_ids != self._last:  # most steps run the same requests as the step before
+            self._switch(batch)
+        lengths, fresh = batch.lengths, batch.lengths - self._known[LENGTH]
+        gained = fresh.tolist()
+        if gained and min(gained) < 1:
+            gained, fresh = self._restart(batch)
+        slots, rows, tokens, session = self._slots, batch.rows, batch.tokens, self.session
+        accepted = self._accepted(batch, scheduled, self._known[DRAFTED]) if scheduled else self._zeros
+        lengths.setflags(write=False)  # drafters are shown this very array
+        self._known[LENGTH], self._known[DRAFTED] = lengths, self._zeros
+        session.stats.tokens += sum(batch.sampled)
+        if session.observes and gained:
+            session.observe(CommitView(slots, rows, tokens, lengths, fresh, accepted.copy()))
+        self._spare -= max(gained, default=0)
+        # arithmetic is left out as long as no request can be near its end
+        budgets = self._known[MOST].copy() if self._spare >= 0 else self._budgets(lengths)
+        return DraftView(slots, rows, tokens, lengths, budgets, self._parameters(batch.req_ids) if session.requests.given else {})
 
-    def _budgets(self, lengths: IntArray, fresh: IntArray) -> IntArray:
-        """Return the most to draft for each request, [num_reqs]; arithmetic is left out as long as none of them can be near its end."""
-        _, _, limit, most = self._known
-        self._spare -= max(fresh.tolist(), default=0)
-        if self._spare >= 0:
-            return most.copy()
-        room = limit - 1 - lengths  # the target model adds one token of its own after the drafts, and that has to fit too
+    def _budgets(self, lengths: IntArray) -> IntArray:
+        """Return the most to draft for each request, [num_reqs], and find out for how many tokens that holds."""
+        most = self._known[MOST]
+        room = self._known[LIMIT] - 1 - lengths  # the target model adds one token of its own after the drafts, and that has to fit too
         self._spare = min((room - most).tolist(), default=0)
         budgets: IntArray = np.maximum(np.minimum(room, most), 0)
         return budgets
@@ -130,20 +134,20 @@ class Chains:
         found = self.session.requests.values(self.session.defaults, req_ids)
         return {name: np.array(values, dtype=object if None in values else None) for name, values in found.items()}
 
-    def _claim(self, batch: Batch) -> IntArray:
-        """Make the batch's requests those of `_last`, after starting those that are new; return how many tokens each gained, [num_reqs]."""
-        if batch.req_ids != self._last:  # most steps run the same requests as the step before
-            self._settle()
-            if any(self.table.get(req_id) is None for req_id in batch.req_ids):
-                self._start(batch)
-            self._remember(batch.req_ids)
-        fresh: IntArray = batch.lengths - self._known[LENGTH]
-        if min(fresh.tolist(), default=1) < 1:
-            self._settle()
+    def _switch(self, batch: Batch) -> None:
+        """Make the batch's requests those of `_last`, after starting those that are new."""
+        self._settle()
+        if any(self.table.get(req_id) is None for req_id in batch.req_ids):
             self._start(batch)
-            self._remember(batch.req_ids)
-            fresh = batch.lengths - self._known[LENGTH]
-        return fresh
+        self._remember(batch.req_ids)
+
+    def _restart(self, batch: Batch) -> tuple[list[int], IntArray]:
+        """Start requests anew whose tokens were taken back; return how many tokens each gained since, as a list and as an array, [num_reqs]."""
+        self._settle()
+        self._start(batch)
+        self._remember(batch.req_ids)
+        fresh: IntArray = batch.lengths - self._known[LENGTH]
+        return fresh.tolist(), fresh
 
     def _settle(self) -> None:
         """Keep what the last steps changed."""
@@ -154,6 +158,7 @@ class Chains:
         self._slots = np.array([self.table[req_id] for req_id in req_ids], dtype=np.int64)
         self._slots.flags.writeable = False  # drafters are shown this very array
         self._known = list(self._of_slots.take(self._slots, 1))
+        self._zeros = np.zeros(len(self._slots), dtype=np.int64)
         self._spare = -1
 
     def _start(self, batch: Batch) -> None:

@@ -73,13 +73,16 @@ def _offers(settings: str) -> dict[str, Offer]:
 
 
 class RequestOptions:
-    """What the running requests set, on the worker's side."""
+    """What the running requests set, on the worker's side.
+
+    :ivar given: request id -> its options, of those that set any.
+    """
 
     def __init__(self) -> None:
-        self._given: dict[str, dict[str, Any]] = {}
+        self.given: dict[str, dict[str, Any]] = {}
 
     def __len__(self) -> int:
-        return len(self._given)
+        return len(self.given)
 
     def begin(self, req_id: str, params: Any) -> dict[str, Any]:
         """Remember and return what a request sets.
@@ -89,22 +92,22 @@ class RequestOptions:
         self.end((req_id,))  # what an earlier request under the same id had set
         given = read_request(getattr(params, "extra_args", None))
         if given:
-            self._given[req_id] = given
+            self.given[req_id] = given
         return given
 
     def end(self, req_ids: Iterable[str]) -> None:
         """Forget requests; unknown ones are passed over."""
-        for req_id in req_ids if self._given else ():
-            self._given.pop(req_id, None)
+        for req_id in req_ids if self.given else ():
+            self.given.pop(req_id, None)
 
     def values(self, defaults: Mapping[str, Any], req_ids: Sequence[str]) -> dict[str, list[Any]]:
         """Return a technique's options, one value for each request; only those that one of the requests sets.
 
         :param defaults: the technique's options and what they are for requests that set nothing.
         """
-        if not self._given:
+        if not self.given:
             return {}
-        given = [self._given.get(req_id, {}) for req_id in req_ids]
+        given = [self.given.get(req_id, {}) for req_id in req_ids]
         return {
             name: [own.get(name, default) for own in given] for name, default in defaults.items() if any(name in own for own in given)
         }

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from accelplug._errors import PluginError
-from accelplug.hooks.binding import BoundDrafter
+from accelplug.hooks.binding import BoundDrafter, check_drafts
 from accelplug.hooks.capabilities import Selection
 from accelplug.hooks.drafting import CommitView, DeviceDrafts, DeviceView, Drafts, DraftView
 from accelplug.hooks.registry import Technique
@@ -69,17 +69,26 @@ class Session:
         self._call("observe", self.bound.observe, view)
 
     def propose(self, view: DraftView) -> Drafts | None:
-        """Return the drafter's chains, or None once it is switched off."""
-        return self._call("propose", self._propose, view)
+        """Return the drafter's chains, or None once it is switched off.
+
+        Every step comes through here, those that draft nothing too, so it does what `_call` does without the calls in between.
+        """
+        if self.switched_off is not None:
+            return None
+        bound, begin = self.bound, time.perf_counter()
+        try:
+            drafts = bound.propose(view)
+            check_drafts(bound.technique, drafts, view.budgets, self.vocab_size, bound.traits)
+        except Exception as exc:  # noqa: BLE001  as in `_call`
+            self._switch_off("propose", exc)
+            return None
+        finally:
+            self.stats.propose_seconds += time.perf_counter() - begin
+        return drafts
 
     def propose_on_device(self, view: DeviceView) -> DeviceDrafts | None:
         """Return the drafter's chains, or None once it is switched off."""
         return self._call("propose_on_device", self._propose_on_device, view)
-
-    def _propose(self, view: DraftView) -> Drafts:
-        drafts = self.bound.propose(view)
-        self.bound.check(drafts, view.budgets, self.vocab_size)
-        return drafts
 
     def _propose_on_device(self, view: DeviceView) -> DeviceDrafts:
         assert self.bound.propose_on_device is not None, "a drafter of host memory is asked there"

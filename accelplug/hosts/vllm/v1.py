@@ -5,6 +5,7 @@ vLLM makes the `Proposer` before the model is loaded, and accelplug's worker giv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,23 +105,30 @@ class V1Attachment:
 
     def begin_step(self, scheduler_output: Any) -> None:
         """Finish requests that ended or begin anew, and remember which drafts this step verifies."""
-        new = {request.req_id for request in scheduler_output.scheduled_new_reqs}
-        self.chains.end(scheduler_output.finished_req_ids | new)
-        for request in scheduler_output.scheduled_new_reqs:
+        if scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs:
+            self._change(scheduler_output.finished_req_ids, scheduler_output.scheduled_new_reqs)
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        if drafts:
+            self._scheduled = {req_id: len(tokens) - tokens.count(-1) for req_id, tokens in drafts.items()} | forced_in(scheduler_output)
+        else:
+            self._scheduled = {}
+        self._asked, self._drafted = False, None
+        self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
+        if self.session.clock.wanted:
+            self.session.clock.begin(scheduler_output)
+
+    def _change(self, ended: set[str], new: Sequence[Any]) -> None:
+        """Finish requests, and begin others."""
+        self.chains.end(ended | {request.req_id for request in new})
+        for request in new:
             num_prompt_tokens = len(request.prompt_token_ids or ())
             self.chains.begin(request.req_id, token_limit(num_prompt_tokens, request.sampling_params, self.chains.max_length), request.sampling_params)
-        drafts = scheduler_output.scheduled_spec_decode_tokens.items()
-        self._scheduled = {req_id: len(tokens) - tokens.count(-1) for req_id, tokens in drafts} | forced_in(scheduler_output)
-        self._asked, self._drafted = False, None
         self.session.stats.requests += len(new)
-        self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
-        self.session.clock.begin(scheduler_output)
 
     def propose(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> list[list[int]]:
         """Show the step to the drafter and return its chains, one per row."""
         self._asked = True
-        batch = self._batch(sampled, lengths, tokens)
-        drafted = self.chains.step(batch, self._scheduled)
+        drafted = self.chains.step(self._batch(sampled, lengths, tokens), self._scheduled)
         if len(drafted) == len(sampled):
             return drafted
         chains = iter(drafted)
