@@ -22,7 +22,8 @@ CONTRACT = (ROOT / "docs/contract.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 VIEWS = (
     "BuildContext", "DrafterTraits", "DraftView", "CommitView", "Drafts", "DeviceView", "DeviceDrafts",
-    "VerifierTraits", "VerifyView", "Verified", "PathView", "Choice", "GrammarSpec", "Vocabulary", "CompileLimits", "GrammarStatement",
+    "VerifierTraits", "VerifyView", "Verified", "PathView", "Choice", "ChainsView", "ChainsChoice",
+    "GrammarSpec", "Vocabulary", "CompileLimits", "GrammarStatement",
 )  # fmt: skip
 
 

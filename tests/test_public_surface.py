@@ -33,6 +33,8 @@ HOOKS = [
     "API_VERSION",
     "ROOT",
     "BuildContext",
+    "ChainsChoice",
+    "ChainsView",
     "Choice",
     "CommitView",
     "CompileLimits",

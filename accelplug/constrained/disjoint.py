@@ -43,16 +43,16 @@ class Disjoint:
         self._document = document
         self._facts: dict[int, Facts] = {}
 
-    def all_apart(self, parts: list[Any]) -> bool:
-        """Whether no value satisfies two of these schemas."""
+    def all_apart(self, parts: list[Any], kinds: frozenset[str] = _ALL) -> bool | None:
+        """Whether no value of these types satisfies two of these schemas, None where that is not looked at."""
         if len(parts) > MOST_PARTS or self._document.draft < 4:
-            return False
-        return all(self.apart(one, other) for one, other in combinations(parts, 2))
+            return None
+        return all(self.apart(one, other, kinds) for one, other in combinations(parts, 2))
 
-    def apart(self, one: Any, other: Any, depth: int = _DEEPEST) -> bool:
-        """Whether certainly no value satisfies both schemas."""
+    def apart(self, one: Any, other: Any, kinds: frozenset[str] = _ALL, depth: int = _DEEPEST) -> bool:
+        """Whether certainly no value of these types satisfies both schemas."""
         mine, others = self._facts_of(one), self._facts_of(other)
-        common = mine.kinds & others.kinds
+        common = mine.kinds & others.kinds & kinds
         if "string" in common and mine.strings is not None and others.strings is not None and not mine.strings & others.strings:
             common -= {"string"}
         if "object" in common and depth and self._no_object(mine, others, depth):
@@ -64,7 +64,7 @@ class Disjoint:
             if any(name not in names for names in one.closed + other.closed):
                 return True
             pairs = ((mine, its) for mine in one.properties.get(name, ()) for its in other.properties.get(name, ()))
-            if any(self.apart(mine, its, depth - 1) for mine, its in pairs):
+            if any(self.apart(mine, its, depth=depth - 1) for mine, its in pairs):
                 return True
         return False
 

@@ -14,6 +14,8 @@ CHECK_SECONDS: Final = 2.0
 """The longest that the check of one answer takes: a server answers nobody else meanwhile."""
 DEEP: Final = 30
 _TOO_DEEP: Final = "the text is nested too deeply to be checked; whether it is valid is not known"
+_UNSURE: Final = frozenset({"$ref", "$dynamicRef", "$recursiveRef", "pattern", "patternProperties"})
+"""Keywords without which a schema's check comes to an end, and can be made: references, and expressions that may be unreadable."""
 _OF_EACH_TYPE: Final[tuple[Any, ...]] = (None, True, 0, "", [], {})
 
 
@@ -63,6 +65,9 @@ def check_ends(document: Document) -> None:
 
     :raises ConstraintError: its references go round in a circle, or it cannot be checked at all.
     """
+    document.checking  # noqa: B018  # said early: jsonschema is missing
+    if _UNSURE.isdisjoint(document.seen.keywords):
+        return  # what their keywords say was looked at, and they lead nowhere
     try:
         with translated():
             for value in _OF_EACH_TYPE:  # another keyword may decide about some before a reference is followed

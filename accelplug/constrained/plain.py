@@ -12,15 +12,20 @@ from accelplug.constrained.engines.on_llguidance import NAME
 from accelplug.constrained.lark.terminals import plain as rust
 from accelplug.constrained.probes import PROBES
 from accelplug.constrained.regex.parse import parse
+from accelplug.constrained.schema.atoms import kinds_named
 from accelplug.constrained.schema.document import Document, Seen, escaped
 from accelplug.constrained.schema.formats import FORMATS
-from accelplug.constrained.statements import LISTS, MAPS, ONES, Use
+from accelplug.constrained.schema.vocabulary import MAPS
+from accelplug.constrained.statements import LISTS, ONES, Use
 
 _TOUCHED: Final = frozenset({"oneOf", "uniqueItems", "multipleOf"})
+MAY_CHANGE: Final = _TOUCHED | {"format"}
+"""Keywords that may be written otherwise."""
 _BESIDE_A_REFERENCE: Final = frozenset({"$ref", "$schema", "$id", "id", "$defs", "definitions"})
 _MANY: Final = frozenset({"string", "number", "integer", "array", "object"})
 """Types of which there are more values than a mask remembers, unless they are listed."""
 _FEWER_VALUES: Final = frozenset({"const", "enum", "$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if"})
+_LONGEST_CHAIN: Final = 8
 _FEWER_ITEMS: Final = _FEWER_VALUES | {"maxItems", "prefixItems", "contains"}
 
 
@@ -30,11 +35,13 @@ class Plain(NamedTuple):
     :param text: the schema.
     :param features: what the engine must be able to do.
     :param checked: the places of what is left to the final check.
+    :param overlaps: whether it has a `oneOf` whose alternatives may share a value.
     """
 
     text: str
     features: frozenset[str]
     checked: tuple[str, ...]
+    overlaps: bool
 
 
 def plain(document: Document, found: list[Use], text: str) -> Plain:
@@ -50,7 +57,7 @@ def plain(document: Document, found: list[Use], text: str) -> Plain:
         if reader.changed:
             text = json.dumps(schema, ensure_ascii=False)
     features = frozenset(reader.features.get(use.place, use.feature) for use in found) - {""}
-    return Plain(text, features, tuple(reader.checked))
+    return Plain(text, features, tuple(reader.checked), reader.overlaps)
 
 
 class _Reader:
@@ -64,6 +71,7 @@ class _Reader:
         self.disjoint = Disjoint(document)
         self.features: dict[str, str] = {}
         self.checked: list[str] = []
+        self.overlaps = False
 
     def may_change(self, seen: Seen) -> bool:
         """Whether something may be left out or written otherwise: a glance that spares most schemas the rest."""
@@ -94,7 +102,7 @@ class _Reader:
                 continue
             if keyword != "format" or self._keeps(value):
                 found[keyword] = self._below(keyword, value, f"{place}/{keyword}")
-        if "oneOf" in found and self._overlaps_nowhere(schema):
+        if "oneOf" in found and self._is_any_of(schema):
             self.changed = True
             found = {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in found.items()}
         if self.features.get(f"{place}/multipleOf") == "":
@@ -103,10 +111,12 @@ class _Reader:
             self._other_format(found, schema["format"], f"{place}/format")
         return found
 
-    def _overlaps_nowhere(self, schema: dict[str, Any]) -> bool:
+    def _is_any_of(self, schema: dict[str, Any]) -> bool:
         """Whether ``anyOf`` may stand in the place of ``oneOf``."""
         parts = schema["oneOf"]
-        return not self.keeps_one_of and "anyOf" not in schema and isinstance(parts, list) and self.disjoint.all_apart(parts)
+        apart = isinstance(parts, list) and self.disjoint.all_apart(parts, kinds_named(schema.get("type")))
+        self.overlaps |= apart is False
+        return apart is True and not self.keeps_one_of and "anyOf" not in schema
 
     def _below(self, keyword: str, value: Any, place: str) -> Any:
         if keyword in MAPS and isinstance(value, dict):
@@ -136,17 +146,27 @@ class _Reader:
 
     def _drops_unique(self, schema: dict[str, Any], place: str) -> bool:
         if schema["uniqueItems"] is True:
-            if not _is_beyond_masks(schema):
+            if not self._is_beyond_masks(schema):
                 return False
             self.checked.append(place)
         self.changed, self.features[place] = True, ""
         return True
 
+    def _is_beyond_masks(self, schema: dict[str, Any]) -> bool:
+        """Whether an array has items of which there are too many for a mask to remember, as far as that is seen at sight."""
+        items = self._meant(schema.get("items", True))
+        if schema.keys() & _FEWER_ITEMS or not (items is True or isinstance(items, dict)):
+            return False
+        if items is True:
+            return True
+        named = items.get("type")
+        kinds = _MANY if named is None else {named} if isinstance(named, str) else set(named) if isinstance(named, list) else set()
+        return not kinds.isdisjoint(_MANY) and not items.keys() & _FEWER_VALUES
 
-def _is_beyond_masks(schema: dict[str, Any]) -> bool:
-    """Whether an array has items of which there are too many for a mask to remember, as far as that is seen at sight."""
-    items = schema.get("items", True)
-    if schema.keys() & _FEWER_ITEMS or not (items is True or isinstance(items, dict)):
-        return False
-    kind = None if items is True else items.get("type")
-    return items is True or (isinstance(kind, str) and kind in _MANY and not items.keys() & _FEWER_VALUES)
+    def _meant(self, schema: Any) -> Any:
+        """Return what a schema refers to, where it is no more than a reference."""
+        for _ in range(_LONGEST_CHAIN):
+            if not (isinstance(schema, dict) and "$ref" in schema and (self.document.draft <= 7 or len(schema) == 1)):
+                break
+            schema = self.document.pointed(schema["$ref"])
+        return schema

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.known import begin, enforces, installed, label
 from accelplug.constrained.lark.compile import to_lark
-from accelplug.constrained.plain import plain
+from accelplug.constrained.plain import MAY_CHANGE, plain
 from accelplug.constrained.schema.document import Document
-from accelplug.constrained.schema.vocabulary import later_than
+from accelplug.constrained.schema.vocabulary import has_any_of, later_than
 from accelplug.constrained.statements import BESIDE_OTHERS, Use, split, uses
 from accelplug.hooks import CompileLimits, GrammarSpec, GrammarStatement, Matcher, Vocabulary
 
@@ -56,10 +56,14 @@ def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec
     That a name is not written with escapes is left to the final check, unless that is not wanted: no tokenizer's own text has them.
     """
     later = later_than(document.draft)  # keywords that engines know and the draft does not
-    if spec.order != "declared" or "x-guidance" in spec.text or not later.isdisjoint(document.seen.keywords):
+    if spec.order != "declared" or "x-guidance" in spec.text:
+        return None
+    if not later.isdisjoint(document.seen.keywords) and has_any_of(later, document.schema):
+        return None
+    if not all(_knows(name, feature) for feature in {use.feature for use in found if use.keyword not in MAY_CHANGE}):
         return None
     given = plain(document, found, spec.text)
-    if not all(enforces(name, feature.removesuffix(BESIDE_OTHERS)) for feature in given.features):
+    if given.overlaps or not all(_knows(name, feature) for feature in given.features):
         return None
     left = {*given.checked, *(use.place for use in found if use.feature.endswith(BESIDE_OTHERS))}
     checked = tuple(dict.fromkeys(use.place for use in found if use.place in left))
@@ -67,9 +71,14 @@ def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec
         return None
     try:
         enforced = tuple(dict.fromkeys(use.place for use in found if use.place not in left))
-        return Route(begin(name, replace(spec, text=given.text), vocabulary), GrammarStatement(label(name), enforced, checked))
+        asked = spec if given.text is spec.text else replace(spec, text=given.text)
+        return Route(begin(name, asked, vocabulary), GrammarStatement(label(name), enforced, checked))
     except ConstraintError:
         return None
+
+
+def _knows(name: str, feature: str) -> bool:
+    return enforces(name, feature.removesuffix(BESIDE_OTHERS))
 
 
 def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:

@@ -9,20 +9,17 @@ from typing import Any, Final, NamedTuple
 
 from accelplug.constrained.schema.document import Document, escaped
 from accelplug.constrained.schema.formats import FORMATS
-from accelplug.constrained.schema.vocabulary import KEYWORDS, is_known
+from accelplug.constrained.schema.vocabulary import MAPS, SPEAKING, is_known
 
 MOST_COUNTED: Final = 2**53
 MOST_STEP: Final = 100_000  # an automaton that counts remainders takes seconds beyond, then gigabytes
-_BESIDE: Final = ("then", "else", "minContains", "maxContains")
-MAPS: Final = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
 LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 ONES: Final = ("not", "if", "then", "else", "items", "additionalItems", "contains", "additionalProperties", "propertyNames")
 _MORE_ONES: Final = ("unevaluatedItems", "unevaluatedProperties")
 _HOLDING: Final = frozenset((*MAPS, *LISTS, *ONES, *_MORE_ONES))
 _ALL_ONES: Final = frozenset((*ONES, *_MORE_ONES))
-_CONSTRAINING: Final = frozenset((*KEYWORDS, *_BESIDE))
 _PARTS: Final = (dict, list)
-_SPEAKING: Final = _HOLDING | _CONSTRAINING
+_LOOKED_AT: Final = _HOLDING | SPEAKING
 _CLASSES: Final = re.compile(r"\\[dwsDWSpb]|\(\?|\.")
 
 
@@ -48,10 +45,10 @@ def uses(document: Document) -> list[Use]:
 def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], place: str) -> None:
     alone = document.draft <= 7 and "$ref" in schema
     for keyword, value in schema.items():
-        if keyword not in _SPEAKING:
+        if keyword not in _LOOKED_AT:
             continue
         here = f"{place}/{keyword}"
-        said = keyword in _CONSTRAINING and not (alone and keyword != "$ref") and is_known(keyword, document.draft)
+        said = keyword in SPEAKING and not (alone and keyword != "$ref") and is_known(keyword, document.draft)
         if said and (keyword != "format" or _asserted(document, value)):
             found.append(_use((here, keyword, _feature({keyword: value} if alone else schema, keyword))))
         if keyword in _HOLDING and isinstance(value, _PARTS):
@@ -116,7 +113,7 @@ def _has_spellings(schema: dict[str, Any], value: Any) -> bool:
 
 
 def _has_siblings(schema: dict[str, Any], _: Any) -> bool:
-    return bool(schema.keys() & _CONSTRAINING - {"$ref"})
+    return bool(schema.keys() & SPEAKING - {"$ref"})
 
 
 def _beyond_a_pointer(_: dict[str, Any], value: Any) -> bool:
@@ -170,13 +167,15 @@ _FORMS_OF: Final = {
 def split(all_uses: list[Use], inexact: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Divide places into those that are enforced and those that are checked: what stands at or below an inexact place.
 
-    ``"*/required"`` is every such keyword. Where a place is none of the document's, all of it counts as checked.
+    ``"*/required"`` is every such keyword. Where a place is none of the document's, being named by another way there, all of it counts as checked.
     """
     vague = frozenset(inexact)
     if not vague:
         return tuple(dict.fromkeys(use.place for use in all_uses)), ()
-    checked = [use.place for use in all_uses if f"*/{use.keyword}" in vague or _is_below(use.place, vague)]
-    if not checked:
+    known = {use.place for use in all_uses}
+    if all(place in known or place.startswith("*/") or any(one.startswith(f"{place}/") for one in known) for place in vague):
+        checked = [use.place for use in all_uses if f"*/{use.keyword}" in vague or _is_below(use.place, vague)]
+    else:
         checked = [use.place for use in all_uses]
     kept = dict.fromkeys(checked)
     return tuple(dict.fromkeys(use.place for use in all_uses if use.place not in kept)), tuple(kept)

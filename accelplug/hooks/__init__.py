@@ -24,12 +24,24 @@ from accelplug.hooks.options import option
 from accelplug.hooks.registry import Entry, Owner, Registry, Technique, registry
 from accelplug.hooks.specs import Register, hookimpl, hookspec
 from accelplug.hooks.spelling import Spec, parse_spec
-from accelplug.hooks.verifying import Choice, PathVerifier, PathView, Verifier, VerifierTraits, VerifyView, residual
+from accelplug.hooks.verifying import (
+    ChainsChoice,
+    ChainsView,
+    Choice,
+    PathVerifier,
+    PathView,
+    Verifier,
+    VerifierTraits,
+    VerifyView,
+    residual,
+)
 
 __all__ = [
     "API_VERSION",
     "ROOT",
     "BuildContext",
+    "ChainsChoice",
+    "ChainsView",
     "Choice",
     "CommitView",
     "CompileLimits",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import DrafterTraits, NodeKind
@@ -57,7 +57,7 @@ class Selection:
 
 def drafter_traits(technique: Technique) -> DrafterTraits:
     """Return what a drafter says about itself; the defaults where it says nothing."""
-    traits = getattr(technique.instance, "traits", DrafterTraits())
+    traits = _declared(technique, DrafterTraits())
     if not isinstance(traits, DrafterTraits):
         raise HostError(f"{technique}: its traits are a {type(traits).__name__}; make them an accelplug.hooks.DrafterTraits")
     return traits
@@ -66,19 +66,37 @@ def drafter_traits(technique: Technique) -> DrafterTraits:
 def verifier_traits(technique: Technique) -> VerifierTraits:
     """Return what a verification rule says about itself, which it must.
 
-    :raises HostError: it has no traits, or neither ``accept`` nor ``choose`` for them to be true of.
+    :raises HostError: it has no traits, or neither ``accept`` nor ``choose`` for them to be true of, or ``choose_on_device`` alone.
     """
-    traits = getattr(technique.instance, "traits", None)
+    traits = _declared(technique, None)
     if not isinstance(traits, VerifierTraits):
         raise HostError(f"{technique}: it has no traits; give it 'traits = accelplug.hooks.VerifierTraits(lossless=...)'")
+    if judges_chains(technique) and not judges_paths(technique):
+        raise HostError(f"{technique} has choose_on_device(view) without choose(view), which other hosts ask; give it both")
     if not callable(getattr(technique.instance, "accept", None)) and not judges_paths(technique):
         raise HostError(f"{technique} has no accept(view); give it one that returns each candidate's acceptance probability")
     return traits
 
 
+def _declared(technique: Technique, default: object) -> Any:
+    """Return an instance's traits. A property that fails inside is the author's to see, and no lack of traits."""
+    instance = technique.instance
+    if not hasattr(type(instance), "traits") and not hasattr(instance, "traits"):
+        return default
+    try:
+        return instance.traits
+    except Exception as exc:
+        raise HostError(f"{technique}: reading its traits raised {type(exc).__name__}: {exc}; mend the property") from exc
+
+
 def judges_paths(technique: Technique) -> bool:
     """Whether a verifier judges a request's drafts as a whole."""
     return callable(getattr(technique.instance, "choose", None))
+
+
+def judges_chains(technique: Technique) -> bool:
+    """Whether a verifier judges the chains of a whole batch at once, on the device."""
+    return callable(getattr(technique.instance, "choose_on_device", None))
 
 
 def admit(selection: Selection, host: Host, *, sampling: bool, allow_lossy: bool = False) -> None:

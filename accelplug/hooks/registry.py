@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from accelplug._errors import AccelplugError, PluginError, UnknownTechniqueError
 from accelplug.hooks.context import API_VERSION, BuildContext
 from accelplug.hooks.factories import check_factory, load_factory
-from accelplug.hooks.options import check_options, fields_of
+from accelplug.hooks.options import check_options
 from accelplug.hooks.spelling import Spec, parse_spec
 
 V = TypeVar("V")
@@ -215,8 +215,3 @@ def registry() -> Registry:
     from accelplug.hooks.discovery import load_registry  # which fills what this module defines
 
     return load_registry()
-
-
-def options_of(entry: Entry) -> list[str]:
-    """Return the names of a technique's options, for listings."""
-    return list(fields_of(entry.resolve()))

@@ -73,6 +73,17 @@ class VerifyView:
         drawn = self.draft.gather(1, self.tokens.unsqueeze(1)).squeeze(1)
         return drawn.where(self.kinds != NodeKind.DELTA, ones)
 
+    def drawn(self) -> Tensor:
+        """Return the distribution that each candidate was drawn from, [n, vocab_size]; a DELTA candidate's is its point mass."""
+        mass = self.target.new_zeros(self.target.shape).scatter_(1, self.tokens.unsqueeze(1), 1.0)
+        return mass if self.draft is None else mass.where((self.kinds == NodeKind.DELTA).unsqueeze(1), self.draft)
+
+    def at(self, rows: Tensor) -> VerifyView:
+        """Return the candidates in these rows, [m] int64."""
+        draft = None if self.draft is None else self.draft[rows]
+        parameters = {name: values[rows] for name, values in self.parameters.items()}
+        return VerifyView(self.tokens[rows], self.kinds[rows], self.target[rows], self.logits[rows], draft, parameters)
+
 
 def residual(view: VerifyView) -> Tensor:
     """Return ``norm[target - draft]+`` for each candidate, [n, vocab_size], a DELTA candidate's draft being its point mass.
@@ -80,12 +91,7 @@ def residual(view: VerifyView) -> Tensor:
     Where nothing is left (a rule was stricter than the lossless one) the target itself is returned.
     Source: Leviathan et al. 2023, arXiv 2211.17192, theorem 1.
     """
-    import torch
-
-    drawn = torch.zeros_like(view.target).scatter_(1, view.tokens.unsqueeze(1), 1.0)
-    if view.draft is not None:
-        drawn = drawn.where((view.kinds == NodeKind.DELTA).unsqueeze(1), view.draft)
-    return normalised((view.target - drawn).clamp(min=0), view.target)
+    return normalised((view.target - view.drawn()).clamp(min=0), view.target)
 
 
 def without(rows: Tensor, tokens: Tensor) -> Tensor:
@@ -147,6 +153,58 @@ class PathView:
 
 
 @dataclass(frozen=True, slots=True)
+class ChainsView:
+    """The chains of a whole batch, for rules that judge them on the device: nothing here waits for it, and shapes depend on no value.
+
+    The drafts of all requests stand one after the other, each judged by the row of the target that follows the drafts before it.
+    """
+
+    drafts: VerifyView  # [num_drafts] candidates
+    requests: Tensor  # [num_drafts] int64, whose draft it is, ascending
+    places: Tensor  # [num_drafts] int64, its place in that request's chain, from 0
+    counts: Tensor  # [num_reqs] int64, how long each chain is; drafts at later places are padding
+    width: int  # the most drafts of a request, padding included
+    below: Callable[[Tensor], Tensor]  # [num_reqs, width] probabilities -> bool: draws a uniform number for each, whether it lies below
+
+    def there(self) -> Tensor:
+        """Return which places hold a draft and no padding, [num_reqs, width] bool."""
+        import torch
+
+        return torch.arange(self.width, device=self.counts.device) < self.counts.unsqueeze(1)
+
+    def padded(self, values: Tensor, fill: float = 0) -> Tensor:
+        """Return one value per draft [num_drafts] laid out by request and place, [num_reqs, width], with `fill` in place of padding."""
+        laid = values.new_full((len(self.counts), self.width), fill)
+        laid[self.requests, self.places] = values
+        return laid.masked_fill_(~self.there(), fill)
+
+    def following(self, kept: Tensor) -> Tensor:
+        """Return which draft stands behind the first `kept` [num_reqs] of each chain, [num_reqs] int64 into `drafts`.
+
+        Where a chain ends there it is some other draft; what is said of that is not used.
+        """
+        import torch
+
+        firsts = torch.searchsorted(self.requests, torch.arange(len(kept), device=kept.device))
+        return (firsts + kept).clamp(max=len(self.places) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainsChoice:
+    """What a rule decided about the chains of a batch.
+
+    :param kept: how many drafts of each chain are accepted, from its first on, [num_reqs] int64.
+    :param rest: the distribution of the token that takes the place of the first rejected draft, [num_reqs, vocab_size]; where a whole
+        chain is kept it is not used, and the token behind that is drawn from the target.
+    :param lossy: which drafts a lossless rule would have rejected, for the statistics, [num_reqs, width] bool; those not kept do not count.
+    """
+
+    kept: Tensor
+    rest: Tensor
+    lossy: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What a rule for whole drafts decided.
 
@@ -165,7 +223,10 @@ class PathVerifier(Protocol):
 
     The host applies processors to every node's scores before it asks, each along its own path; that is right for
     processors that depend on a row's tokens and scores alone, and a host refuses others. A path through a masked token
-    is cut there. It is asked only where something was drafted.
+    is cut there. It is asked only where something was drafted. The tensors of a view may lie in host memory, wherever the engine's do.
+
+    Optional: ``choose_on_device(view: ChainsView) -> ChainsChoice``, the same rule on the chains of a whole batch, for engines on which
+    waiting for the device is dear. What it keeps has the same distribution as what `choose` keeps.
     """
 
     @property

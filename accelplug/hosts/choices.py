@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from accelplug._errors import PluginError
 from accelplug.hooks.drafting import ROOT
 from accelplug.hooks.registry import Technique
-from accelplug.hooks.verifying import Choice, PathView, normalised
+from accelplug.hooks.verifying import ChainsChoice, ChainsView, Choice, PathView, normalised
 
 _TOLERANCE = 1e-3  # how far a distribution's sum may lie from 1
 
@@ -66,3 +67,70 @@ def check_choice(rule: Technique, choice: Any, view: PathView) -> None:
     total, least = torch.stack([rest.sum(), rest.min()]).tolist()
     if not (least >= 0 and abs(total - 1) < _TOLERANCE):
         raise PluginError(f"{rule} returned a rest that sums to {total:.4g} with a least entry of {least:.4g}; return a distribution")
+
+
+Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""What the target says behind the first `kept` [num_reqs] drafts of each request: probabilities and scores, [num_reqs, vocab_size] each."""
+
+
+def choose_on_device(rule: Technique, view: ChainsView, behind: Rows, *, lossless: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Ask a rule about the chains of a batch, and hold its answer to what every host promises, without waiting for the device.
+
+    :param behind: the rows of the target that follow the drafts.
+    :returns: how many drafts of each request are kept, [num_reqs], what the token behind them is drawn from, [num_reqs, vocab_size], and how
+        many of them are lossy, [num_reqs]; all as in `choose`.
+    :raises PluginError: as `check_chains`.
+    """
+    drafts = view.drafts
+    choice: ChainsChoice = rule.call(rule.instance.choose_on_device, view)
+    check_chains(rule, choice, view)
+    possible = drafts.logits.gather(1, drafts.tokens.unsqueeze(1)).squeeze(1) > -torch.inf
+    most = view.padded(possible).long().cumprod(1).sum(1)  # a chain ends before its first masked token
+    kept = torch.minimum(choice.kept, most)
+    rest = rest_of(choice.rest, (kept == choice.kept) & (kept < view.counts), *behind(kept))
+    if lossless:
+        return kept, rest, torch.zeros_like(kept)
+    never = view.padded(drafts.target_at_tokens() <= 0)
+    named = never if choice.lossy is None else never | choice.lossy
+    return kept, rest, (named & (torch.arange(view.width, device=kept.device) < kept.unsqueeze(1))).sum(1)
+
+
+def rest_of(left: Tensor, rejected: Tensor, target: Tensor, scores: Tensor) -> Tensor:
+    """Return what each request's next token is drawn from, no token masked, [num_reqs, vocab_size].
+
+    :param left: what a rejection leaves, [num_reqs, vocab_size].
+    :param rejected: whether a draft was rejected there, [num_reqs] bool; the target is taken where none was.
+    :param target: [num_reqs, vocab_size].
+    :param scores: as `target`, -inf for masked tokens.
+    """
+    return normalised(torch.where(rejected.unsqueeze(1), left, target).masked_fill(scores == -torch.inf, 0.0), target)
+
+
+def check_chains(rule: Technique, choice: Any, view: ChainsView) -> None:
+    """Refuse an answer of a wrong shape and, where looking waits for no device, one that no draft allows.
+
+    :raises PluginError: naming the rule and what is wrong.
+    """
+    if not isinstance(choice, ChainsChoice):
+        raise PluginError(f"{rule} returned a {type(choice).__name__}; return accelplug.hooks.ChainsChoice")
+    num_reqs, vocab_size = len(view.counts), view.drafts.target.shape[1]
+    wanted = {"kept": (num_reqs,), "rest": (num_reqs, vocab_size), "lossy": (num_reqs, view.width)}
+    for name, shape in wanted.items():
+        found: Any = getattr(choice, name)
+        if not (name == "lossy" and found is None) and (not isinstance(found, Tensor) or tuple(found.shape) != shape):
+            raise PluginError(f"{rule} returned a {name} that is no tensor {list(shape)}; return one entry per request")
+    if choice.kept.is_floating_point() or choice.kept.dtype == torch.bool:
+        raise PluginError(f"{rule} returned a kept of {choice.kept.dtype}; it counts drafts, in int64")
+    if choice.kept.device.type == "cpu":
+        _check_values(rule, choice, view.counts)
+
+
+def _check_values(rule: Technique, choice: ChainsChoice, counts: Tensor) -> None:
+    kept, rejected = choice.kept, choice.kept < counts
+    if bool(((kept < 0) | (kept > counts)).any()):
+        raise PluginError(f"{rule} keeps {kept.tolist()} drafts of chains of {counts.tolist()}; keep no more than view.counts")
+    rest = choice.rest[rejected]
+    totals = rest.sum(-1)
+    if not bool((rest >= 0).all() & ((totals - 1).abs() < _TOLERANCE).all()):
+        worst = totals[(totals - 1).abs().argmax()]
+        raise PluginError(f"{rule} returned a rest that sums to {worst:.4g} with a least entry of {rest.min():.4g}; return distributions")

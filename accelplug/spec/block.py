@@ -5,7 +5,7 @@ Output     unchanged under greedy decoding; unchanged in distribution under samp
 Needs      the probability row of every sampled draft node
 Hosts      transformers, vllm
 Devices    cpu, cuda
-Cost       one softmax and one subtraction per drafted position, two waits for the device a step
+Cost       one softmax and one subtraction per drafted position; on transformers two waits for the device a step, on vllm none
 Good for   sampled chains: never fewer tokens a step than token_wise
 Poor for   deterministic drafts, where token_wise accepts as much; trees: use traversal
 """
@@ -13,9 +13,12 @@ Poor for   deterministic drafts, where token_wise accepts as much; trees: use tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from accelplug.hooks.verifying import Choice, PathView, VerifierTraits
+from accelplug.hooks.verifying import ChainsChoice, ChainsView, Choice, PathView, VerifierTraits, normalised
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +47,34 @@ class Block:
             if length == 0 or (failed > 0 and view.below(total / failed)):
                 return Choice(range(length), left[length] / total if total > 0 else view.target[length])
         raise AssertionError("the empty prefix is always accepted")
+
+    def choose_on_device(self, view: ChainsView) -> ChainsChoice:
+        """Return the same of every chain: all prefixes are tried at once, and the longest one that passes stays."""
+        import torch
+
+        drafts = view.drafts
+        tiny = torch.finfo(drafts.target.dtype).tiny
+        joint = _joint(view.padded(drafts.target_at_tokens() / drafts.draft_at_tokens().clamp(min=tiny)))
+        before = joint[view.requests, view.places].to(drafts.target)  # of the drafts before each draft
+        left = (before.unsqueeze(1) * drafts.target - drafts.drawn()).clamp(min=0)
+        # Place i stands for the prefix that ends with draft i, which is kept for what it leaves to draft i + 1, if there is one.
+        total = torch.nn.functional.pad(view.padded(left.sum(-1).double())[:, 1:], (0, 1))
+        passes, whole = joint[:, 1:], torch.arange(1, view.width + 1, device=joint.device) == view.counts.unsqueeze(1)
+        failed = (total + 1.0 - passes).clamp(min=torch.finfo(torch.float64).tiny)
+        kept = view.below(torch.where(whole, passes, total / failed).where(view.there(), 0.0))
+        lengths = torch.where(kept, torch.arange(1, view.width + 1, device=joint.device), 0).amax(1)
+        at = view.following(lengths)
+        return ChainsChoice(lengths, normalised(left[at], drafts.target[at]))
+
+
+def _joint(ratios: Tensor) -> Tensor:
+    """Return the probability with which each prefix has to be kept, [num_reqs, width + 1], the empty one first: min(1, that of the shorter * ratio).
+
+    In logarithms it is a walk that is held back at 0, which is how far its sum lies below the greatest sum so far.
+
+    :param ratios: target by draft probability of each drafted token, [num_reqs, width].
+    """
+    import torch
+
+    walk = torch.nn.functional.pad(ratios.double().log().cumsum(1), (1, 0))
+    return (walk - walk.cummax(1).values).exp()

@@ -85,8 +85,9 @@ class DraftModel:
     @property
     def traits(self) -> DrafterTraits:
         """The tree policy decides the shape and the kinds."""
-        drawn = () if self.tokens == "text" else self._tree.kinds
-        return DrafterTraits(shape=self._tree.shape, kinds=frozenset({NodeKind.DELTA, *drawn}), needs=_NEEDS, continues=True)
+        tree = build_part("draft_model: tree", self.tree, trees.POLICIES, "grow")
+        drawn = () if self.tokens == "text" else tree.kinds
+        return DrafterTraits(shape=tree.shape, kinds=frozenset({NodeKind.DELTA, *drawn}), needs=_NEEDS, continues=True)
 
     def start(self, slots: IntArray) -> None:
         """Begin with nothing read in each slot."""

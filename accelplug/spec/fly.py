@@ -5,7 +5,7 @@ Output     changed, under greedy decoding too
 Needs      allow_lossy=True; chains longer than the window; the probability row of every sampled draft node
 Hosts      transformers, vllm
 Devices    cpu, cuda
-Cost       one top-k per step beside token_wise; every drafted token is judged, not only the first ones
+Cost       one top-k per step beside token_wise, on vllm without a wait for the device; every drafted token is judged, not only the first ones
 Good for   long drafts of a good draft model that words the same thing differently
 Poor for   drafts no longer than the window, where it is token_wise; text in which one token matters, such as numbers
 """
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from accelplug.hooks.options import option
-from accelplug.hooks.verifying import Choice, PathView, VerifierTraits
+from accelplug.hooks.verifying import ChainsChoice, ChainsView, Choice, PathView, VerifierTraits
+from accelplug.spec import chains
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,8 @@ class Fly:
         """Return the tokens up to the first rejection that is not overlooked, and the residual there."""
         window = int(view.parameters.get("window", self.window))
         accepted = [view.below(probability) for probability in _acceptance(view)]
-        unsure = self._unsure(view)
+        entropy = view.parameters.get("entropy", self.entropy)
+        unsure = self._unsure(view.logits[:-1], _at_tokens(view.logits[:-1], view), entropy).tolist()
         overlooked = []
         for node, kept in enumerate(accepted):
             behind = accepted[node + 1 : node + 1 + window]
@@ -52,15 +54,34 @@ class Fly:
             return Choice(range(node), left / total if total > 0 else view.target[node], overlooked)
         return Choice(range(len(accepted)), view.target[-1], overlooked)
 
-    def _unsure(self, view: PathView) -> list[bool]:
-        """Return for each node whether the target was unsure before it and gives it a chance at all."""
+    def choose_on_device(self, view: ChainsView) -> ChainsChoice:
+        """Return the same of every chain."""
         import torch
 
-        scores = view.logits[:-1]
-        likely = scores.topk(min(self.top_k, scores.shape[1])).values.softmax(-1)
-        possible = _at_tokens(scores, view) > -torch.inf
-        unsure: list[bool] = ((torch.special.entr(likely).sum(-1) >= view.parameters.get("entropy", self.entropy)) & possible).tolist()
-        return unsure
+        drafts = view.drafts
+        own = drafts.parameters.get("window")
+        window = self.window if own is None else view.padded(own)
+        accepted = chains.accepted(view)
+        so_far = torch.nn.functional.pad(accepted.long().cumsum(1), (1, 0))  # [num_reqs, width + 1] of the first so many drafts
+        ends = torch.arange(1, view.width + 1, device=so_far.device) + window
+        behind = so_far.gather(1, ends.clamp(max=view.width).expand(accepted.shape)) - so_far[:, 1:]
+        scores = drafts.logits.gather(1, drafts.tokens.unsqueeze(1)).squeeze(1)
+        unsure = view.padded(self._unsure(drafts.logits, scores, drafts.parameters.get("entropy", self.entropy)))
+        overlooked = ~accepted & unsure & (behind == window) & view.there()
+        return chains.up_to_first_rejection(view, accepted | overlooked, overlooked)
+
+    def _unsure(self, logits: Tensor, at_tokens: Tensor, entropy: float | Tensor) -> Tensor:
+        """Return for each draft whether the target was unsure before it and gives it a chance at all, [num_drafts] bool.
+
+        :param logits: scores that it is judged by, [num_drafts, vocab_size].
+        :param at_tokens: those of the drafts, [num_drafts].
+        :param entropy: the least one.
+        """
+        import torch
+
+        likely = logits.topk(min(self.top_k, logits.shape[1])).values.softmax(-1)
+        unsure: Tensor = torch.special.entr(likely).sum(-1) >= entropy
+        return unsure & (at_tokens > -torch.inf)
 
 
 def _acceptance(view: PathView) -> list[float]:

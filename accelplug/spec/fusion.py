@@ -35,7 +35,6 @@ class Fusion:
     context: InitVar[BuildContext]
     sources: Sequence[object] = option(_SOURCES, help="the drafters to ask, as anybody would write them")
     num_nodes: int = option(64, ge=1, le=512, help="most nodes of the merged tree")
-    traits: DrafterTraits = field(init=False, repr=False)
     _sources: list[BoundDrafter] = field(init=False, repr=False)
     _vocab_size: int = field(init=False, repr=False)
 
@@ -49,12 +48,16 @@ class Fusion:
                 raise OptionError(f"fusion cannot merge the sampled nodes of {source.technique}; name sources of deterministic drafts")
             if source.is_device_only:
                 raise OptionError(f"fusion asks in host memory and {source.technique} drafts on the device only; name another source")
-        every = [source.traits for source in self._sources]
-        self.traits = DrafterTraits(
+
+    @property
+    def traits(self) -> DrafterTraits:
+        """A tree, even before there are sources, who say what else is needed."""
+        every = [source.traits for source in getattr(self, "_sources", ())]
+        return DrafterTraits(
             shape="tree",
             needs=frozenset().union(*(traits.needs for traits in every)),
-            scope=max((traits.scope for traits in every), key=_SCOPES.index),
-            top_k=max(traits.top_k for traits in every),
+            scope=max((traits.scope for traits in every), key=_SCOPES.index, default="request"),
+            top_k=max((traits.top_k for traits in every), default=0),
             continues=all(traits.continues for traits in every),
         )
 

@@ -1,4 +1,4 @@
-"""Input copying: draft the rest of the input from where the output stands in it, and find the place again after each change.
+"""Input copying: draft the rest of the input from the place that the output has reached, and find the place again after each change.
 
 Paper      Ge et al. 2022, "Lossless Acceleration for Seq2seq Generation with Aggressive Decoding", arXiv 2205.10350, section 3.1
 Output     unchanged (the verifier decides)
@@ -97,10 +97,10 @@ class InputCopy:
     Span positions count tokens of the prompt, without a batch's padding, negative ones from its end, as in a slice.
     """
 
-    num_tokens: int = option(32, ge=1, le=512, per_request=True, help="most tokens to draft; the whole rest of the span if it is shorter")
+    num_tokens: int = option(32, ge=1, le=512, per_request=True, help="most tokens to draft, up to the end of the span")
     span_start: int = option(0, per_request=True, help="where the span begins in the prompt")
     span_end: int | None = option(None, per_request=True, help="where it ends; None for the prompt's end")
-    max_ngram: int = option(3, ge=1, le=16, help="most tokens of the output by which it is found in the span again")
+    max_ngram: int = option(3, ge=1, le=16, help="longest n-gram of the output by which its place in the span is found again")
     traits: DrafterTraits = field(init=False, repr=False, default=DrafterTraits(continues=True))
     _prompts: dict[int, int] = field(init=False, repr=False, default_factory=dict)  # slot -> length of its prompt
     _slots: dict[int, _Copying] = field(init=False, repr=False, default_factory=dict)

@@ -5,7 +5,7 @@ Output     unchanged under greedy decoding; unchanged in distribution under samp
 Needs      siblings drawn independently, with their row; other SAMPLED and DELTA nodes are judged one after the other
 Hosts      transformers, vllm (chains)
 Devices    cpu, cuda
-Cost       16 passes over the vocabulary per level with such siblings, one otherwise
+Cost       16 passes over the vocabulary per level with such siblings, one otherwise; on vllm no wait for the device
 Good for   several chains or siblings drawn independently from a draft model
 Poor for   siblings drawn without replacement, which it does not take: token_wise and traversal accept more at the same number of nodes
 """
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from accelplug.hooks.drafting import ROOT, NodeKind
-from accelplug.hooks.verifying import Choice, PathView, VerifierTraits
+from accelplug.hooks.verifying import ChainsChoice, ChainsView, Choice, PathView, VerifierTraits
+from accelplug.spec import chains
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,10 @@ class KSeq:
             if chosen is None:
                 return Choice(_path_to(view, nodes[0]), target)
             nodes = [node for node in candidates if view.tokens[node] == view.tokens[chosen]]
+
+    def choose_on_device(self, view: ChainsView) -> ChainsChoice:
+        """Return the same on chains: of one candidate the scale is 1, and the rule is token_wise."""
+        return chains.up_to_first_rejection(view, chains.accepted(view))
 
 
 def _groups(view: PathView, candidates: Iterable[int]) -> list[tuple[Tensor, list[int]]]:

@@ -1,4 +1,4 @@
-"""Suffix decoding: draft what most often followed the text at the end, as far as the match was long and such drafts lasted.
+"""Suffix decoding: draft what most often followed the last tokens before, the further the longer they match and the longer such drafts have lasted.
 
 Paper      Oliaro et al. 2024, "SuffixDecoding", arXiv 2411.04975; here over the request's own prompt and output, and finished answers on demand
 Output     unchanged (the verifier decides)
@@ -35,16 +35,15 @@ class Suffix:
     """
 
     num_tokens: int = option(64, ge=1, le=512, per_request=True, help="most tokens to draft")
-    min_match: int = option(2, ge=1, le=16, help="tokens at the end that must have stood before")
-    max_match: int = option(64, ge=1, le=256, help="longest match told apart from longer ones")
+    min_match: int = option(2, ge=1, le=16, help="shortest match: how many of the last tokens must have occurred before")
+    max_match: int = option(64, ge=1, le=256, help="longest match; longer ones count as this long")
     factor: float = option(4.0, ge=0, le=16, help="tokens drafted for each token matched")
-    min_chance: float = option(0.3, ge=0, le=1, help="drafts less likely than this, by counts and by how drafts went lately, are left out")
-    max_places: int = option(32, ge=1, le=1024, help="newest earlier occurrences to count")
+    min_chance: float = option(0.3, ge=0, le=1, help="least probability of a drafted token, by counts and by how drafts went lately")
+    max_places: int = option(32, ge=1, le=1024, help="how many earlier occurrences are counted, the newest first")
     shape: Literal["chain", "tree"] = option("chain", help="'chain', or 'tree' of every likely continuation")
     scope: Literal["request", "process"] = option("request", help="'process' drafts from the answers of finished requests, too")
     memory: int = option(64, ge=1, le=65536, help="of scope='process': about how many MB of answers to keep")
     context: InitVar[BuildContext | None] = None
-    traits: DrafterTraits = field(init=False, repr=False)
     finished: Finished = field(init=False, repr=False)
     _ends: tuple[int, ...] = field(init=False, repr=False)
     _texts: dict[int, Text] = field(init=False, repr=False, default_factory=dict)
@@ -52,13 +51,12 @@ class Suffix:
 
     def __post_init__(self, context: BuildContext | None) -> None:
         self._ends = () if context is None else context.eos_token_ids
-        self.traits = DrafterTraits(shape=self.shape, scope=self.scope, continues=True)
         self.finished = Finished(self.memory << 20, self.max_places)
 
     @property
-    def memory_used(self) -> int:
-        """About how many bytes the answers of finished requests take."""
-        return self.finished.bytes
+    def traits(self) -> DrafterTraits:
+        """The options decide the shape and the scope."""
+        return DrafterTraits(shape=self.shape, scope=self.scope, continues=True)
 
     def start(self, slots: IntArray) -> None:
         """Begin with an empty text in each slot."""

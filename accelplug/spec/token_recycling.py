@@ -96,14 +96,16 @@ class TokenRecycling:
     k: int = option(8, ge=1, le=64, help="successors remembered for each token")
     shape: Literal["chain", "tree"] = option("tree", help="'tree', or 'chain' of each token's likeliest successor for hosts without trees")
     max_rows: int = option(16384, ge=1, help="tokens remembered for each request; about 0.4 KB each")
-    traits: DrafterTraits = field(init=False, repr=False)
     _template: Template = field(init=False, repr=False)
     _slots: dict[int, _Successors] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        k = self.k if self.shape == "tree" else 1
-        self.traits = DrafterTraits(shape=self.shape, top_k=k, continues=True)
-        self._template = template(self.num_nodes, self.depth, k)
+        self._template = template(self.num_nodes, self.depth, self.traits.top_k)
+
+    @property
+    def traits(self) -> DrafterTraits:
+        """A chain needs each token's likeliest successor alone."""
+        return DrafterTraits(shape=self.shape, top_k=self.k if self.shape == "tree" else 1, continues=True)
 
     def start(self, slots: IntArray) -> None:
         """Begin with nothing learned in each slot."""

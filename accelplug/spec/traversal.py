@@ -5,7 +5,7 @@ Output     unchanged under greedy decoding; unchanged in distribution under samp
 Needs      the probability row of every sampled draft node
 Hosts      transformers, vllm (chains)
 Devices    cpu, cuda
-Cost       one subtraction over the vocabulary and two waits for the device per node that is visited
+Cost       one subtraction over the vocabulary and two waits for the device per node that is visited; on vllm no wait
 Good for   trees of sampled nodes; on a chain it is block verification
 Poor for   deterministic drafts, where token_wise accepts as much
 """
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from accelplug.hooks.drafting import ROOT, NodeKind
-from accelplug.hooks.verifying import Choice, PathView, VerifierTraits, without
+from accelplug.hooks.verifying import ChainsChoice, ChainsView, Choice, PathView, VerifierTraits, without
+from accelplug.spec.block import Block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,10 @@ class Traversal:
         choice = self._visit(view, ROOT, 1.0, ())
         assert choice is not None  # the empty path has to be kept with probability one
         return choice
+
+    def choose_on_device(self, view: ChainsView) -> ChainsChoice:
+        """Return the same on chains, where it is block verification."""
+        return Block().choose_on_device(view)
 
     def _visit(self, view: PathView, node: int, keep: float, path: tuple[int, ...]) -> Choice | None:
         """Return a path through `node`, which has to be kept with probability `keep`; None if it is not."""

@@ -4,8 +4,9 @@ Importing this loads no engine, and neither pytest nor its plugins.
 """
 
 from accelplug.testing.drafters import DrafterConformance
+from accelplug.testing.grammars import GrammarConformance
 from accelplug.testing.oracle import Oracle
 from accelplug.testing.verifiers import VerifierConformance
 from accelplug.testing.vllm_processes import vllm_environment
 
-__all__ = ["DrafterConformance", "Oracle", "VerifierConformance", "vllm_environment"]
+__all__ = ["DrafterConformance", "GrammarConformance", "Oracle", "VerifierConformance", "vllm_environment"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from accelplug._errors import HostError
-from accelplug.hooks.capabilities import Selection, admit, judges_paths, verifier_traits
+from accelplug.hooks.capabilities import Selection, admit, judges_chains, judges_paths, verifier_traits
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifierTraits
 from accelplug.testing.building import Conformance, require, skip
@@ -88,6 +88,30 @@ class VerifierConformance(Conformance):
         if judges_paths(rule):
             skip(f"{rule} is asked for one request at a time")
         views.check_rows_alone(rule, traits)
+
+    def test_chains_are_judged_on_the_device_as_elsewhere(self) -> None:
+        """`choose_on_device`, in a batch with other requests and padding: what a step ends with has the distribution that `choose` gives it."""
+        from accelplug.testing.chains import step_on_device
+        from accelplug.testing.enumeration import step, total_variation
+
+        rule, traits = self._rule()
+        if not judges_chains(rule):
+            skip(f"{rule} has no choose_on_device")
+        chains = [case for case in _cases(traits) if case[2].plan and all(len(level) == 1 for level in case[2].plan)]
+        for (name, target, grow), do_sample in itertools.product(chains, (True, False)):
+            here = step_on_device(target, grow, rule, lossless=traits.lossless is not None, do_sample=do_sample)
+            off = total_variation(here, step(target, grow, rule, do_sample=do_sample))
+            how = "" if do_sample else " under greedy decoding"
+            require(off < EXACT, f"{rule} judges otherwise on the device on {name}{how}: total variation {off:.3g} from choose, {EXACT:g} is rounding")
+
+    def test_judging_on_the_device_needs_no_synchronisation(self) -> None:
+        """`choose_on_device`: fixed shapes, and no value is read."""
+        from accelplug.testing.chains import check_never_waits
+
+        rule, traits = self._rule()
+        if not judges_chains(rule):
+            skip(f"{rule} has no choose_on_device")
+        check_never_waits(rule, traits)
 
     def test_views_are_left_as_they_were(self) -> None:
         """The host goes on with the tensors that it showed."""

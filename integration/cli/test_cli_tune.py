@@ -24,7 +24,7 @@ def tuned(tiny_model, prompts, capfd):
     """Tune on the tiny model; return the status and the document."""
 
     def run(*arguments):
-        asked = ("--prompts", str(prompts), "--dtype", "float32", "--threads", "1", "--max-new-tokens", "12", "--rounds", "1")
+        asked = ("--prompts", str(prompts), "--dtype", "float32", "--threads", "1", "--max-new-tokens", "12", "--rounds", "3")
         status = main(["tune", tiny_model, *asked, "--json", *arguments])
         return status, json.loads(capfd.readouterr().out)
 
@@ -48,7 +48,7 @@ def test_a_model_with_an_encoder_is_tuned_too(tmp_path, capfd):
     testbed = pytest.importorskip("accelplug_testbed", reason="pip install ./integration/testbed")
     texts, output = tmp_path / "texts.jsonl", tmp_path / "accelplug.toml"
     texts.write_text("".join(json.dumps({"prompt": pair["noisy"]}) + "\n" for pair in testbed.corrections()[:2]))
-    asked = ("--prompts", str(texts), "--dtype", "float32", "--threads", "1", "--max-new-tokens", "24", "--rounds", "1")
+    asked = ("--prompts", str(texts), "--dtype", "float32", "--threads", "1", "--max-new-tokens", "24", "--rounds", "3")
     main(["tune", str(testbed.corrector()), *asked, "--drafter", "input_copy(num_tokens=16, max_ngram=3)", "--output", str(output), "--json"])
     found = json.loads(capfd.readouterr().out)
     assert found["output_agreement"] == {"identical": 1, "near_tie": 0, "different": 0}

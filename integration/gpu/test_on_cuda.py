@@ -11,10 +11,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import accelplug
-from accelplug.hooks import DeviceView
+from accelplug.hooks import DeviceView, Owner, Technique
+from accelplug.hosts.choices import choose_on_device
+from accelplug.hosts.vllm.judged import Judged
+from accelplug.spec.block import Block
+from accelplug.spec.fly import Fly
 from accelplug.spec.input_copy import InputCopy
+from accelplug.spec.k_seq import KSeq
 from accelplug.spec.prompt_lookup import PromptLookup
 from accelplug.spec.suffix import Suffix
+from accelplug.spec.traversal import Traversal
 from accelplug.testing.oracle import Oracle
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -116,6 +122,34 @@ def test_a_device_drafter_never_waits_for_the_device(name):
         drafter.propose_on_device(view)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class Numbers:
+    """Random numbers that lie on the device already."""
+
+    def __init__(self, count):
+        self.numbers = torch.rand(count, device="cuda", dtype=torch.float64)
+
+    def uniforms(self, batch):
+        return self.numbers[: len(batch.tokens)]
+
+
+@pytest.mark.parametrize("rule", [Block(), Traversal(), KSeq(), Fly(window=1)], ids=lambda rule: type(rule).__name__)
+def test_a_rule_for_whole_drafts_never_waits_for_the_device(rule):
+    torch.manual_seed(3)
+    count, length = 8, 5
+    scores = torch.randn(count * (length + 1), VOCAB, device="cuda") * 4
+    ends = torch.arange(1, count + 1, device="cuda") * (length + 1)
+    batch = Judged(scores, ends, torch.randint(0, VOCAB, (count * length,), device="cuda"), torch.arange(count, device="cuda") % 2 == 0)
+    technique = Technique("verifier", "rule", Owner("rule", "rule", "1"), rule, type(rule), "rule")
+    chance, lossless = Numbers(count * length), rule.traits.lossless is not None
+    choose_on_device(technique, batch.chains(chance, length), batch.behind, lossless=lossless)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        kept, rest, _ = choose_on_device(technique, batch.chains(chance, length), batch.behind, lossless=lossless)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (kept.shape, rest.shape) == ((count,), (count, VOCAB))
 
 
 @pytest.mark.parametrize("name", DRAFTERS)

@@ -46,7 +46,7 @@ def served(model: LlamaForCausalLM, requests: int) -> list[dict[str, object]]:
             model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=10, do_sample=False)
             if number % (requests // 10) == 0:
                 stats = session.stats
-                held = drafter.instance.memory_used / 2**20
+                held = drafter.instance.finished.bytes / 2**20
                 rows.append({"requests": number, "accepted": stats.accepted, "reported MB": held, "process MB": resident()})
     return rows
 

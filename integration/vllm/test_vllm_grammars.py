@@ -232,7 +232,9 @@ def test_grammar_alone_drafts_failures_end_one_request_and_samples_are_the_model
         assert p_value(counts, expected) > NEVER, name
         assert p_value(counts, biased(expected, likely, 0.2)) < NEVER, "too few samples to see such a bias"
     assert done["alone"]["grammars"]["auto"]["accepted"] > SAMPLES / 2, "the third digit is forced"
-    stats = done["drafted"]["status"][0]["stats"]
+    (status,) = done["drafted"]["status"]
+    assert status["grammar"] == "auto"
+    stats = status["stats"]
     assert 0.1 < stats["acceptance"] < 0.9, "some drafts must be accepted and some rejected"
 
 

@@ -100,6 +100,16 @@ REFUSED = {
         "HostError",
         "VLLM_USE_RUST_FRONTEND=1 in the environment) checks no options of requests",
     ),
+    "tree": (accelplug(drafter="suffix(shape='tree')"), "HostError", "needs 'mask.tree' (the forward pass can verify a tree of drafts), which vllm's V1"),
+    "merged trees": (accelplug(drafter="fusion"), "HostError", "vllm's V1 runner cannot run this selection: drafter 'fusion'"),
+    "runners-up": (accelplug(drafter="token_recycling(shape='chain')"), "HostError", "needs 'logits.topk'"),
+    "second model": (accelplug(drafter="draft_model(model='somewhere/small')"), "HostError", "needs 'model.second' (a second model beside the target)"),
+    "lossy": (accelplug(drafter="suffix", verifier="fly"), "HostError", "verifier 'fly' (accelplug 0.1.0) may change the output; pass allow_lossy=True"),
+    "two rules": (
+        {**accelplug(verifier="block"), "speculative_config": {**NGRAM, "rejection_sample_method": "block"}},
+        "HostError",
+        "verifier 'block' (accelplug 0.1.0) and vLLM's rejection_sample_method 'block' are two verification rules; remove one of them",
+    ),
     "object": (accelplug(drafter=5), "OptionError", "drafter 5 is no text or mapping"),
     "grammar and two drafters": (
         {**accelplug(grammar="auto", num_tokens=2), "speculative_config": NGRAM},
@@ -123,6 +133,8 @@ ALLOWED_V1 = {
         {**accelplug(drafter="suffix", on_refused="serve"), "speculative_config": NGRAM},
         [PLAIN_WORKER, "ngram", 2, False],
     ),
+    "refused for what it drafts, but serving": (accelplug(drafter="fusion", on_refused="serve"), [PLAIN_WORKER, None, None, False]),
+    "lossy, as asked": (accelplug(drafter="prompt_lookup", verifier="fly", allow_lossy=True), [WORKER, "custom_class", 8, False]),
     "refused for its front end, but serving": (
         {**accelplug(drafter="suffix", on_refused="serve"), "environment": {"VLLM_USE_RUST_FRONTEND": "1"}},
         [PLAIN_WORKER, None, None, False],

@@ -155,8 +155,8 @@ def test_an_interrupted_benchmark_says_so_by_its_status_and_keeps_what_was_finis
         until_interrupted(parts(0))
 
 
-def shown(found):
-    console = Console(file=io.StringIO(), width=160)
+def shown(found, width=160):
+    console = Console(file=io.StringIO(), width=width)
     table.show(found, console)
     return console.file.getvalue()
 
@@ -173,6 +173,16 @@ def test_people_see_every_figure_that_counts(document):
         assert part in bins
     assert "1 of 2 DIFFERENT" in shown(document([[[5, 6, 9, 8]], [[1, 2, 3, 4]]]))
     assert "identical, 1 up to a near-tie" in shown(document([[[5, 9, 7, 8]], [[1, 2, 3, 4]]]))
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_terminal_too_narrow_for_the_table_gets_all_of_it_as_a_list(document, width):
+    found = document()
+    text = shown(found, width)
+    assert "┃" not in text
+    for row in [row for row in found["rows"] if row["family"] == "accelplug"]:
+        assert all(part in text for part in (row["task"], row["technique"], *table.figures(row)))
+    assert max(len(line) for line in text.partition("left out")[0].splitlines() if " over " not in line) <= width
 
 
 @pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])

@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from accelplug.hooks import load_registry
-from accelplug.testing import DrafterConformance, VerifierConformance
+from accelplug.testing import DrafterConformance, GrammarConformance, VerifierConformance
 from accelplug.testing.models import looping_llama
 
-CLASSES = {"drafter": DrafterConformance, "verifier": VerifierConformance}
+CLASSES = {"drafter": DrafterConformance, "verifier": VerifierConformance, "grammar": GrammarConformance}
 BUILT_IN = [entry for entry in load_registry(entry_points=False) if entry.kind in CLASSES]
-GIVEN: dict[str, dict[str, Any]] = {"draft_model": {"technique": {"name": "draft_model", "model": looping_llama(2), "num_tokens": 3}}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+EXAMPLES = [
+    ({"regex": "aa[bc]|x"}, ["aab", "x"], ["aa", "xx", ""]),
+    ({"choice": ["a", "aa", "yes"]}, ["a", "aa", "yes"], ["aaa", "ye", ""]),
+    ({"json_schema": SCHEMA, "whitespace": "compact"}, ['{"a":1}', '{"a":-20}'], ['{"a":1.5}', '{"b":1}', '{"a":1,"a":1.5}', "1"]),
+]
+GIVEN: dict[str, dict[str, Any]] = {
+    "draft_model": {"technique": {"name": "draft_model", "model": looping_llama(2), "num_tokens": 3}},
+    **{name: {"examples": EXAMPLES} for name in ("auto", "llguidance", "xgrammar", "outlines")},
+}
 """What a class says beside the name."""
 
 

@@ -11,7 +11,7 @@ from unittest import SkipTest
 import pytest
 
 import accelplug
-from accelplug.testing import DrafterConformance, VerifierConformance
+from accelplug.testing import DrafterConformance, GrammarConformance, VerifierConformance
 
 pytest_plugins = ["accelplug.testing.fixtures"]
 
@@ -32,7 +32,7 @@ def kit(cls=DrafterConformance, **given):
     return type("Kit", (cls,), given)()
 
 
-@pytest.mark.parametrize("cls", [DrafterConformance, VerifierConformance])
+@pytest.mark.parametrize("cls", [DrafterConformance, VerifierConformance, GrammarConformance])
 def test_every_check_is_documented(cls):
     page = (Path(__file__).resolve().parents[2] / "docs/testing.md").read_text(encoding="utf-8")
     assert [name for name in vars(cls) if name.startswith("test_") and f"`{name}`" not in page] == []

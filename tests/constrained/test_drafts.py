@@ -46,6 +46,7 @@ JUDGED = {
         ['{"a": "x"}', '{"a": "x", "b": [1]}', '{"a": "x", "c": null}', '{"a": "x", "d": 4}', '{"a": "x", "e": 1}'],
         ["{}", '{"a": 1}', '{"a": "x", "c": 1}', '{"a": "x", "d": 3}', '{"a": "x", "e": "y"}', '{"a": "x", "f": 1}'],
     ),
+    "a time of draft 3": ({"$schema": D3, "format": "time"}, ['"12:00:00Z"', "1"], ['"x"']),
     "draft 3 has no anyOf": ({"$schema": D3, "type": "integer", "anyOf": [{"type": "string"}]}, ["1"], ['"a"']),
     "a bound made exclusive, draft 4": ({"$schema": D4, "type": "number", "minimum": 0, "exclusiveMinimum": True}, ["0.5"], ["0"]),
     "a bound made exclusive, no draft": ({"type": "number", "maximum": 0.5, "exclusiveMaximum": True}, ["0.25", "-1"], ["0.5"]),
@@ -112,7 +113,9 @@ def test_nothing_is_fetched(monkeypatch):
         compiled({"properties": {"a": remote}})
     with pytest.raises(ConstraintError, match="the final check cannot read the schema"):
         compiled({"enum": [{"a": 1}], "not": {"unevaluatedProperties": remote}})
-    grammar = compiled({"type": "object", "unevaluatedProperties": remote})
+    with pytest.raises(ConstraintError, match="nothing is fetched"):
+        compiled({"type": "object", "unevaluatedProperties": remote})
+    grammar = compiled({"type": "array", "contains": {"const": 1}, "unevaluatedItems": remote})
     with pytest.raises(ConstraintError, match="the final check cannot read the schema"):
-        grammar.check('{"a": 1}')
+        grammar.check("[1, 2]")
     assert not asked

@@ -49,7 +49,7 @@ def test_exact_formats_are_the_whole_truth(name):
         ("email", ["a@b.c", "joe.bloggs@example.com", "te~st@example.com"], ["a", "a@", ".a@b", "a..b@c"]),
         ("uri", ["http://a/b?c=d#e", "urn:x:y", "mailto:a@b"], ["a b", "//a", "\\\\a", "http://[a"][:3]),
         ("json-pointer", ["", "/a~0b~1/c", "/"], ["a", "/a~2"]),
-        ("duration", ["P1D", "PT1H30M", "P2W", "P1Y2M3DT4H"], ["P", "1D", "P1D2H"]),
+        ("duration", ["P1D", "PT1H30M", "P2W", "P1Y2M3DT4H"], ["P", "PT", "1D", "P1D2H", "P1DT"]),
     ],
 )
 def test_known_formats(name, good, bad):
@@ -80,3 +80,13 @@ def test_what_the_statement_calls_enforced_is_no_engines_notion_of_a_format(name
     assert legal_by_mask(grammar.matcher(), json.dumps(bad), bytes_only()) is False or "#/format" in grammar.statement.checked
     assert grammar.check(json.dumps(bad)) is not None
     assert ("#/format" in grammar.statement.enforced) is FORMATS[name].exact
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_is_the_whole_truth_passes_strict_mode(name):
+    pytest.importorskip("llguidance")
+    from accelplug.constrained.auto import Auto
+
+    for schema in ({"format": name}, {"not": {"format": name}, "type": "string"}):
+        grammar = Auto().compile(GrammarSpec("json_schema", json.dumps(schema), strict=True), bytes_only(), CompileLimits())
+        assert grammar.statement.checked == ()

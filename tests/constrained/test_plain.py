@@ -51,6 +51,35 @@ CASES = {
         ("#/uniqueItems",),
         ["a", "a"],
     ),
+    "distinct items that are referred to": (
+        {"type": "array", "items": {"$ref": "#/$defs/a"}, "uniqueItems": True, "$defs": {"a": {"pattern": "^a"}}},
+        [["a", "aa"], [1, 2]],
+        [["b"], "a"],
+        ("#/uniqueItems",),
+        ["a", "a"],
+    ),
+    "a property named as a keyword of later drafts": (
+        {
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "type": "object",
+            "properties": {"contains": {"type": "null"}},
+            "additionalProperties": False,
+        },
+        [{"contains": None}],
+        [{"contains": 1}],
+        (),
+        None,
+    ),
+    "alternatives apart for the type beside them": (
+        {
+            "type": "object",
+            "oneOf": [{"properties": {name: {"type": "null"}}, "required": [name], "additionalProperties": False} for name in "ab"],
+        },
+        [{"a": None}, {"b": None}],
+        [{}, 1],
+        (),
+        None,
+    ),
     "items that may repeat": ({"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": False}, [[1, 1]], [[3]], (), None),
     "a format in other words": ({"type": "string", "format": "json-pointer"}, ["", "/a"], ["a", "/~"], (), None),
     "an inexact format in other words": (
@@ -83,6 +112,14 @@ CASES = {
     ),
 }
 REWRITTEN = {
+    "alternatives that may share a value": {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    "a keyword of later drafts": {"$schema": "http://json-schema.org/draft-04/schema#", "type": "array", "contains": {"type": "null"}},
+    "distinct items out of few that are referred to": {
+        "type": "array",
+        "items": {"$ref": "#/$defs/a"},
+        "uniqueItems": True,
+        "$defs": {"a": {"enum": [1, 2]}},
+    },
     "distinct items out of few": {"type": "array", "items": {"type": "boolean"}, "uniqueItems": True},
     "at most one item": {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "maxItems": 1},
     "multiples below zero": {"type": "integer", "multipleOf": 7},

@@ -59,7 +59,16 @@ def _combined(inner):
         st.fixed_dictionaries({"oneOf": several}),
         st.fixed_dictionaries({"not": inner}),
         st.fixed_dictionaries({"if": inner}, optional={"then": inner, "else": inner}),
+        st.fixed_dictionaries({"unevaluatedProperties": inner}, optional=_beside(inner, several, properties=st.dictionaries(NAMES, inner, max_size=2))),
+        st.fixed_dictionaries({"unevaluatedItems": inner}, optional=_beside(inner, several, prefixItems=several)),
     )
+
+
+def _beside(inner, several, **more):
+    """Return what evaluates, under conditions and without."""
+    return {**more, "allOf": several, "anyOf": several, "oneOf": several, "if": inner, "then": inner, "else": inner} | {
+        "dependentSchemas": st.dictionaries(NAMES, inner, max_size=2)
+    }
 
 
 SCHEMAS = st.recursive(SIMPLE, _combined, max_leaves=6)

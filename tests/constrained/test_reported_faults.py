@@ -170,3 +170,18 @@ def test_a_text_that_holds_the_name_of_a_special_token_cannot_be_written(name, g
     grammar = engine.compile(GrammarSpec.of(given), vocabulary, LIMITS)
     text = {"choice": "x</s>y", "json_schema": '"</s>"', "regex": "a</s>b"}[next(iter(given))]
     assert legal_by_mask(grammar.matcher(), text, VOCABULARY)
+
+
+@pytest.mark.parametrize("name", ["auto", "llguidance", "xgrammar"])
+@pytest.mark.parametrize("given", [{"regex": "\x00a"}, {"regex": "a\x00b"}, {"json_schema": {"type": "string", "pattern": "^\x00"}}], ids=str)
+def test_a_zero_byte_in_an_expression_ends_the_process_or_cuts_the_expression_off(name, given):
+    """sgl-project/sglang#35533."""
+    try:
+        grammar = (Auto() if name == "auto" else Alone(name)).compile(GrammarSpec.of(given), VOCABULARY, LIMITS)
+    except ConstraintError as exc:
+        assert name == "xgrammar"
+        assert "null characters" in str(exc)  # noqa: PT017 - either is right
+        return
+    right, wrong = (('"\\u0000a"', '"a"') if "json_schema" in given else (given["regex"], "a"))
+    assert legal_by_mask(grammar.matcher(), right, VOCABULARY)
+    assert not legal_by_mask(grammar.matcher(), wrong, VOCABULARY)

@@ -6,7 +6,7 @@ import pytest
 
 from accelplug import HostError, PluginError
 from accelplug.hooks import DrafterTraits, NodeKind, Owner, Technique, VerifierTraits
-from accelplug.hooks.capabilities import WORDS, Host, Selection, admit
+from accelplug.hooks.capabilities import WORDS, Host, Selection, admit, drafter_traits, verifier_traits
 
 FULL = Host("full", frozenset(WORDS))
 BARE = Host("bare", frozenset())
@@ -116,11 +116,31 @@ def test_traits_of_another_type_are_refused():
         admit(select({"shape": "chain"}), FULL, sampling=False)
 
 
+@pytest.mark.parametrize("read", [drafter_traits, verifier_traits])
+def test_traits_that_cannot_be_read_are_not_taken_for_none(read):
+    class Unfinished:
+        @property
+        def traits(self):
+            return self.source.traits
+
+    technique = Technique("drafter", "half", Owner("half", "half", "1"), Unfinished(), Unfinished, "half")
+    with pytest.raises(HostError, match=r"half.*: reading its traits raised AttributeError: .*'source'; mend the property"):
+        read(technique)
+
+
 @pytest.mark.parametrize("accept", [None, 0.5])
 def test_a_rule_must_be_able_to_judge_even_where_it_is_not_asked(accept):
     broken = type("Broken", (), {"traits": STANDARD, "accept": accept})()
     rule = Technique("verifier", "mute", Owner("mute", "mute", "1"), broken, type(broken), "mute")
     with pytest.raises(HostError, match=r"verifier 'mute' \(mute 1\) has no accept\(view\); give it one"):
+        admit(Selection(None, rule), FULL, sampling=False)
+
+
+@pytest.mark.parametrize("more", [{}, {"accept": lambda view: view}])
+def test_a_rule_that_judges_on_the_device_must_have_the_other_form(more):
+    made = type("Chains", (), {"traits": STANDARD, "choose_on_device": lambda view: view, **more})()
+    rule = Technique("verifier", "mute", Owner("mute", "mute", "1"), made, type(made), "mute")
+    with pytest.raises(HostError, match=r"verifier 'mute' \(mute 1\) has choose_on_device\(view\) without choose\(view\), which other hosts ask; give it both"):
         admit(Selection(None, rule), FULL, sampling=False)
 
 

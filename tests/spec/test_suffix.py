@@ -289,7 +289,7 @@ def test_finished_answers_are_drafted_where_the_user_wants_that():
     assert drafted[30] == ANSWER[31:]
     assert drafted[39] == []
     assert not any(served(own, [7], ANSWER))
-    assert shared.memory_used > own.memory_used == 0
+    assert shared.finished.bytes > own.finished.bytes == 0
     assert (shared.traits.scope, own.traits.scope) == ("process", "request")
 
 

@@ -59,6 +59,8 @@ class ListMatcher:
 
     def forced(self) -> list[int]:
         """Every following token that is the only legal one, then the tokenizer's split of common bytes, where it has one."""
+        if self.is_terminated:
+            return []
         text = b"".join(self.vocabulary.tokens[token] for token in self.tokens)
         rests = [whole[len(text) :] for whole in self.compiled.texts if whole.startswith(text)]
         common = rests[0] if rests else b""

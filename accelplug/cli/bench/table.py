@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 from accelplug.cli.command import Document, table
 
@@ -12,18 +12,42 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+ROOM: Final = 120
+"""Columns of a terminal that a table takes to be read."""
+
+
 def show(document: Document, console: Console) -> None:
     """Print a row for plain generation, every drafter, and the best of Transformers' own settings: by task, then by copy ratio."""
     tasks, bins = shown(document["rows"]), shown(document["by_copy_ratio"])
-    console.print(
-        table_of(("task", "copied", "batch"), tasks, lambda row: (row["task"], f"{row['copy_ratio']:.0%}", str(row["batch_size"])))
-    )
+    _print(console, ("task", "copied", "batch"), tasks, lambda row: (row["task"], f"{row['copy_ratio']:.0%}", str(row["batch_size"])))
     if bins and (len({row["task"] for row in tasks}) > 1 or len({row["copied"] for row in bins}) > 1):
-        console.print(
-            table_of(("copied", "mean", "prompts"), bins, lambda row: (bounds(row), f"{row['copy_ratio']:.0%}", str(row["prompts"])))
-        )
+        _print(console, ("copied", "mean", "prompts"), bins, lambda row: (bounds(row), f"{row['copy_ratio']:.0%}", str(row["prompts"])))
     for line in lines(document):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _print(console: Console, names: tuple[str, ...], rows: list[Document], group_of: Callable[[Document], tuple[str, ...]]) -> None:
+    """Print rows as a table, or as a list where that is too wide."""
+    if console.width >= ROOM:
+        console.print(table_of(names, rows, group_of))
+        return
+    for line in list_of(names, rows, group_of):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def list_of(names: tuple[str, ...], rows: list[Document], group_of: Callable[[Document], tuple[str, ...]]) -> Iterator[str]:
+    """Yield a line for each group, and four for each of its rows."""
+    before = None
+    for row in rows:
+        group = group_of(row)
+        if group != before:
+            yield ", ".join(f"{name} {value}" for name, value in zip(names, group, strict=True))
+        speed, cpu, tokens, milliseconds, accepted, said = figures(row)
+        yield f"  {row['technique']}: {speed} x plain"
+        yield f"    CPU, worst {cpu}; accepted {accepted}"
+        yield f"    {tokens} tokens/forward, {milliseconds} ms/forward"
+        yield f"    output {said}"
+        before = group
 
 
 def table_of(names: tuple[str, ...], rows: list[Document], group_of: Callable[[Document], tuple[str, ...]]) -> Table:

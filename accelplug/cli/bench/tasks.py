@@ -30,7 +30,6 @@ JSON: Final = tuple(
 )
 EDIT_RATES: Final = (0, 5, 15, 30)
 SCRIPTED: Final[Mapping[str, Callable[[Sequence[int], int, int, int], Script | None]]] = {"adversarial": adversarial, "regimes": regimes}
-BUILT_IN: Final = ("free code", *(f"edits {rate} %" for rate in EDIT_RATES), "json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from packaging.version import Version
 from accelplug._errors import OptionError
 from accelplug._version import __version__
 from accelplug.cli.command import Command, Document
-from accelplug.cli.new.templates import KITS, WHERE, files
+from accelplug.cli.new.templates import EXAMPLES, KITS, RUN, USES, WHERE, files
 from accelplug.cli.plugins import offered_here
 from accelplug.hooks.registry import HOOKS
 
@@ -29,7 +29,7 @@ NAME: Final = re.compile(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 def configure(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("name", metavar="NAME", help="of the distribution, such as accelplug-bigram; the technique is then 'bigram'")
-    parser.add_argument("--kind", required=True, metavar="KIND", help="drafter or verifier")
+    parser.add_argument("--kind", required=True, metavar="KIND", help="drafter, verifier or grammar")
     parser.add_argument("--directory", metavar="DIR", default=".", help="where the package's folder is made (default: here)")
 
 
@@ -43,8 +43,9 @@ def collect(arguments: Namespace) -> Document:
     low = Version(__version__)
     filling = {
         "name": name, "module": module, "technique": technique, "title": technique.title().replace("_", ""), "kind": kind,
-        "kit": KITS[kind], "where": WHERE[kind], "low": f"{low.major}.{low.minor}", "below": f"{low.major}.{low.minor + 1}",
+        "kit": KITS[kind], "where": WHERE[kind], "examples": EXAMPLES.get(kind, ""), "low": f"{low.major}.{low.minor}", "below": f"{low.major}.{low.minor + 1}",
     }  # fmt: skip
+    filling["use"] = Template(USES.get(kind, RUN)).substitute(filling)
     written = {Template(path).substitute(filling): Template(text).substitute(filling) for path, text in files(kind).items()}
     write(folder, written)
     return {"folder": str(folder), "files": list(written), "kind": kind, "technique": technique, "module": module}
@@ -58,8 +59,13 @@ def check_kind(kind: str) -> None:
     if kind in KITS:
         return
     if kind in HOOKS:
-        raise OptionError(f"there is no kit that proves a {kind!r} yet, so no package to begin with; make a {' or a '.join(KITS)}")
-    raise OptionError(f"there is no kind {kind!r}; make a {' or a '.join(KITS)}")
+        raise OptionError(f"no host runs a {kind!r} yet, so there is no package to begin with; make a {_kinds()}")
+    raise OptionError(f"there is no kind {kind!r}; make a {_kinds()}")
+
+
+def _kinds() -> str:
+    *others, last = KITS
+    return f"{', '.join(others)} or {last}"
 
 
 def names_of(name: str) -> tuple[str, str]:

@@ -114,6 +114,106 @@ def register_verifiers(register: Register[Verifier]) -> None:
     register("$technique", $title)
 '''
 
+GRAMMAR: Final = '''\
+"""The grammar engine $technique: compile choices, by comparing what was written with each of them.
+
+Output     one of the choices
+Hosts      transformers, vllm
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import accelplug
+from accelplug.hooks import CompileLimits, GrammarEngine, GrammarSpec, GrammarStatement, Register, Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class $title:
+    """Compile `GrammarSpec`s for a model's vocabulary; whatever else is refused."""
+
+    def compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> "Choices":
+        """Compile a grammar, or refuse it."""
+        if spec.kind != "choice":
+            raise accelplug.ConstraintError(f"$technique compiles choices only, got {spec}; use the engine auto")
+        return Choices(tuple(text.encode() for text in spec.value()), vocabulary)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A compiled grammar: shared by requests and threads, so it never changes."""
+
+    texts: tuple[bytes, ...]
+    vocabulary: Vocabulary
+    statement: GrammarStatement = GrammarStatement("$technique 0.1.0", enforced=("choice",))
+
+    def matcher(self) -> "Matcher":
+        """Return a fresh matcher at the beginning."""
+        return Matcher(self)
+
+    def check(self, text: str) -> str | None:
+        """Return what is wrong with a finished text, None if nothing is."""
+        return None if text.encode() in self.texts else f"{text!r} is none of the choices"
+
+
+@dataclass
+class Matcher:
+    """What one request has written so far."""
+
+    grammar: Choices
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def is_terminated(self) -> bool:
+        """Whether an EOS was accepted."""
+        return bool(self.tokens) and self.tokens[-1] in self.grammar.vocabulary.eos_token_ids
+
+    def fill(self, row: "Tensor") -> None:
+        """Write the mask: token i is bit i % 32 of word i // 32."""
+        row.zero_()
+        for token in self._legal():
+            row[token // 32] |= 1 << token % 32 if token % 32 < 31 else -(1 << 31)
+
+    def accept(self, tokens: Sequence[int]) -> int:
+        """Advance up to the first illegal token; return how many were legal."""
+        for count, token in enumerate(tokens):
+            if token not in self._legal():
+                return count
+            self.tokens.append(token)
+        return len(tokens)
+
+    def rollback(self, count: int) -> None:
+        """Take accepted tokens back."""
+        del self.tokens[len(self.tokens) - count :]
+
+    def validate(self, tokens: Sequence[int]) -> int:
+        """Return how many tokens `accept` would take."""
+        return Matcher(self.grammar, list(self.tokens)).accept(tokens)
+
+    def forced(self) -> Sequence[int]:
+        """Return tokens that must follow: here the next one, where only one is legal."""
+        legal = self._legal()
+        return legal if len(legal) == 1 else []
+
+    def _legal(self) -> list[int]:
+        known, ends = self.grammar.vocabulary.tokens, self.grammar.vocabulary.eos_token_ids
+        if self.is_terminated:
+            return []
+        written = b"".join(known[token] for token in self.tokens)
+        rests = [text[len(written) :] for text in self.grammar.texts if text.startswith(written)]
+        found = [token for token, more in enumerate(known) if more and any(rest.startswith(more) for rest in rests)]
+        return found + [end for end in ends if b"" in rests]
+
+
+@accelplug.hookimpl
+def register_grammars(register: Register[GrammarEngine]) -> None:
+    """Offer it."""
+    register("$technique", $title)
+'''
+
 TEST: Final = '''\
 """Everything that the contract asks of a $kind, checked by accelplug's own kit."""
 
@@ -125,7 +225,7 @@ import $module
 
 class Test$title(${kit}):
     technique = "$technique"
-
+${examples}
     def registry(self) -> accelplug.hooks.Registry:
         return accelplug.load_registry([$module], entry_points=False)
 '''
@@ -138,7 +238,7 @@ The $kind `$technique` for accelplug: $where.
 ```sh
 pip install -e '.[dev]'
 accelplug plugins                       # $technique is listed, with this distribution
-accelplug run --$kind $technique --compare --model DIR_OR_HUB_ID --prompt TEXT
+$use
 pytest && ruff check . && mypy
 ```
 
@@ -157,9 +257,15 @@ dist/
 WHERE: Final[Mapping[str, str]] = {
     "drafter": "one object, inside Transformers and vLLM",
     "verifier": "a rule for drafts in Transformers and vLLM",
+    "grammar": "masks for answers in Transformers and vLLM",
 }
-SOURCES: Final[Mapping[str, str]] = {"drafter": DRAFTER, "verifier": VERIFIER}
-KITS: Final[Mapping[str, str]] = {"drafter": "DrafterConformance", "verifier": "VerifierConformance"}
+SOURCES: Final[Mapping[str, str]] = {"drafter": DRAFTER, "verifier": VERIFIER, "grammar": GRAMMAR}
+KITS: Final[Mapping[str, str]] = {"drafter": "DrafterConformance", "verifier": "VerifierConformance", "grammar": "GrammarConformance"}
+EXAMPLES: Final[Mapping[str, str]] = {"grammar": '    examples = (({"choice": ["yes", "no"]}, ["yes", "no"], ["ye", "maybe"]),)  # right texts, wrong texts\n'}
+USES: Final[Mapping[str, str]] = {
+    "grammar": "vllm serve MODEL --additional-config '{\"accelplug\": {\"grammar\": \"$technique\"}}'  # or accelplug.grammar(..., engine=\"$technique\")"
+}
+RUN: Final = "accelplug run --$kind $technique --compare --model DIR_OR_HUB_ID --prompt TEXT"
 
 
 def files(kind: str) -> Mapping[str, str]:

@@ -36,7 +36,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=at_least(2, int), metavar="N", default=32, help="the most prompts (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=at_least(1, int), metavar="N", default=128, help="(default: %(default)s)")
     parser.add_argument(
-        "--rounds", type=at_least(1, int), metavar="N", default=5, help="timed rounds of the judgement (default: %(default)s)"
+        "--rounds", type=at_least(3, int), metavar="N", default=5, help="timed rounds of the judgement, at least 3 (default: %(default)s)"
     )
     add_engine(parser)
 

@@ -67,8 +67,9 @@ class Builder:
         return self._strings[regex]
 
     def _new_string(self, regex: Regex) -> str | None:
-        if regex.op == "cat" and len(regex.literals) == 1 and (text := next(iter(regex.literals))).isascii():
-            return self.texts([json.dumps(text)])  # most are names: what follows would come to the same
+        name = _name(regex) if regex.op == "cat" else None
+        if name is not None:
+            return self.terminal(name)
         empty = is_empty_if_decided(regex)
         if empty is None or (self.coarse and regex.is_algebraic):  # engines, too, would take for ever
             self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))
@@ -156,16 +157,25 @@ class Builder:
         alive = _alive(needed)
         if start not in alive:
             return None
-        lines, all_alive = [f"start: {start}"], len(alive) == len(rules)
+        lines, all_alive, used = [f"start: {start}"], len(alive) == len(rules), set[str]()
         for name, alternatives in rules.items():
             if name in alive:
-                finished = alternatives if all_alive else _finished(alternatives, needed[name], alive)
+                finished = alternatives if all_alive else list(_finished(alternatives, needed[name], alive))
                 kept = dict.fromkeys([" ".join(symbols) or '""' for symbols in finished])
+                used.update(*finished)
                 lines.append(f"{name}: " + "\n  | ".join(kept))
-        lines.extend(f"{name}: {text}" for text, name in self._terminals.items())
+        lines.extend(f"{name}: {text}" for text, name in self._terminals.items() if name in used)
         if self.whitespace == "any":
             lines.append(r"%ignore /[ \t\r\n]+/")
         return "\n".join(lines) + "\n"
+
+
+@lru_cache(maxsize=1 << 13)
+def _name(regex: Regex) -> str | None:
+    """Return the terminal of one literal text, as most are: `_string` would come to the same."""
+    if len(regex.literals) != 1 or not (text := next(iter(regex.literals))).isascii():
+        return None
+    return choice([json.dumps(text)])
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ Two spellings would let a forbidden text through under its other name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
@@ -18,8 +19,16 @@ _PLAIN: Final = inverted(_ESCAPED)
 
 @lru_cache(maxsize=4096)
 def _character(ranges: Ranges) -> Regex:
-    escapes = [_SHORT.get(point, f"\\u{point:04x}") for low, high in common(ranges, _ESCAPED) for point in range(low, high + 1)]
-    return alt(chars(common(ranges, _PLAIN)), *map(literal, escapes))
+    escaped = [point for low, high in common(ranges, _ESCAPED) for point in range(low, high + 1)]
+    return alt(chars(common(ranges, _PLAIN)), cat(literal("\\"), alt(*_escapes(escaped))))
+
+
+def _escapes(points: list[int]) -> Iterator[Regex]:
+    """Yield what stands behind the backslash, as few expressions as possible: they come again in most terminals."""
+    yield chars([(ord(_SHORT[point][1]),) * 2 for point in points if point in _SHORT])
+    for first in ("0", "1"):
+        digits = [f"{point:02x}"[1] for point in points if point not in _SHORT and f"{point:02x}"[0] == first]
+        yield cat(literal(f"u00{first}"), chars([(ord(digit),) * 2 for digit in digits]))
 
 
 def _body(regex: Regex) -> Regex:

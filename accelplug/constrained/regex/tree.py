@@ -5,13 +5,15 @@ Built through the functions here, which simplify as they build: derivatives then
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final
 
 Ranges = tuple[tuple[int, int], ...]
 LAST: Final = 0x10FFFF
 SURROGATES: Final = (0xD800, 0xDFFF)
+MOST_CHARACTERS: Final = 32
+"""A set of more characters than these is not written out."""
 _OPS: Final = {"set": 0, "cat": 1, "alt": 2, "and": 3, "not": 4, "rep": 5}
 _ALGEBRAIC: Final = frozenset({"and", "not"})
 
@@ -63,6 +65,13 @@ class Regex:
         return self._literals
 
     @property
+    def texts(self) -> frozenset[str] | None:
+        """All texts that match, None where they are not written out, one by one."""
+        if self.op == "alt":
+            return None if self.unwritten else self.literals
+        return self.literals or (None if self != NOTHING else self.literals)
+
+    @property
     def unwritten(self) -> tuple[Regex, ...]:
         """The alternatives that are not written out."""
         if self._unwritten is None:
@@ -72,10 +81,16 @@ class Regex:
     def _written_out(self) -> frozenset[str]:
         if self.op == "alt":
             return frozenset().union(*(part.literals for part in self.parts))
-        parts = self.parts if self.op == "cat" else (self,)
+        if self.op == "set":
+            return frozenset(self._characters()) if sum(high - low for low, high in self.ranges) < MOST_CHARACTERS else frozenset()
+        parts = self.parts if self.op == "cat" else ()
         if not parts or not all(part.is_character for part in parts):
             return frozenset()
         return frozenset({"".join(chr(part.ranges[0][0]) for part in parts)})
+
+    def _characters(self) -> Iterator[str]:
+        for low, high in self.ranges:
+            yield from map(chr, range(low, high + 1))
 
     @property
     def is_character(self) -> bool:

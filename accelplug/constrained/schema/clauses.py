@@ -91,14 +91,14 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
 
     :raises ConstraintError: a keyword's value is not what the specification asks for.
     """
-    from accelplug.constrained.schema.vocabulary import KEYWORDS_OF, is_known
+    from accelplug.constrained.schema.vocabulary import handlers_of
 
-    handlers = KEYWORDS_OF[kind]
+    handlers = handlers_of(kind, document.draft)
     keywords = ["$ref"] if document.draft <= 7 and "$ref" in node.value else list(node.value)
     found: list[Clause] = []
     for keyword in keywords:
         handler = handlers.get(keyword)
-        if handler is None or not is_known(keyword, document.draft):
+        if handler is None:
             continue
         place = Place(document, node, keyword, kind)
         if keyword in document.shapes:  # again, for what only a reference leads to

@@ -27,6 +27,10 @@ DRAFTS: Final = {
 MOST_DEPTH: Final = 150
 _POINTER: Final = re.compile("#(/[^%/]*)*")
 _MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
+_BESIDE_NOTHING: Final = frozenset(
+    {"$ref", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
+)
+"""What may stand beside a reference that is all that a schema says."""
 _PARTS: Final = (dict, list)
 _NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
@@ -69,6 +73,7 @@ class Document:
         self.schema, self.asserted = schema, asserted
         self.draft = _draft_of(schema, self.seen)
         self._nodes: dict[int, Node] = {}
+        self._meanings: dict[int, Node] = {}
         self._truths: dict[bool, Node] = {value: Node(number, value, "", None) for number, value in enumerate((False, True))}
         self._valid: dict[tuple[int, str], bool] = {}
         self._by_text: dict[tuple[str, str], Node] = {}
@@ -96,16 +101,20 @@ class Document:
     @cached_property
     def validator(self) -> Any:
         """The final check of this schema."""
-        return self._checking.over(self.schema, asserted=self.asserted)
+        return self.checking.over(self.schema, asserted=self.asserted)
 
     @property
-    def _checking(self) -> Checking:
+    def checking(self) -> Checking:
+        """What checks values by the rules of this draft.
+
+        :raises ConstraintError: jsonschema is not installed.
+        """
         return validator_class(self.draft, declared=self.names_draft)
 
     @cached_property
     def root(self) -> Node:
         """The whole schema."""
-        self._checking  # noqa: B018  # said early: jsonschema is missing
+        self.checking  # noqa: B018  # said early: jsonschema is missing
         return self.node(self.schema, "#", self._resolver if self._names_parts else None)
 
     @cached_property
@@ -136,9 +145,11 @@ class Document:
         return found
 
     def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any] | None) -> Node:
-        """Return the node of a subschema met for the first time, an older one where that says the same."""
+        """Return the node of a subschema met for the first time, an older one where that says the same, whatever it is called."""
+        from accelplug.constrained.schema.vocabulary import SPEAKING
+
         node = Node(len(self._nodes) + 2, value, place, resolver)
-        text = repr(value)
+        text = repr({keyword: said for keyword, said in value.items() if keyword in SPEAKING or keyword in _NAMING})
         if resolver is not None and any(sign in text for sign in _MEANT_BY_PLACE):
             return node
         found = self._by_text.setdefault((text, resolver._base_uri if resolver is not None and "'$ref'" in text else ""), node)
@@ -168,10 +179,29 @@ class Document:
 
     def below(self, node: Node, *path: str | int) -> Node:
         """Return the subschema at `path` below a node."""
-        value, place = node.value, node.place
+        value = node.value
         for step in path:
-            value, place = value[step], f"{place}/{escaped(step)}"
-        return self.node(value, place, node.resolver)
+            value = value[step]
+        met = self._meanings.get(id(value))
+        if met is None:
+            met = self._meant(self.node(value, "/".join([node.place, *map(escaped, path)]), node.resolver))
+            if isinstance(value, dict):  # which the schema keeps, so that its identity is its own
+                self._meanings[id(value)] = met
+        return met
+
+    def _meant(self, node: Node) -> Node:
+        """Return what a node stands for that is no more than a reference: one node, however one comes there."""
+        met = {node}
+        while isinstance(node.value, dict) and "$ref" in node.value and (self.draft <= 7 or node.value.keys() <= _BESIDE_NOTHING):
+            try:
+                target = self.target(node, "$ref")
+            except ConstraintError:  # said where somebody asks what the node says
+                return node
+            if target is None or target in met:
+                return node
+            met.add(target)
+            node = target
+        return node
 
     def target(self, node: Node, keyword: str) -> Node | None:
         """Return what a reference names, None if that depends on how one came there.
@@ -186,7 +216,7 @@ class Document:
     def _looked_up(self, node: Node, keyword: str) -> Node | None:
         reference = node.value[keyword]
         if keyword != "$ref" and self._anchors(reference) > 1:
-            return None
+            return self._from_the_root(node, reference) if keyword == "$dynamicRef" else self.root if self._is_one_resource else None
         if node.resolver is None and (pointed := self.pointed(reference)) is not None:
             return self.node(pointed, reference, None)
         try:
@@ -196,6 +226,26 @@ class Document:
                 f"{node.place}/{keyword} names {reference!r:.100}, which is not in the schema; nothing is fetched"
             ) from exc
         return self.node(found.contents, reference if isinstance(reference, str) else node.place, found.resolver)
+
+    def _from_the_root(self, node: Node, reference: Any) -> Node | None:
+        """Return what a dynamic reference names, where the root has the anchor: it is the outermost however one came there. Else None."""
+        name = str(reference).rpartition("#")[2]
+        if name not in {one.get("$dynamicAnchor") for one in _of_root(self.schema)}:
+            return None
+        try:
+            found = (node.resolver or self._resolver).lookup(reference)
+            dynamic = isinstance(found.contents, dict) and found.contents.get("$dynamicAnchor") == name
+            found = self._resolver.lookup(f"#{name}") if dynamic else found
+        except Exception:  # noqa: BLE001  said where it is checked
+            return None
+        return self.node(found.contents, f"#{name}" if dynamic else str(reference), found.resolver)
+
+    @cached_property
+    def _is_one_resource(self) -> bool:
+        """Whether nothing inside the document has an identity of its own, so that the whole is the only place to come back to."""
+        inside = (one for one in _objects(self.schema) if one is not self.schema)
+        outermost = isinstance(self.schema, dict) and self.schema.get("$recursiveAnchor") is True
+        return outermost and not any(isinstance(one.get("$id"), str) for one in inside)
 
     def pointed(self, reference: Any) -> Any:
         """Return what a plain pointer into a document that names no part of itself leads to, None where `referencing` should say."""
@@ -247,6 +297,18 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         yield from _objects(child)
 
 
+def _of_root(schema: Any) -> Iterator[dict[str, Any]]:
+    """Return the objects that belong to the document itself, and to no schema in it that has an identity of its own."""
+    waiting: list[Any] = [schema]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict) and (one is schema or not isinstance(one.get("$id"), str)):
+            yield one
+            waiting.extend(one.values())
+        elif isinstance(one, list):
+            waiting.extend(one)
+
+
 class Seen:
     """What one look at every object in a schema finds, whether it is a subschema or not.
 
@@ -282,4 +344,5 @@ class Seen:
 
 def escaped(step: str | int) -> str:
     """Return a step as JSON pointers write it."""
-    return str(step).replace("~", "~0").replace("/", "~1")
+    text = str(step)
+    return text.replace("~", "~0").replace("/", "~1") if "~" in text or "/" in text else text

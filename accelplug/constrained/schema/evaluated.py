@@ -23,16 +23,16 @@ def unevaluated_properties(validator: Any, given: Any, instance: Any, schema: di
             yield ValidationError(f"the unevaluated property {name!r} was unexpected or is not what it should be")
 
 
-def unevaluated_items(validator: Any, given: Any, instance: Any, schema: dict[str, Any], *, contains: bool) -> Iterator[Any]:
+def unevaluated_items(validator: Any, given: Any, instance: Any, schema: dict[str, Any], *, newest: bool) -> Iterator[Any]:
     """``unevaluatedItems``.
 
-    :param contains: whether items that satisfy ``contains`` are evaluated.
+    :param newest: whether the draft is 2020-12, where items that satisfy ``contains`` are evaluated, and ``prefixItems`` is what ``items`` was.
     """
     from jsonschema import ValidationError
 
     if not validator.is_type(instance, "array"):
         return
-    known = _places(validator, instance, schema, contains=contains)
+    known = _places(validator, instance, schema, newest=newest)
     for place, value in enumerate(instance):
         if place not in known and not _satisfies(validator, value, given):
             yield ValidationError(f"the unevaluated item {place} was unexpected or is not what it should be")
@@ -59,7 +59,7 @@ def _names(validator: Any, instance: dict[str, Any], schema: Any, *, inner: bool
     return known
 
 
-def _places(validator: Any, instance: list[Any], schema: Any, *, contains: bool, inner: bool = False) -> set[int]:
+def _places(validator: Any, instance: list[Any], schema: Any, *, newest: bool, inner: bool = False) -> set[int]:
     """Return the indices that a schema, which the instance satisfies, evaluates."""
     if isinstance(schema, bool):
         return set()
@@ -67,11 +67,11 @@ def _places(validator: Any, instance: list[Any], schema: Any, *, contains: bool,
     everything = {"additionalItems", "unevaluatedItems"} if inner else {"additionalItems"}
     if isinstance(items, dict | bool) or (isinstance(items, list) and not everything.isdisjoint(schema)) or (inner and "unevaluatedItems" in schema):
         return set(range(len(instance)))
-    known = set(range(len(schema.get("prefixItems", items if isinstance(items, list) else ()))))
-    if contains and "contains" in schema:
+    known = set(range(len(schema.get("prefixItems", ()) if newest else items or ())))
+    if newest and "contains" in schema:
         known |= {place for place, value in enumerate(instance) if _satisfies(validator, value, schema["contains"])}
     for below, part in _in_place(validator, instance, schema):
-        known |= _places(below, instance, part, contains=contains, inner=True)
+        known |= _places(below, instance, part, newest=newest, inner=True)
     return known
 
 

@@ -1,7 +1,7 @@
 """Formats as expressions, where those say what the format means.
 
-`exact` formats are those whose expression is the whole truth; of the others the expression is what a mask follows, and the
-finished text is checked further. A mask never forbids what the format admits.
+`exact` formats are those of whose expression every match passes jsonschema's validator too, so that nothing is left to check; of the others the
+expression is what a mask follows, and the finished text is checked further.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _YEAR: Final = r"(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _DATE: Final = rf"(?:{_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
 _CLOCK: Final = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
 _TIME: Final = rf"{_CLOCK}:(?:[0-5][0-9])(?:\.[0-9]+)?(?:[zZ]|[+-]{_CLOCK})"
+_DAYS: Final = r"(?:[0-9]+D|[0-9]+M(?:[0-9]+D)?|[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?)"
+_HOURS: Final = r"T(?:[0-9]+S|[0-9]+M(?:[0-9]+S)?|[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?)"
 _BYTE: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4: Final = rf"{_BYTE}(?:\.{_BYTE}){{3}}"
 _HEX: Final = r"[0-9a-fA-F]"
@@ -45,15 +47,12 @@ _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 
 FORMATS: Final[dict[str, Format]] = {
     "date": Format(rf"^{_DATE}$"),
-    "time": Format(rf"^{_TIME}$", exact=False),
-    "date-time": Format(rf"^{_DATE}[tT]{_TIME}$", exact=False),
-    "duration": Format(
-        r"^P(?:[0-9]+W|(?:[0-9]+D|[0-9]+M(?:[0-9]+D)?|[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?)?(?:T(?:[0-9]+S|[0-9]+M(?:[0-9]+S)?|[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?))?)$",
-        exact=False,
-    ),
-    "email": Format(rf"^(?:{_ATOM}(?:\.{_ATOM})*|\"[^\"\\\r\n]*\")@(?:{_LABEL}(?:\.{_LABEL})*|\[[^\]\s]+\])$", exact=False),
-    "idn-email": Format(r"^[^@\s]+@[^@\s]+$", exact=False),
-    "hostname": Format(rf"^(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*$", exact=False),
+    "time": Format(rf"^{_TIME}$"),
+    "date-time": Format(rf"^{_DATE}[tT]{_TIME}$"),
+    "duration": Format(rf"^P(?:[0-9]+W|{_DAYS}(?:{_HOURS})?|{_HOURS})$"),
+    "email": Format(rf"^(?:{_ATOM}(?:\.{_ATOM})*|\"[^\"\\\r\n]*\")@(?:{_LABEL}(?:\.{_LABEL})*|\[[^\]\s]+\])$"),
+    "idn-email": Format(r"^[^@\s]+@[^@\s]+$"),
+    "hostname": Format(rf"^(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*$"),
     "idn-hostname": Format(r"^[^\s/?#@]+$", exact=False),
     "ipv4": Format(rf"^{_IPV4}$"),
     "ipv6": Format(rf"^(?:{_IPV6})$"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from accelplug.constrained.schema.atoms import Absent, Atom, Bound, Property, Required
+from accelplug.constrained.schema.atoms import Absent, Atom, Bound, Keys, Property, Required
 from accelplug.constrained.schema.document import Signed
 
 Branch = tuple[Atom, ...]
@@ -16,13 +17,14 @@ class Ledger:
     Bit 0 is what every path knows: that what is always true is true. Item 1 is what is never true.
 
     :ivar of_properties: the bits of all that says which values a property has, or that it must be there.
+    :ivar of_objects: those, and the bits of what holds of all properties of some names.
     """
 
     def __init__(self) -> None:
         self.items: list[Atom | Signed | None] = [None, None]
         self.against: list[int] = [0, 1]
         self._numbers: dict[Atom | Signed, int] = {}
-        self.of_properties = 0
+        self.of_properties = self.of_objects = 0
         self._bounds: list[int] = []
 
     def number(self, item: Atom | Signed) -> int:
@@ -36,12 +38,21 @@ class Ledger:
             self.against.append(0)
             if isinstance(item, Property | Required):
                 self.of_properties |= 1 << found
+            if isinstance(item, Property | Required | Keys):
+                self.of_objects |= 1 << found
             for other in self._opposed(item, found):
                 self.against[found] |= 1 << other
                 self.against[other] |= 1 << found
         return found
 
-    def branch(self, numbers: tuple[int, ...]) -> Branch:
+    def within(self, bits: int) -> Iterator[Atom | Signed | None]:
+        """Return the items of these bits, in the order of their numbers."""
+        while bits:
+            lowest = bits & -bits
+            yield self.items[lowest.bit_length() - 1]
+            bits ^= lowest
+
+    def branch(self, numbers: Iterable[int]) -> Branch:
         """Return the atoms of these numbers."""
         return tuple([item for number in numbers if (item := self.items[number]) is not None and not isinstance(item, tuple)])
 
@@ -67,6 +78,11 @@ class Choice(NamedTuple):
     numbers: tuple[int, ...]
     bits: int
 
+    @classmethod
+    def of(cls, numbers: tuple[int, ...]) -> Choice:
+        """Return the alternative that says these."""
+        return cls(numbers, _bits(numbers))
+
 
 Fork = list[Choice]
 
@@ -84,6 +100,18 @@ class Path:
 
     def __init__(self, todo: list[int], forks: list[Fork], known: int, atoms: list[int]) -> None:
         self.todo, self.forks, self.known, self.atoms = todo, forks, known, atoms
+
+    @property
+    def bits(self) -> int:
+        """The bits of its atoms."""
+        return _bits(self.atoms)
+
+
+def _bits(numbers: Iterable[int]) -> int:
+    bits = 0
+    for number in numbers:
+        bits |= 1 << number
+    return bits
 
 
 def apart(one: Any, other: Bound) -> bool:

@@ -46,7 +46,8 @@ def check_shapes(schema: dict[str, Any], shapes: Mapping[str, Shape], pointed: C
             shape = shapes.get(keyword)
             if shape is None:
                 continue
-            check_shape(f"{place}/{keyword}", shape, value)
+            if not shape.fits(value):
+                check_shape(f"{place}/{keyword}", shape, value)
             if shape.parts is not None:
                 for step, part in shape.parts(value):
                     if isinstance(part, dict):

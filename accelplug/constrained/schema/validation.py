@@ -55,7 +55,7 @@ def validator_class(draft: int, *, declared: bool) -> Checking:
     }
     if draft > 7:
         extra |= {"unevaluatedProperties": evaluated.unevaluated_properties}
-        extra |= {"unevaluatedItems": partial(evaluated.unevaluated_items, contains=draft == 2020)}
+        extra |= {"unevaluatedItems": partial(evaluated.unevaluated_items, newest=draft == 2020)}
     if draft == 3:
         extra["divisibleBy"] = _multiple_of
     if not declared and draft > 7:
@@ -63,6 +63,8 @@ def validator_class(draft: int, *, declared: bool) -> Checking:
         extra |= {name: partial(_bound, base.VALIDATORS, name) for name in (*_EXCLUSIVE, *_EXCLUSIVE.values())}
     checker = jsonschema.FormatChecker(())
     checker.checkers = dict(base.FORMAT_CHECKER.checkers) | {"regex": (_is_expression, ConstraintError)}
+    if draft == 3:
+        del checker.checkers["time"]  # which has no zone there, and one in all others and in masks
     for format_name in FORMATS:
         checker.checks(format_name)(_Formatted(format_name, checker.checkers.get(format_name)))
     limited = {name: _limited(name, keyword) for name, keyword in {**base.VALIDATORS, **extra}.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from accelplug.constrained.schema import arrays, combining, objects, scalars, unevaluated
 from accelplug.constrained.schema.clauses import Keyword
@@ -62,6 +62,8 @@ _OF_OBJECTS: Final[Mapping[str, Keyword]] = {
     "unevaluatedProperties": unevaluated.unevaluated,
 }
 KEYWORDS: Final[Mapping[str, Keyword]] = {**_OF_ALL, **_OF_NUMBERS, **_OF_STRINGS, **_OF_ARRAYS, **_OF_OBJECTS}
+SPEAKING: Final = frozenset((*KEYWORDS, "then", "else", "minContains", "maxContains"))
+"""The keywords that say something of values, by themselves or beside others."""
 KEYWORDS_OF: Final[Mapping[str, Mapping[str, Keyword]]] = {
     "null": _OF_ALL,
     "boolean": _OF_ALL,
@@ -79,6 +81,8 @@ _FIRST_DRAFTS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("minContains", "maxContains"), 2019),
     **dict.fromkeys(("prefixItems", "$dynamicRef"), 2020),
 }
+MAPS: Final = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
+"""The keywords whose objects have names of the schema's own."""
 _OF_DRAFT_3: Final = frozenset({"extends", "disallow", "divisibleBy"})
 
 
@@ -88,7 +92,28 @@ def is_known(keyword: str, draft: int) -> bool:
 
 
 @cache
+def handlers_of(kind: str, draft: int) -> Mapping[str, Keyword]:
+    """Return what a draft's keywords say of values of a type."""
+    return {keyword: handler for keyword, handler in KEYWORDS_OF[kind].items() if is_known(keyword, draft)}
+
+
+@cache
 def later_than(draft: int) -> frozenset[str]:
     """Return the keywords that came after a draft."""
     later = [keyword for keyword, first in _FIRST_DRAFTS.items() if first > draft]
     return frozenset((*later, *(("exclusiveMinimum", "exclusiveMaximum") if draft < 6 else ())))
+
+
+def has_any_of(keywords: frozenset[str], schema: Any) -> bool:
+    """Whether one of these stands in a schema as a keyword, and not as the name of a property or of a definition."""
+    waiting = [schema]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting.extend(one)
+        elif isinstance(one, dict):
+            if not keywords.isdisjoint(one):
+                return True
+            for keyword, value in one.items():
+                waiting.extend(value.values() if keyword in MAPS and isinstance(value, dict) else [value])
+    return False

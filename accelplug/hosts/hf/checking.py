@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from accelplug.hosts.hf.compat import cache_argument
 from accelplug.hosts.hf.given import LOOKS_AGAIN, PREFILL
 from accelplug.hosts.hf.masks import check_trees
 from accelplug.hosts.hf.rollback import check_cache
+from accelplug.hosts.hf.whole import reads_whole
 
 # Their decoders build no causal mask for, or refuse, several tokens at once behind a cache.
 _ONE_AT_A_TIME = ("fsmt", "prophetnet")
+# By what is in the prompt, models have parts of it see what follows.
+_BOTH_WAYS = ("token_type_ids", "mm_token_type_ids", "block_sequence_ids", *sorted(PREFILL))
 
 
 def check_weights(model: Any) -> None:
@@ -43,15 +47,16 @@ def attached_already() -> HostError:
     return HostError("accelplug is attached to this model already; leave that 'with' block first, or choose all techniques in one attach()")
 
 
-def unpicklable() -> HostError:
-    """Return the error for whoever pickles a model that a session is attached to."""
-    return HostError("a model with accelplug attached cannot be pickled; leave the 'with' block first")
-
-
 def is_sharded(model: Any) -> bool:
     """Whether each forward pass waits for other processes, as in plain ``generate(synced_gpus=True)``, which here would be different numbers of them."""
     world = torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
     return world > 1 and (utils.is_deepspeed_zero3_enabled() or utils.is_fsdp_managed_module(model))
+
+
+def reads_both_ways(model: Any) -> bool:
+    """Whether a model of the BERT kind was not told that it writes: its tokens then see those behind them, wherever several are read at once."""
+    module = sys.modules[type(model).__module__]
+    return getattr(model.config, "is_decoder", None) is False and not model.config.is_encoder_decoder and hasattr(module, "create_bidirectional_mask")
 
 
 def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_trees: bool) -> None:
@@ -60,17 +65,20 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
     :raises HostError: naming the argument and what to use.
     """
     text = model.config.get_text_config(decoder=True)
-    mode = config.get_generation_mode().value
+    mode, whole = config.get_generation_mode().value, reads_whole(model, model_kwargs)
     refusals = {
         f"{mode.replace('_', ' ')}; use greedy search or sampling, with num_beams=1": mode not in ("greedy_search", "sample"),
-        "use_cache=False, since drafts are verified against the cache; leave it on": not model_kwargs.get("use_cache"),
-        "gradient checkpointing in a model that is training, which takes its cache away; call model.eval() first": bool(
-            model.training and getattr(model, "is_gradient_checkpointing", False)
+        "gradient checkpointing in a model that is training, which takes its cache away, so that plain generate() forgets the text; "
+        "pass use_cache=False, or call model.eval() first": bool(model.training and getattr(model, "is_gradient_checkpointing", False)) and not whole,
+        "a cache beside use_cache=False, behind which plain generate() reads the whole text again at every step; leave one of them out": (
+            not model_kwargs.get("use_cache") and model_kwargs.get(cache_argument(model)) is not None
         ),
         "weights that FSDP or ZeRO 3 shards over processes, which must all call the model as often; gather them, or use one process": is_sharded(model),
-        f"{text.model_type} models, which read one token at a time; use another model": text.model_type in _ONE_AT_A_TIME,
-        "experts of limited capacity, where a token's output depends on those read with it; use a model without expert_capacity": bool(
-            getattr(text, "expert_capacity", None)
+        f"{text.model_type} models, which read one token at a time; use another model": text.model_type in _ONE_AT_A_TIME and not whole,
+        f"{text.model_type} models, which are given the whole text with each token; use another model": text.model_type == "cpmant" and not whole,
+        f"{type(model).__name__} while it reads in both directions; load it with is_decoder=True": reads_both_ways(model) and not whole,
+        "experts of limited capacity without a cache, where a token's output depends on those read with it; leave use_cache on": bool(
+            whole and getattr(text, "expert_capacity", None)
         ),
         f"the images, audio or video of {type(model).__name__}, which it looks at anew with each token; use text": bool(
             PREFILL & {name for name, value in model_kwargs.items() if value is not None}
@@ -81,10 +89,15 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
     for reason, refused in refusals.items():
         if refused:
             raise HostError(f"accelplug does not run with {reason}")
-    cache = model_kwargs.get(cache_argument(model))
+    cache = None if whole else model_kwargs.get(cache_argument(model))
     check_cache(model, cache)
     if with_trees:
         check_trees(model, cache)
+        if whole and (both_ways := [name for name in _BOTH_WAYS if model_kwargs.get(name) is not None]):
+            raise HostError(
+                f"a tree of drafts cannot be verified without a cache behind {both_ways[0]}, by which parts of the prompt see what follows them; "
+                "leave use_cache on, or use a drafter of chains, such as prompt_lookup"
+            )
         if not model.config.is_encoder_decoder and model_kwargs.get("position_ids") is None:
             raise HostError(
                 f"{type(model).__name__} counts positions itself, which puts a tree's nodes one behind the other; "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from accelplug.hosts.hf.layers import await_layers
+from accelplug.hosts.hf.layers import await_layers, filled
 
 # Columns are taken out when they are more than a share of the cache, and worth a copy of it.
 _SHARE, _FEW = 0.25, 64
@@ -70,5 +70,5 @@ class Columns:
 
     def _replace(self, made: Callable[[Tensor], Tensor]) -> None:
         await_layers(self.cache)
-        for layer in self.cache.layers:
+        for layer in filled(self.cache):
             layer.keys, layer.values = made(layer.keys), made(layer.values)

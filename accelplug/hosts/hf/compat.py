@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, Final
+
+import transformers
 
 from accelplug.hooks.capabilities import Host
 from accelplug.hosts.seams import Engine, Seam
@@ -88,10 +90,20 @@ ENGINE = Engine(
 )
 
 
+ADDS_MASKS: Final = transformers.__version__.startswith("5.16.")
+"""Whether models with an index add masks of any kind to its scores, where a mask of True and False is none."""
+
+
 def cache_argument(model: Any) -> str:
     """Return what this model's ``forward()`` calls what it remembers: before 5.24 Mamba and xLSTM have a name of their own, RWKV has still."""
     takes = signature(model.forward).parameters
     return next((name for name in (cache_name(), "cache_params", "state") if name in takes), cache_name())
+
+
+def takes_cache(model: Any) -> bool:
+    """Whether this model's ``forward()`` takes what it is to remember; one that does not name its arguments is taken to."""
+    takes = signature(model.forward).parameters
+    return bool({cache_name(), "cache_params", "state"} & set(takes)) or not {"input_ids", "decoder_input_ids"} & set(takes)
 
 
 @functools.cache

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import LogitsProcessorList
 
 from accelplug._errors import AccelplugError, HostError
-from accelplug.hosts.hf.checking import attached_already, unpicklable
+from accelplug.hosts.hf.checking import attached_already
 from accelplug.hosts.hf.compat import ENGINE
+from accelplug.hosts.hf.copies import unattached_copies
 
 if TYPE_CHECKING:
     from accelplug.hosts.hf.packed import PackedGrammars
@@ -40,14 +41,6 @@ class Way:
     def __call__(self, *args: Any, **arguments: Any) -> Any:
         """Do what was put in the method's place."""
         return self.call(self.plain, *args, **arguments)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Give a copy of the model its own method: the session belongs to the original."""
-        copied = memo[id(self.model)]
-        return getattr(type(copied), self.name).__get__(copied)
-
-    def __reduce__(self) -> Any:
-        raise unpicklable()
 
 
 class Continuous:
@@ -271,7 +264,8 @@ def governed(session: Session) -> Iterator[None]:
     owner.init_continuous_batching = Way(owner, "init_continuous_batching", engine.manager)
     owner.generate_batch = Way(owner, "generate_batch", engine.batch)
     try:
-        yield
+        with unattached_copies(owner, "init_continuous_batching", "generate_batch"):
+            yield
     finally:
         del owner.init_continuous_batching, owner.generate_batch
         if getattr(owner, _KEPT, None) is not kept:  # its requests would go on having this session's grammars

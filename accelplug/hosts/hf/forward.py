@@ -7,14 +7,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.compat import cache_argument
-from accelplug.hosts.hf.given import PER_STEP, PER_TOKEN, PREFILL, answers_type, asks_ahead, inputs_ahead, of_tokens, prompt_positions
-from accelplug.hosts.hf.layers import Overwritten, await_layers, crop, filled, growing, has_attention, most_drafts, states_of, with_limits
-from accelplug.hosts.hf.masks import Masks, unfit_for_own_masks
-from accelplug.hosts.hf.rollback import check_layers, state_elsewhere
+from accelplug.hosts.hf.experts import widest_step
+from accelplug.hosts.hf.given import (
+    PER_STEP,
+    PER_TOKEN,
+    PREFILL,
+    answers_type,
+    asks_ahead,
+    inputs_ahead,
+    of_tokens,
+    prompt_positions,
+    uncounted_token,
+)
+from accelplug.hosts.hf.inside import of_token
+from accelplug.hosts.hf.layers import (
+    Overwritten,
+    await_layers,
+    crop,
+    filled,
+    growing,
+    has_attention,
+    is_uncroppable,
+    most_drafts,
+    states_of,
+    with_limits,
+)
+from accelplug.hosts.hf.masks import Masks, check_padding, unfit_for_own_masks
+from accelplug.hosts.hf.rollback import state_elsewhere
 from accelplug.hosts.hf.tree import Tree
 
 
@@ -30,6 +53,7 @@ class Forward:
         self.cache_name = cache_argument(model)
         self.past: Any = model_kwargs.get(self.cache_name)
         self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
+        self.widest = widest_step(model, len(input_ids))
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
         if self.past is None:  # some make it themselves
             self.past = outputs.get(self.cache_name)
@@ -46,13 +70,14 @@ class Forward:
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
         self._look_at_cache(input_ids.shape[1])
         padding = self._keep_inputs(input_ids, model_kwargs) if ahead is None else self._keep_inputs_ahead(ahead, model_kwargs)
+        self.uncounted = uncounted_token(model) if self.position_offset is None else None
         self.per_token = [name for name in PER_TOKEN if ahead is not None and name in self.extra]
         if "logits_to_keep" in model_kwargs:
             self.extra["logits_to_keep"] = 0
-        check_layers(self.cache)
         self.is_compiled = is_compiled(model, generation_config, model_kwargs) and self._fits_graphs(generation_config)
         self.pads = self.is_compiled  # steps, to powers of two
         self.call = model.get_compiled_call(generation_config.compile_config) if self.is_compiled else model
+        check_padding(model, self.cache, padding)
         # Without attention nobody asks for padding behind the prompt.
         self.masks = Masks(model, self.cache, padding if has_attention(self.cache) else None, self.device)
         # After the prefill, so that a long prompt is not kept whole in layers that only need its window.
@@ -65,12 +90,12 @@ class Forward:
         # Recurrent layers alone count no tokens, and nothing asks for a position there.
         self.cached = int(self.cache.get_seq_length()) if has_attention(self.cache) else prompt_length
         if not self.cached:
-            raise HostError(f"{name} fills no cache, against which drafts are verified; use another model")
+            raise HostError(f"{name} fills no cache, so that plain generate() gives it each token alone; pass use_cache=False")
         self.overwritten = Overwritten(self.cache)
         self.layers_with_limits = with_limits(self.cache)
         of_images = getattr(self.model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ()
         kept = [layer for i, layer in enumerate(self.cache.layers) if i in of_images]
-        self.layers = [layer for layer in filled(self.cache) if layer not in (*self.overwritten.layers, *kept)]
+        self.layers = [layer for layer in filled(self.cache) if layer not in (*self.overwritten.layers, *kept) and not is_uncroppable(layer)]
         if any(int(layer.get_seq_length()) != self.cached for layer in (*self.layers, *self.overwritten.layers)):
             raise HostError(f"{name} caches more than its tokens, from which rejected drafts cannot be taken; use another model")
 
@@ -99,7 +124,8 @@ class Forward:
         """Run the last committed tokens and the draft nodes; return logits [count, 1 + most nodes, vocab_size]."""
         width = self._width(trees)
         rows = [[last, *tree.tokens, *[last] * (width - 1 - len(tree))] for last, tree in zip(last_tokens, trees, strict=True)]
-        is_chain = not self.pads and all(tree.parents is None for tree in trees)  # a graph takes one kind of mask
+        # A graph takes one kind of mask.
+        is_chain = not self.pads and (width == 1 or not self.masks.masks_chains) and all(tree.parents is None for tree in trees)
         depths = None if is_chain else self._depths(trees, width)
         mask = self._mask(trees, width, depths)
         own = {"input_ids": torch.tensor(rows, device=self.device), "attention_mask": mask, **self._positions(width, depths)}
@@ -114,6 +140,13 @@ class Forward:
             self.outputs = outputs
         logits: Tensor = outputs.logits.to(self.device)  # a sharded model may end on another device
         return logits
+
+    def readable(self, trees: list[Tree], last_tokens: Sequence[int], over: Sequence[bool]) -> list[Tree]:
+        """Cut the drafts of rows that are not `over` behind a token for which the model counts no position, where others are read with it."""
+        if self.uncounted is None:
+            return trees
+        rows = zip(trees, last_tokens, over, strict=True)
+        return [tree if is_over else tree.until(self.uncounted, last) for tree, last, is_over in rows]
 
     def _width(self, trees: Sequence[Tree]) -> int:
         """Return how many slots a step has; a compiled model is given few widths, since each is a graph of its own."""
@@ -150,11 +183,18 @@ class Forward:
     @property
     def most_drafts(self) -> int | None:
         """How many drafts the next step may have, None for any number."""
-        return most_drafts(self.layers_with_limits)
+        limits = (most_drafts(self.layers_with_limits), None if self.widest is None else self.widest - 1)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def slots(self, paths: Sequence[Sequence[int]], kept: int) -> list[list[int]]:
         """Return the last forward pass's slots of every row's committed tokens, the first `kept` drafts among them."""
         return [[0, *(node + 1 for node in path[:kept])] for path in paths]
+
+    def inside(self, name: str, layers: Sequence[Any], slots: Tensor) -> tuple[Any, ...]:
+        """Return what the layers' outputs `name` have of the last of these slots, as if it had been read alone behind the others."""
+        cached = [layer for layer in self.cache.layers if isinstance(layer, CacheLayerMixin)]
+        caches = cached if len(cached) == len(layers) else [None] * len(layers)
+        return tuple(of_token(name, states, layer, slots, self.cached) for states, layer in zip(layers, caches, strict=True))
 
     def finish(self) -> None:
         """Leave the cache as plain ``generate()`` would: it is already."""

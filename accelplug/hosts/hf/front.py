@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from transformers.generation.logits_process import LogitsProcessorList
@@ -11,7 +13,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf import continuous
-from accelplug.hosts.hf.checking import attached_already, unpicklable
+from accelplug.hosts.hf.checking import attached_already
 from accelplug.hosts.hf.compat import given_cache
 from accelplug.hosts.hf.loop import Loop
 
@@ -48,11 +50,13 @@ class Front:
     ) -> Any:
         """Generate as the model would, through the session's techniques."""
         session = self.session
-        self._check(generation_config, arguments)
+        self._check(arguments)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         strings, generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
         if strings:
             criteria.append(_stop_strings(strings, tokenizer or session.tokenizer))
+        heals = _heals_tokens(session.model, generation_config, arguments)
+        healing = _healing(session.taken, self.plain, tokenizer or session.tokenizer) if heals else nullcontext()
         masking = session.masking()
         if masking is not None:
             logits_processor = LogitsProcessorList([*(logits_processor or ()), masking])
@@ -61,23 +65,24 @@ class Front:
         session.checks = []
         loop = Loop(session, streamer, keeps_cache=given_cache(arguments) is not None, masking=masking)
         try:
-            output = self.plain(
-                *(() if inputs is None else (inputs,)),  # the first argument is not called inputs everywhere
-                generation_config=generation_config,
-                logits_processor=logits_processor,
-                stopping_criteria=criteria,
-                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-                streamer=streamer,
-                custom_generate=loop,
-                **arguments,
-            )
+            with healing:
+                output = self.plain(
+                    *(() if inputs is None else (inputs,)),  # the first argument is not called inputs everywhere
+                    generation_config=generation_config,
+                    logits_processor=logits_processor,
+                    stopping_criteria=criteria,
+                    prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                    streamer=streamer,
+                    custom_generate=loop,
+                    **arguments,
+                )
         finally:
             session.busy.release()
         if not loop.has_run:
             raise HostError(f"{type(session.model).__name__}.generate() has a decoding loop of its own, so accelplug had no part in it")
         return output
 
-    def _check(self, config: Any, arguments: dict[str, Any]) -> None:
+    def _check(self, arguments: dict[str, Any]) -> None:
         """Refuse what a call asks for beside the session.
 
         :raises HostError: naming it.
@@ -92,22 +97,30 @@ class Front:
             raise HostError(
                 f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
             )
-        if _heals_tokens(self.session.model, config, arguments):
-            raise HostError("Transformers hands no tokenizer to token_healing beside a decoding loop of another's; leave it out, or heal the prompt first")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Give a copy of the model its own plain ``generate``: the session belongs to the original."""
-        copied = memo[id(self.session.model)]
-        return type(copied).generate.__get__(copied)
-
-    def __reduce__(self) -> Any:
-        raise unpicklable()
 
 
 def _heals_tokens(model: Any, config: Any, arguments: dict[str, Any]) -> bool:
     """Whether a call asks for ``token_healing``, itself or by the configuration that it goes by."""
     chosen = arguments["token_healing"] if "token_healing" in arguments else getattr(config or model.generation_config, "token_healing", False)
     return bool(chosen)
+
+
+@contextmanager
+def _healing(model: Any, plain: Callable[..., Any], tokenizer: Any) -> Iterator[None]:
+    """Have Transformers heal the prompt where it does, with the tokenizer that it hands to no decoding loop of another's, and plain decoding.
+
+    :raises HostError: there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise HostError("token_healing needs the model's tokenizer; pass tokenizer=... to generate() or attach()")
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
+    heal = type(owner).heal_tokens
+    owner.heal_tokens = lambda input_ids, _tokenizer=None: heal(SimpleNamespace(generate=plain), input_ids, tokenizer)
+    try:
+        yield
+    finally:
+        del owner.heal_tokens
 
 
 def _stop_strings(strings: Any, tokenizer: Any) -> StopStringCriteria:

@@ -32,6 +32,12 @@ def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]
     return positions
 
 
+def uncounted_token(model: Any) -> int | None:
+    """Return the token that the model counts no position for where it counts them by the tokens it is given (M2M-100, NLLB-MoE), None in others."""
+    tables = (getattr(module, "padding_idx", None) for module in model.modules() if hasattr(module, "create_position_ids_from_input_ids"))
+    return next((token for token in tables if token is not None), None)
+
+
 def asks_ahead(model: Any) -> bool:
     """Whether what a step is given can only be had from the model, or from PEFT in its place."""
     return model.config.model_type in LOOKS_AGAIN or has_virtual_tokens(model)
@@ -41,6 +47,14 @@ def has_virtual_tokens(model: Any) -> bool:
     """Whether PEFT, which then prepares the model's inputs in its place, puts trained vectors before the prompt."""
     wrapper = getattr(model.prepare_inputs_for_generation, "__self__", None)
     return bool(getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def placeholders(model: Any, model_kwargs: dict[str, Any]) -> frozenset[int]:
+    """Return the tokens that stand for images, audio or video where the call brings some: the model fails on one too many."""
+    if not hasattr(model.base_model, "get_placeholder_mask") or not any(model_kwargs.get(name) is not None for name in PREFILL):
+        return frozenset()
+    names = [f"{kind}_token_{what}" for kind in ("image", "video", "audio") for what in ("id", "index")]
+    return frozenset(token for name in names if isinstance(token := getattr(model.config, name, None), int))
 
 
 def of_tokens(mask: Tensor, cached: int, width: int) -> Tensor:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer
 
 if TYPE_CHECKING:
     from accelplug.hosts.hf.forward import Forward
+    from accelplug.hosts.hf.whole import Whole
 
 
 class Inside:
@@ -23,7 +24,7 @@ class Inside:
         names = [*(of_attention if config.output_attentions else []), *([f"{side}hidden_states"] if config.output_hidden_states else [])]
         self.found: dict[str, list[Any]] = {name: [] for name in (names if wanted else [])}
 
-    def add(self, forward: Forward, paths: Sequence[Sequence[int]], count: int, *, is_prompt: bool) -> None:
+    def add(self, forward: Forward | Whole, paths: Sequence[Sequence[int]], count: int, *, is_prompt: bool) -> None:
         """Add the last forward pass's entries: one of the whole prompt, or one for each of the `count` tokens committed of it."""
         outputs = forward.outputs
         if not self.found or outputs is None:
@@ -34,11 +35,7 @@ class Inside:
             if is_prompt or layers is None:
                 entries.extend([layers] * (1 if is_prompt else count))
                 continue
-            cached = [layer for layer in forward.cache.layers if isinstance(layer, CacheLayerMixin)]
-            caches = cached if len(cached) == len(layers) else [None] * len(layers)
-            for end in range(slots.shape[1] - count + 1, slots.shape[1] + 1):
-                read = (slots[:, :end], forward.cached)
-                entries.append(tuple(_of_token(name, states, layer, *read) for states, layer in zip(layers, caches, strict=True)))
+            entries.extend(forward.inside(name, layers, slots[:, :end]) for end in range(slots.shape[1] - count + 1, slots.shape[1] + 1))
 
     def returned(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return what goes into the output of ``generate()``; an encoder's were made before the prompt was read."""
@@ -49,7 +46,7 @@ class Inside:
         return result
 
 
-def _of_token(name: str, states: Tensor | None, layer: Any, slots: Tensor, cached: int) -> Tensor | None:
+def of_token(name: str, states: Tensor | None, layer: Any, slots: Tensor, cached: int) -> Tensor | None:
     """Return what one layer has of the token in each row's last slot, as if it had been read alone behind those in the slots before.
 
     :param states: [count, width, size], or of attention [count, heads, width, length].
@@ -72,3 +69,20 @@ def _of_token(name: str, states: Tensor | None, layer: Any, slots: Tensor, cache
     columns = torch.cat([torch.arange(past, device=states.device).expand(len(slots), -1), past + slots], 1)
     columns = columns[:, -window:].unsqueeze(1).expand(-1, weights.shape[1], -1)
     return torch.nn.functional.pad(weights.gather(2, columns), (0, max(0, room - columns.shape[2]))).unsqueeze(2)
+
+
+def of_text(name: str, states: Tensor | None, slots: Tensor, length: int) -> Tensor | None:
+    """Return what one layer has of the text and of each row's slots behind it, as if a forward pass had ended there.
+
+    :param states: of a pass over the text and all its slots, [count, length + width, size], or of attention [count, heads, length + width, keys].
+    :param slots: int64 [count, tokens read], counted from behind the text.
+    :param length: of the text.
+    """
+    if states is None:
+        return None
+    slots = slots.to(states.device)
+    places = torch.cat([torch.arange(length, device=states.device).expand(len(slots), -1), length + slots], 1)
+    if states.ndim == 3:
+        return states.gather(1, places.unsqueeze(2).expand(-1, -1, states.shape[2]))
+    rows = states.gather(2, places[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+    return rows if name == "cross_attentions" else rows.gather(3, places[:, None, None].expand(-1, *rows.shape[1:3], -1))

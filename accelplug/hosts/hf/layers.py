@@ -10,14 +10,24 @@ from torch import Tensor
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
+    DynamicIndexedLayer,
+    DynamicLayer,
     DynamicSlidingWindowLayer,
     EncoderDecoderCache,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
     QuantizedLayer,
+    StaticIndexedLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+
+_CROPPED = (
+    DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer,
+    LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, LinearAttentionAndStaticFullAttentionLayer,
+)  # fmt: skip
 
 
 def growing(past: Any) -> Cache:
@@ -40,10 +50,21 @@ def recurrent_layers(cache: Cache) -> list[LinearAttentionCacheLayerMixin]:
     return [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
 
 
+def is_uncroppable(layer: Any) -> bool:
+    """Whether tokens can be taken out of a layer only by going back to a copy of it.
+
+    It is so for what summarises several tokens (DeepSeek V4), for windows beside a running state, and for layers of others, of which nothing is known.
+    What keeps nothing is no such layer; releases differ in what stands there.
+    """
+    known = type(layer) in _CROPPED or isinstance(layer, QuantizedLayer) or is_fp8(layer) or has_index(layer)
+    return isinstance(layer, CacheLayerMixin | LinearAttentionCacheLayerMixin) and not known
+
+
 def is_recurrent(model: Any, past: Any) -> bool:
-    """Whether the model keeps a running state: in this cache, in a cache of its own kind, or in its modules."""
+    """Whether the model keeps a running state, or what comes down to one: in this cache, in a cache of its own kind, or in its modules."""
     types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
-    return bool(recurrent_layers(growing(past))) or "linear_attention" in types or bool(getattr(model, "_is_stateful", False))
+    cache = growing(past)
+    return bool(recurrent_layers(cache)) or any(map(is_uncroppable, cache.layers)) or "linear_attention" in types or bool(getattr(model, "_is_stateful", False))
 
 
 def filled(cache: Cache) -> list[Any]:
@@ -54,7 +75,9 @@ def filled(cache: Cache) -> list[Any]:
 def crop(layer: Any, count: int) -> None:
     """Take a layer's last `count` tokens out."""
     if isinstance(layer, StaticLayer):
-        layer.cumulative_length.sub_(count)  # in place, as compiled graphs know it by its address
+        for name in ("cumulative_length", "indexer_cumulative_length", "idx_cumulative_length"):
+            if getattr(layer, name, None) is not None:
+                getattr(layer, name).sub_(count)  # in place, as compiled graphs know it by its address
     elif isinstance(layer, DynamicSlidingWindowLayer):
         layer.crop(-count)
     elif count and is_fp8(layer):
@@ -62,6 +85,8 @@ def crop(layer: Any, count: int) -> None:
             states, scale = getattr(layer, name)
             setattr(layer, name, (states[..., :-count, :], scale))
         layer.cumulative_length -= count
+    elif count and has_index(layer):
+        layer.crop(-count)
     elif count:
         layer.keys = layer.keys[..., :-count, :]
         layer.values = layer.values[..., :-count, :]
@@ -74,11 +99,22 @@ def is_fp8(layer: Any) -> bool:
     return hasattr(layer, "fp8_dtype")
 
 
-def states_of(layer: Any) -> tuple[Tensor, Tensor]:
-    """Return where a layer keeps the keys and values of its newest tokens, [count, heads, length, size]."""
+def has_index(layer: Any) -> bool:
+    """Whether a layer keeps an index beside its keys and values, of Transformers' or of a model's own kind; layers may share one, and leave theirs empty."""
+    return isinstance(layer, DynamicIndexedLayer | StaticIndexedLayer) or hasattr(layer, "idx_keys")
+
+
+def index_of(layer: Any) -> Tensor | None:
+    """Return the keys by which a layer chooses the tokens it attends to (DeepSeek V3.2, MiniMax M3), [count, 1, length, size], None where it has none."""
+    keys = getattr(layer, "indexer_keys", getattr(layer, "idx_keys", None))
+    return keys.unsqueeze(1) if isinstance(keys, Tensor) and keys.ndim == 3 else keys
+
+
+def states_of(layer: Any) -> tuple[Tensor, ...]:
+    """Return where a layer keeps the keys and values of its newest tokens, and its index's, [count, heads, length, size] each."""
     if is_fp8(layer):
         return layer._quantized_keys[0].view(torch.uint8), layer._quantized_values[0].view(torch.uint8)
-    return layer.keys, layer.values
+    return tuple(states for states in (layer.keys, layer.values, index_of(layer)) if states is not None)
 
 
 def await_layers(cache: Cache) -> None:
@@ -114,7 +150,7 @@ class Overwritten:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.layers = [layer for layer in filled(cache) if isinstance(layer, StaticSlidingWindowLayer)]
+        self.layers = [layer for layer in filled(cache) if type(layer) is StaticSlidingWindowLayer]
         self.held = [(layer, torch.empty_like(layer.keys), torch.empty_like(layer.values)) for layer in self.layers]
         self.cached = 0
 

@@ -33,6 +33,7 @@ from accelplug.hosts.hf.rollback import recording_past
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verified import verified
 from accelplug.hosts.hf.verify import Walk
+from accelplug.hosts.hf.whole import Whole, reads_whole
 
 if TYPE_CHECKING:
     from accelplug.hosts.hf.grammar import GrammarProcessor, RowGrammars
@@ -71,7 +72,9 @@ class Loop:
             parameters=session.requested.rows(session.selection.verifier, len(input_ids)),
         )
         requests = requests_of(model, input_ids, stopping_criteria, generation_config, inputs_tensor, model_kwargs, on_device=not walk.plain)
-        obstacle = self._kept(wants) or obstacle_to_ragged(model, logits_processor, stopping_criteria, model_kwargs)
+        obstacle = self._kept(wants) or obstacle_to_ragged(
+            model, logits_processor, stopping_criteria, model_kwargs, whole=reads_whole(model, model_kwargs)
+        )
         drawback = None if obstacle else self._drawback(generation_config, model_kwargs.get(cache_argument(model)))
         batch = choose_batches(session, requests, obstacle, drawback)
         if self.masking is not None:
@@ -102,7 +105,7 @@ class Loop:
             return "attention windows, behind which layers would keep everything"
         return None if self.session.drafter or self.masking else "no drafter"
 
-    def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests | Rows, walk: Walk) -> tuple[Forward, Inside]:
+    def _decode(self, model: Any, input_ids: Tensor, config: Any, model_kwargs: Any, requests: Requests | Rows, walk: Walk) -> tuple[Forward | Whole, Inside]:
         stats = self.session.stats
         stats.requests += requests.count
         guide = None if self.masking is None else Guide(self.masking, requests.tokens, self.session.selection, stats)
@@ -140,7 +143,9 @@ class Loop:
                     requests.check_room()
                 began = time.perf_counter()
                 trees = drafting.propose(verdict.paths, logits, trees)
-                logits = forward.step(requests.last(), trees)
+                last = requests.last()
+                trees = forward.readable(trees, last, [requests.is_over(row) for row in range(requests.count)])
+                logits = forward.step(last, trees)
                 has_stepped = True
 
     def _stream(self, requests: Requests, count: int) -> None:
@@ -262,13 +267,16 @@ class Drafting:
         self._watch(self.rows[~over], self.lengths[~over])
 
 
-def forward_of(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any], requests: Requests | Rows) -> Forward:
-    """Return the target model with its cache, the prompts read, as its layers and the rows need it."""
+def forward_of(model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any], requests: Requests | Rows) -> Forward | Whole:
+    """Return the target model, the prompts read, as its cache, its layers and the rows need it."""
+    if reads_whole(model, model_kwargs):
+        return Whole(model, input_ids, config, model_kwargs, requests if isinstance(requests, Rows) else None)
     if isinstance(requests, Rows):
         return Ragged(model, input_ids, config, model_kwargs, requests)
     prompt = (model, input_ids, config, model_kwargs)
-    if is_recurrent(model, model_kwargs.get(cache_argument(model))):
-        return Recurrent(*prompt, mixers_to_slow(model, len(input_ids)))
+    past = model_kwargs.get(cache_argument(model))
+    if is_recurrent(model, past):
+        return Recurrent(*prompt, mixers_to_slow(model, len(input_ids), past))
     return Forward(*prompt)
 
 

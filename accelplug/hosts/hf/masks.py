@@ -8,17 +8,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicIndexedLayer,
+    DynamicSlidingWindowLayer,
+    StaticIndexedLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from accelplug._errors import HostError
 from accelplug.hosts.hf.columns import Columns
+from accelplug.hosts.hf.compat import ADDS_MASKS
 from accelplug.hosts.hf.layers import is_recurrent
 from accelplug.hosts.hf.tree import Tree
 
 # Their attention is biased or windowed by cache slot rather than by position, so branches would see wrong distances.
-_BY_SLOT = ("bloom", "gpt_neo", "mpt")
+_BY_SLOT = ("bloom", "gpt_neo", "mpt", "openai-gpt", "reformer")
+# Their windows are the cache's alone: of several tokens, the later ones would see further back than their own window.
+_WINDOW_OF_CACHE = ("moshi", "kyutai_speech_to_text")
 _MASKABLE = ("sdpa", "eager")
 _WINDOWS = frozenset({"sliding_attention", "full_attention"})
+_NODE_BY_NODE = _WINDOWS | {"indexed_attention", "deepseek_sparse_attention"}  # the latter is its name before 5.18
 
 
 class Attention:
@@ -30,7 +41,7 @@ class Attention:
     def __init__(self, model: Any) -> None:
         text = model.config.get_text_config(decoder=True)
         types = getattr(text, "layer_types", None)
-        self.dtype, self.has_types = model.dtype, bool(types)
+        self.dtype, self.types = model.dtype, frozenset(types or ())
         self.is_sdpa = (text._attn_implementation or "eager") == "sdpa"
         self.window: int | None = getattr(text, "sliding_window", None) if not types or "sliding_attention" in types else None
 
@@ -49,7 +60,8 @@ class Attention:
 
     def by_type(self, within: Tensor, seen: Tensor) -> Any:
         """Return the mask of windowed layers, with that of the others where the model tells them apart."""
-        return {"sliding_attention": self.mask(within), "full_attention": self.mask(seen)} if self.has_types else self.mask(within)
+        masks = {"sliding_attention": self.mask(within)}
+        return masks | dict.fromkeys(self.types - {"sliding_attention"} or {"full_attention"}, self.mask(seen)) if self.types else self.mask(within)
 
 
 def near(seen: Tensor, positions: Tensor, ahead: Tensor, window: int) -> Tensor:
@@ -68,9 +80,10 @@ class Masks:
         text = model.config.get_text_config(decoder=True)
         self.cache, self.padding, self.device = cache, padding, device
         self.attention = Attention(model)
-        self.sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer | StaticSlidingWindowLayer)]
+        self.sliding = [layer for layer in cache.layers if type(layer) in (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)]
         self.window: int = next((getattr(layer, "sliding_window", self.attention.window) or 0 for layer in self.sliding), 0)
         self.capacity = capacity(cache)
+        self.masks_chains = bool(self.sliding) and text.model_type in _WINDOW_OF_CACHE
         # A cache that the user made without the model's config has no window even where the model has one.
         self.is_plain_causal = (
             self.attention.is_sdpa and padding is None and not _windows(text) and not self.sliding and not _by_slot(model)
@@ -145,9 +158,35 @@ def unfit_for_own_masks(model: Any) -> str | None:
     return f"{text.model_type}'s attention by cache slot" if _by_slot(model) else None
 
 
+def check_index(model: Any, cache: Any) -> None:
+    """Refuse what chooses tokens by an index that, in this release, takes sdpa's masks for scores, and so reads several tokens unlike one.
+
+    :raises HostError: naming the model and what to use.
+    """
+    implementation = model.config.get_text_config(decoder=True)._attn_implementation
+    if ADDS_MASKS and implementation == "sdpa" and any(isinstance(layer, DynamicIndexedLayer | StaticIndexedLayer) for layer in cache.layers):
+        raise HostError(
+            f"{type(model).__name__} adds sdpa's masks to the scores of its index in this release of Transformers, where several tokens are read wrongly; "
+            "load it with 'eager', or take 5.17"
+        )
+
+
+def check_padding(model: Any, cache: Any, padding: Tensor | None) -> None:
+    """Refuse padded prompts where plain ``generate()`` takes padding for text in some of its layers.
+
+    DeepSeek V4 compresses both together, and MiniMax M3 counts its blocks from the padding; several tokens at once are masked by position, one is not.
+
+    :raises HostError: naming the model and what to use.
+    """
+    in_blocks = any(hasattr(layer, "compress_rate") or hasattr(layer, "idx_keys") for layer in cache.layers)
+    if in_blocks and padding is not None and not padding.all():
+        raise HostError(f"{type(model).__name__} takes padding for text in blocks of tokens, so that its output is wrong; give it prompts of one length")
+
+
 def check_trees(model: Any, cache: Any) -> None:
     """Refuse trees of drafts where the model's attention cannot be masked node by node.
 
+    :param cache: None where the model reads the whole text at every step.
     :raises HostError: naming what stands in the way and what to use.
     """
     text = model.config.get_text_config(decoder=True)
@@ -155,11 +194,12 @@ def check_trees(model: Any, cache: Any) -> None:
     implementation = text._attn_implementation or "eager"
     if implementation not in _MASKABLE:
         raise HostError(f"attn_implementation {implementation!r} cannot verify a tree of drafts; load the model with 'sdpa' or 'eager'")
-    if is_recurrent(model, cache):
+    if is_recurrent(model, Cache(layers=[]) if cache is None else cache):
         raise HostError("a tree of drafts cannot be verified in recurrent layers, which read one token after the other; use a drafter of chains")
-    if _by_slot(model) or not types <= _WINDOWS:
-        what = ", ".join(sorted(types - _WINDOWS)) or f"{text.model_type}'s"
+    if _by_slot(model) or not types <= _NODE_BY_NODE:
+        what = ", ".join(sorted(types - _NODE_BY_NODE)) or f"{text.model_type}'s"
         raise HostError(f"a tree of drafts cannot be verified in {what} attention; use a drafter of chains, such as prompt_lookup")
-    made_without_config = _windows(text) and not any(cache.is_sliding)
+    has_windows = bool(getattr(text, "sliding_window", None)) or "sliding_attention" in types
+    made_without_config = cache is not None and has_windows and not any(cache.is_sliding)
     if made_without_config:
         raise HostError("a tree of drafts needs a cache that knows the model's window; pass DynamicCache(config=model.config) or none")

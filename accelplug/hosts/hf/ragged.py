@@ -16,7 +16,7 @@ from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.hf.columns import Columns
 from accelplug.hosts.hf.compat import cache_argument, cache_name
 from accelplug.hosts.hf.forward import Forward
-from accelplug.hosts.hf.given import PER_STEP, has_virtual_tokens
+from accelplug.hosts.hf.given import PER_STEP, PREFILL, has_virtual_tokens
 from accelplug.hosts.hf.layers import growing, is_recurrent
 from accelplug.hosts.hf.masks import unfit_for_own_masks
 from accelplug.hosts.hf.processors import is_prefix_pure
@@ -31,35 +31,44 @@ _STOPS = (EosTokenCriteria, MaxLengthCriteria, StopStringCriteria)
 _LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-def obstacle_to_ragged(model: Any, processors: Any, criteria: Any, model_kwargs: dict[str, Any]) -> str | None:
-    """Return what in a ``generate()`` call would come out otherwise if its rows advanced apart, or None."""
+def obstacle_to_ragged(model: Any, processors: Any, criteria: Any, model_kwargs: dict[str, Any], *, whole: bool) -> str | None:
+    """Return what in a ``generate()`` call would come out otherwise if its rows advanced apart, or None.
+
+    :param whole: the model reads the whole text at every step.
+    """
     strange = [thing for thing in processors if not is_prefix_pure(thing)] + [thing for thing in criteria if type(thing) not in _STOPS]
     if strange:
         return f"{type(strange[0]).__name__}, which may look at the batch as a whole"
     kinds = {type(thing) for thing in criteria}
     if StopStringCriteria in kinds and EosTokenCriteria not in kinds:
         return "stop strings without an EOS token, since rows that stopped then go on until all have"
-    if unfit := unfit_for_own_masks(model):
-        return unfit
-    for_all = [name for name, value in model_kwargs.items() if isinstance(value, Tensor) and name not in PER_STEP - {"token_type_ids"}]
+    for_all = {name for name, value in model_kwargs.items() if isinstance(value, Tensor) and name not in PER_STEP - {"token_type_ids"}}
+    if whole:
+        for_all |= {name for name in PREFILL if model_kwargs.get(name) is not None}
     if for_all:
-        return f"{for_all[0]}, which the model is given for all rows at once"
-    if which := _unfit_cache(model, model_kwargs.get(cache_argument(model))):
-        return which
+        return f"{min(for_all)}, which the model is given for all rows at once"
     if has_virtual_tokens(model):
         return "virtual tokens before the prompts, which PEFT counts for all rows at once"
-    return "positions that the model counts itself" if model_kwargs.get("position_ids") is None else None
+    if model.config.is_encoder_decoder:
+        return "an encoder-decoder model"
+    return None if whole else _unfit_for_holes(model, model_kwargs)
 
 
-def _unfit_cache(model: Any, cache: Any) -> str | None:
+def _unfit_for_holes(model: Any, model_kwargs: dict[str, Any]) -> str | None:
+    """Return why rows cannot share a cache in which each has columns of its own, or None where they can."""
+    cache: Any = model_kwargs.get(cache_argument(model))
+    if unfit := unfit_for_own_masks(model):
+        return unfit
     if is_recurrent(model, cache):
         return "recurrent layers, whose state has no room for what a row rejected while another kept it"
-    return None if all(type(layer) in _LAYERS for layer in cache.layers) else "a cache that is not dynamic"
+    if not all(type(layer) in _LAYERS for layer in cache.layers):
+        return "a cache that is not dynamic"
+    return "positions that the model counts itself" if model_kwargs.get("position_ids") is None else None
 
 
 def has_windows_to_keep(cache: Any, max_length: int) -> bool:
     """Whether a layer would drop what lies behind its window, and so save memory, before `max_length` tokens."""
-    return any(layer.is_sliding and layer.sliding_window < max_length for layer in growing(cache).layers)
+    return cache is not None and any(layer.is_sliding and layer.sliding_window < max_length for layer in growing(cache).layers)
 
 
 def choose_batches(session: Session, requests: Requests, obstacle: str | None, drawback: str | None) -> Requests | Rows:

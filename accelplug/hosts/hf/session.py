@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final, Literal
 
@@ -20,6 +21,7 @@ from accelplug.hosts.hf import continuous
 from accelplug.hosts.hf.checking import attached_already, check_weights, no_model
 from accelplug.hosts.hf.compat import ENGINE, HOST
 from accelplug.hosts.hf.context import build_context
+from accelplug.hosts.hf.copies import unattached_copies
 from accelplug.hosts.hf.front import Front
 from accelplug.hosts.hf.grammar import Grammar, GrammarProcessor, RowGrammars
 from accelplug.hosts.hf.parameters import Parameters
@@ -122,8 +124,9 @@ class Session:
             self._shadowed = vars(self.taken).get("generate")
             if isinstance(self._shadowed, Front):
                 raise attached_already()
-            self._continuous = continuous.governed(self)
-            self._continuous.__enter__()
+            self._seams = ExitStack()
+            self._seams.enter_context(continuous.governed(self))
+            self._seams.enter_context(unattached_copies(self.taken, "generate", own=self._shadowed))
             self._front = self.taken.generate = Front(self, self.model.generate)
         return self
 
@@ -133,7 +136,7 @@ class Session:
                 del self.taken.generate
                 if self._shadowed is not None:
                     self.taken.generate = self._shadowed
-            self._continuous.__exit__(None, None, None)
+            self._seams.close()
 
 
 def attach(  # noqa: PLR0913 - each is a choice of the user's

@@ -52,6 +52,16 @@ class Tree:
             children.setdefault(parent, []).append(node)
         return cls(tokens, parents, kinds, row_ids, rows, children, forced)
 
+    def until(self, token: int, last: int) -> Tree:
+        """Return a chain's nodes up to the first that is `token`; none where the `last` committed one is."""
+        if last == token:
+            return EMPTY
+        if token not in self.tokens[:-1]:
+            return self
+        count = 1 + self.tokens.index(token)
+        kinds, row_ids = (None if given is None else given[:count] for given in (self.kinds, self.row_ids))
+        return Tree(self.tokens[:count], None, kinds, row_ids, self.rows, {}, min(self.forced, count))
+
     def __len__(self) -> int:
         return len(self.tokens)
 

@@ -9,6 +9,8 @@ from accelplug.hooks.binding import BoundDrafter, bind_drafter
 from accelplug.hooks.capabilities import Selection, admit, verifier_traits
 from accelplug.hooks.context import BuildContext
 from accelplug.hooks.registry import Technique, registry
+from accelplug.hooks.spelling import Spec
+from accelplug.hooks.unbuilt import unbuilt
 from accelplug.hosts.vllm.attachment import trims
 from accelplug.hosts.vllm.capabilities import host_of
 from accelplug.hosts.vllm.clock import Clock
@@ -46,20 +48,41 @@ def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session 
     return (rule, judge) if bound is None else Session(bound, selection, context.vocab_size, judge, clock)
 
 
+def refuse_unbuilt(settings: Settings, name: RunnerName, tensor_parallel_size: int) -> Technique | None:
+    """Refuse what a runner cannot run, as far as that is known before anything is built.
+
+    :returns: the verifier with its options and nothing else, None where only building it says what it is.
+    :raises AccelplugError: the runner cannot run it.
+    """
+    verifier, drafter = (None if spec is None else unbuilt(*registry().find(kind, spec)) for kind, spec in _wanted(settings))
+    if verifier is not None:
+        _admit(Selection(drafter, verifier), settings, name, tensor_parallel_size)
+    return verifier
+
+
+def _wanted(settings: Settings) -> tuple[tuple[str, Spec], tuple[str, Spec | None]]:
+    return ("verifier", settings.verifier), ("drafter", settings.drafter)
+
+
+def _admit(selection: Selection, settings: Settings, name: RunnerName, tensor_parallel_size: int) -> None:
+    # A standard rule is vLLM's own sampler, whatever it is called: exact match at temperature 0, token-wise above.
+    # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.
+    sampling = not verifier_traits(selection.verifier).standard
+    admit(selection, host_of(name, tensor_parallel_size), sampling=sampling, allow_lossy=settings.allow_lossy)
+    if sampling:
+        refuse_no_numbers(selection.verifier)
+
+
 def select(settings: Settings, context: BuildContext, name: RunnerName, tensor_parallel_size: int = 1) -> tuple[BoundDrafter | None, Selection]:
     """Build what the settings name, and admit it to a runner.
 
     :raises AccelplugError: a plugin fails to build, or the runner cannot run it.
     """
+    refuse_unbuilt(settings, name, tensor_parallel_size)
     verifier = registry().build("verifier", settings.verifier, context)
     drafter = nothing(settings) if settings.drafter is None else registry().build("drafter", settings.drafter, context)
     selection = Selection(drafter, verifier)
-    # A standard rule is vLLM's own sampler, whatever it is called: exact match at temperature 0, token-wise above.
-    # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.
-    sampling = not verifier_traits(verifier).standard
-    admit(selection, host_of(name, tensor_parallel_size), sampling=sampling, allow_lossy=settings.allow_lossy)
-    if sampling:
-        refuse_no_numbers(verifier)
+    _admit(selection, settings, name, tensor_parallel_size)
     if drafter is None:
         return None, selection
     bound = bind_drafter(drafter)

@@ -7,12 +7,15 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from accelplug._errors import AccelplugError, HostError
+from accelplug.hooks.capabilities import verifier_traits
+from accelplug.hosts.vllm.building import refuse_unbuilt
 from accelplug.hosts.vllm.compat import ENGINE, V1_ONLY, RunnerName, require_audits, require_front_end, require_grammars
 from accelplug.hosts.vllm.grammar_front import compile_ahead
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.metrics import expose
 from accelplug.hosts.vllm.plugin import KEY, check_requests, wrapped
 from accelplug.hosts.vllm.scheduler import governed
+from accelplug.hosts.vllm.seat import refuse_other_rules
 from accelplug.hosts.vllm.settings import Settings, read_settings, serves_anyway
 from accelplug.hosts.vllm.settings_file import settings_of
 from accelplug.hosts.vllm.worker import attached
@@ -59,6 +62,8 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
         who = settings.drafter or settings.grammar or settings.verifier
         raise HostError(f"{who} works for models that generate, and this one runs as {config.model_config.runner_type!r}")
     attaches = settings.drafts or _judges(settings)  # a grammar alone needs no worker of accelplug's
+    if attaches:
+        _refuse_early(config, settings, runner)
     if runner == "V1" and attaches:
         _refuse_dropped_processors()
     elif config.lora_config is not None and config.device_config.device_type == "cpu":
@@ -73,6 +78,13 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
         config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
     LOG.info("accelplug: wrapped in vLLM's front end: %s", ", ".join(wrapped()))
     return config
+
+
+def _refuse_early(config: Any, settings: Settings, runner: RunnerName) -> None:
+    """Refuse what the worker would refuse once the model is loaded, as far as it is known by now."""
+    rule = refuse_unbuilt(settings, runner, config.parallel_config.tensor_parallel_size)
+    if rule is not None and not verifier_traits(rule).standard:
+        refuse_other_rules(rule, config)
 
 
 def _install_audits() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
+from accelplug.hooks.registry import Technique
 from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.judging import Judge
 from accelplug.hosts.vllm.requests import RequestOptions, defaults_of
@@ -23,7 +24,7 @@ class Seat:
     """
 
     def __init__(self, runner: Any, judge: Judge, requests: RequestOptions, *, v2: bool, real: Tensor | None = None) -> None:
-        refuse_other_rules(judge, runner.vllm_config)
+        refuse_other_rules(judge.rule, runner.vllm_config)
         self.runner, self.judge, self.requests = runner, judge, requests
         self.defaults = defaults_of(judge.rule)
         if v2:
@@ -56,7 +57,7 @@ class Seat:
         self.judge.serving = True
 
 
-def refuse_other_rules(judge: Judge, config: Any) -> None:
+def refuse_other_rules(rule: Technique, config: Any) -> None:
     """Refuse settings of vLLM's that need its own rule.
 
     :raises HostError: naming the setting.
@@ -64,8 +65,8 @@ def refuse_other_rules(judge: Judge, config: Any) -> None:
     speculative = config.speculative_config
     method = speculative.rejection_sample_method
     if method != "standard":
-        raise HostError(f"{judge.rule} and vLLM's rejection_sample_method {method!r} are two verification rules; remove one of them")
+        raise HostError(f"{rule} and vLLM's rejection_sample_method {method!r} are two verification rules; remove one of them")
     if getattr(speculative, "enable_adaptive_verification", False):
-        raise HostError(f"{judge.rule} judges all that was drafted, and vLLM's adaptive verification leaves drafts out; turn that off")
+        raise HostError(f"{rule} judges all that was drafted, and vLLM's adaptive verification leaves drafts out; turn that off")
     if getattr(config, "watermark_config", None) is not None:
-        raise HostError(f"vLLM's watermarks need its own verification rule, and {judge.rule} was asked for; use verifier 'token_wise'")
+        raise HostError(f"vLLM's watermarks need its own verification rule, and {rule} was asked for; use verifier 'token_wise'")

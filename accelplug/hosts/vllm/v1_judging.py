@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.sample import rejection_sampler as vllms
 
-from accelplug.hosts.vllm.judging import Judge, Judged
+from accelplug.hosts.vllm.judged import Judged
+from accelplug.hosts.vllm.judging import Judge
 
 
 class SeededChance:
@@ -26,11 +27,13 @@ class SeededChance:
         numbers: Tensor = vllms.generate_uniform_probs(len(batch.tokens), self.num_drafts, dict(self.generators), batch.tokens.device)
         return numbers
 
-    def stream(self, request: int) -> Iterator[float]:
-        """Return one request's numbers, one after the other."""
-        generator = self.generators.get(request)
-        while True:
-            yield float(torch.rand((), generator=generator, dtype=torch.float64, device=self.greedy.device))
+    def seeds(self, batch: Judged) -> Tensor:
+        """Return one number per request, [num_reqs]."""
+        del batch
+        seeds = torch.empty(len(self.greedy), dtype=torch.int64, device=self.greedy.device).random_()
+        for request, generator in self.generators.items():
+            seeds[request].random_(generator=generator)
+        return seeds
 
     def draw(self, rest: Tensor) -> Tensor:
         """Draw one token per request, [num_reqs], by exponential races; greedy requests take the likeliest."""

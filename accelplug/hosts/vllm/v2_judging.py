@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -11,32 +11,12 @@ from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from accelplug.hooks.drafting import IntArray
-from accelplug.hosts.vllm.judging import Judge, Judged, places_of
+from accelplug.hosts.vllm.hashed import mixed, uniforms
+from accelplug.hosts.vllm.judged import Judged, places_of
+from accelplug.hosts.vllm.judging import Judge
 
 FILLER: Final = 0
 """What stands behind a request's last token; vLLM reads no further."""
-
-
-def uniforms(seeds: Tensor, *keys: Tensor | int) -> Tensor:
-    """Return numbers of [0, 1) that depend on the seeds and the keys alone, of the same shape.
-
-    Every tensor-parallel rank comes to the same numbers, without a generator that would have to be kept in step.
-    Source: the finaliser of SplitMix64, Steele et al. 2014, "Fast splittable pseudorandom number generators", figure 15.
-
-    :param seeds: int64.
-    """
-    mixed = seeds
-    for key in (*keys, 0):
-        mixed = (mixed ^ key) + -7046029254386353131
-        mixed = (mixed ^ _shifted(mixed, 30)) * -4658895280553007687
-        mixed = (mixed ^ _shifted(mixed, 27)) * -7723592293110705685
-        mixed = mixed ^ _shifted(mixed, 31)
-    return _shifted(mixed, 11).double() * 2.0**-53
-
-
-def _shifted(values: Tensor, by: int) -> Tensor:
-    """Shift to the right as if there were no sign."""
-    return (values >> by) & ((1 << (64 - by)) - 1)
 
 
 class HashedChance:
@@ -48,20 +28,19 @@ class HashedChance:
     """
 
     def __init__(self, seeds: Tensor, begins: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
-        self.seeds, self.begins = seeds, begins.long()
+        self._seeds, self._begins, self._asked = seeds, begins.long(), 0
         self.draw = draw
 
     def uniforms(self, batch: Judged) -> Tensor:
-        """Return one number per draft, [num_drafts]."""
+        """Return one number per draft, [num_drafts]; others in every call."""
         requests, places, _ = batch.places
-        return uniforms(self.seeds[requests], self.begins[requests], places)
+        self._asked += 1
+        return uniforms(self.seeds(batch)[requests], places, self._asked)
 
-    def stream(self, request: int) -> Iterator[float]:
-        """Return one request's numbers, one after the other."""
-        number = 0
-        while True:
-            yield float(uniforms(self.seeds[request], self.begins[request], number))
-            number += 1
+    def seeds(self, batch: Judged) -> Tensor:
+        """Return one number per request, [num_reqs]."""
+        del batch
+        return mixed(self._seeds, self._begins)
 
 
 class JudgingSampler(RejectionSampler):  # type: ignore[misc]

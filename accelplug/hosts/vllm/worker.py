@@ -95,8 +95,12 @@ class AttachedWorker:
         return self.accelplug.trim(super().take_draft_token_ids())  # type: ignore[misc]
 
     def accelplug_status(self) -> dict[str, Any]:
-        """Return what runs and what came of it: ``llm.collective_rpc("accelplug_status")``."""
-        return self.accelplug.status()
+        """Return what runs and what came of it: ``llm.collective_rpc("accelplug_status")``.
+
+        Grammars are compiled elsewhere, in the engine's scheduler, so that of those only the engine is named; their counters are on /metrics.
+        """
+        grammar = read_settings(self.model_runner.vllm_config.additional_config[KEY]).grammar
+        return {**self.accelplug.status(), "grammar": None if grammar is None else str(grammar)}
 
 
 def attach(runner: Any, *, v2: bool) -> Attachment:

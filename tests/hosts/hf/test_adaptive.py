@@ -25,8 +25,9 @@ def test_greedy_equals_plain_generate(random_models, source):
             for _ in range(2):
                 assert model.generate(torch.tensor(prompt), **arguments).tolist() == plain.tolist()
         assert session.stats.drafted > 0
-        assert session.costs.seconds[1] > 0
-        assert max(session.costs.latest) > 1
+        if len(prompt) == 1:  # of two rows one may end first, and the costs are those of the batch that is left
+            assert session.costs.seconds[1] > 0
+            assert max(session.costs.latest) > 1
 
 
 def test_steps_are_counted_by_the_positions_that_they_verify(random_models):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import threading
 from dataclasses import dataclass
@@ -22,8 +23,6 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
-    OpenAIGPTConfig,
-    OpenAIGPTLMHeadModel,
     StaticCache,
     TrOCRConfig,
     TrOCRForCausalLM,
@@ -34,6 +33,7 @@ import accelplug
 from accelplug import HostError, PluginError
 from accelplug.hooks import VerifierTraits, VerifyView
 from accelplug.hosts.hf import continuous
+from accelplug.hosts.hf.compat import cache_name
 from accelplug.hosts.hf.context import build_context
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import MAKERS, VOCAB
@@ -140,14 +140,6 @@ def test_a_static_cache_that_is_too_small_says_so(model):
     assert accelplug.generate(model, PROMPT, drafter=Constant(), **fits).tolist() == plain.tolist()
 
 
-def test_gradient_checkpointing_which_takes_the_cache_away_is_named(random_models):
-    model = copy.deepcopy(random_models["llama"]).train()
-    model.gradient_checkpointing_enable()
-    with pytest.raises(HostError, match=r"gradient checkpointing in a model that is training, .*; call model.eval\(\) first"):
-        accelplug.generate(model, PROMPT, drafter="prompt_lookup", **GREEDY)
-    accelplug.generate(model.eval(), PROMPT, drafter="prompt_lookup", **GREEDY)
-
-
 def test_weights_sharded_over_processes_are_refused(model, monkeypatch):
     """There plain generate() goes on until every process is done, so that none waits for another's forward pass."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -158,11 +150,30 @@ def test_weights_sharded_over_processes_are_refused(model, monkeypatch):
         accelplug.generate(model, PROMPT, drafter="prompt_lookup", synced_gpus=False, **GREEDY)
 
 
-def test_token_healing_is_refused_as_an_argument_and_in_a_configuration(model, tokenizer):
+def test_token_healing_heals_as_plain_generate_does(model, tokenizer, monkeypatch):
+    """The last token of a prompt goes back and comes anew, as the longer token that the model prefers."""
+    words = tokenizer.get_vocab()
+    start = tokenizer.decode(PROMPT[0].tolist())
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = "<unk>"
+    added = [f"{start[-1]}{end}" for end in "abcdefgh"]
+    tokenizer.add_tokens(added)
+    # The model has no such tokens: ids of others stand for them.
+    longer = dict(zip(added, range(10, 18), strict=True))
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: {**words, **longer})
+    monkeypatch.setattr(tokenizer, "convert_tokens_to_ids", {**words, **longer}.get)
     config = GenerationConfig(token_healing=True, **GREEDY)
-    for arguments in ({"token_healing": True}, {"generation_config": config}):
-        with pytest.raises(HostError, match="hands no tokenizer to token_healing"):
-            accelplug.generate(model, PROMPT, drafter="prompt_lookup", tokenizer=tokenizer, **arguments)
+    plain = model.generate(PROMPT, token_healing=True, tokenizer=tokenizer, **GREEDY).tolist()
+    unhealed = model.generate(PROMPT, **GREEDY).tolist()
+    assert plain[0][:5] != unhealed[0][:5]
+    for arguments in ({"token_healing": True, **GREEDY}, {"generation_config": config}):
+        drafter = Oracle(plain, [(2, 1), (0, 2)], VOCAB)
+        with accelplug.attach(model, drafter=drafter, tokenizer=tokenizer) as session:
+            assert model.generate(PROMPT, **arguments).tolist() == plain
+        assert 0 < session.stats.accepted < session.stats.drafted
+        assert "heal_tokens" not in vars(model)
+    with pytest.raises(HostError, match="token_healing needs the model's tokenizer"):
+        accelplug.generate(model, PROMPT, drafter="prompt_lookup", token_healing=True, **GREEDY)
 
 
 def test_what_torch_compile_returns_is_attached_to_once_and_let_go(random_models):
@@ -177,9 +188,16 @@ def test_what_torch_compile_returns_is_attached_to_once_and_let_go(random_models
         assert "generate" not in {*vars(model), *vars(compiled)}
 
 
-def test_a_model_without_a_cache_is_refused():
-    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_positions=64, n_embd=32, n_layer=1, n_head=2, **SMALL)).eval()
-    with pytest.raises(HostError, match="OpenAIGPTLMHeadModel fills no cache"):
+def test_a_model_that_takes_a_cache_and_does_not_fill_it_is_refused(model, monkeypatch):
+    """Plain generate() gives it one token at a time all the same."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def forgets(**named: Any) -> Any:
+        return forward(**{**named, cache_name(): None, "use_cache": False})
+
+    monkeypatch.setattr(model, "forward", forgets)
+    with pytest.raises(HostError, match=r"LlamaForCausalLM fills no cache, so that plain .* alone; pass use_cache=False"):
         accelplug.generate(model, PROMPT, drafter="prompt_lookup", **GREEDY)
 
 
@@ -200,16 +218,27 @@ def test_a_wrapper_is_refused_on_one_line_with_what_to_pass_instead(model):
         accelplug.attach(torch.nn.DataParallel(model), drafter="prompt_lookup")
 
 
-def test_a_copy_of_an_attached_model_is_its_own(model):
+@pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "deepcopy", "pickle"])
+def test_a_copy_of_an_attached_model_is_its_own(model, copies):
+    plain = model.generate(PROMPT, **GREEDY).tolist()
     with accelplug.attach(model, drafter="prompt_lookup") as session:
-        copied = copy.deepcopy(model)
-        with pytest.raises(HostError, match="cannot be pickled; leave the 'with' block first"):
-            pickle.dumps(model)
-    with torch.no_grad():
-        for parameter in copied.parameters():
-            parameter.zero_()
-    assert copied.generate(PROMPT, max_new_tokens=3, do_sample=False)[0, 5:].tolist() == [0, 0, 0]
-    assert session.stats.requests == 0
+        copied = copies(model)
+        assert copied.generate(PROMPT, **GREEDY).tolist() == plain
+        assert session.stats.requests == 0
+        with accelplug.attach(copied, drafter="prompt_lookup") as other:
+            copied.generate(PROMPT, **GREEDY)
+        assert (session.stats.requests, other.stats.requests) == (0, 1)
+        model.generate(PROMPT, **GREEDY)
+        assert session.stats.requests == 1
+        assert not {"generate", "init_continuous_batching", "generate_batch", "__getstate__"} & set(vars(copied))
+    assert not {"generate", "init_continuous_batching", "generate_batch", "__getstate__"} & set(vars(model))
+
+
+def test_a_copy_keeps_a_generate_of_the_users_own(random_models):
+    model = copy.copy(random_models["llama"])
+    model.generate = lambda *_, **__: "mine"
+    with accelplug.attach(model, drafter="prompt_lookup"):
+        assert copy.copy(model).generate() == "mine"
 
 
 def test_a_generate_of_the_users_own_is_put_back(random_models):

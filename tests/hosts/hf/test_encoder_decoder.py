@@ -18,8 +18,6 @@ from transformers import (
     FSMTConfig,
     FSMTForConditionalGeneration,
     LogitsProcessor,
-    NllbMoeConfig,
-    NllbMoeForConditionalGeneration,
     ProphetNetConfig,
     ProphetNetForConditionalGeneration,
     T5Config,
@@ -266,16 +264,11 @@ def prophetnet() -> Any:
     return ProphetNetForConditionalGeneration(ProphetNetConfig(hidden_size=32, num_encoder_layers=1, num_decoder_layers=1, **IDS))
 
 
-def nllb_moe() -> Any:
-    return NllbMoeForConditionalGeneration(NllbMoeConfig(num_experts=2, **LAYERS, **IDS))
-
-
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
         (fsmt, "fsmt models, which read one token at a time; use another model"),
         (prophetnet, "prophetnet models, which read one token at a time; use another model"),
-        (nllb_moe, "experts of limited capacity.*use a model without expert_capacity"),
     ],
 )
 def test_models_that_differ_over_several_tokens_are_refused(make, sentence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,6 +16,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LogitsProcessor,
     MllamaConfig,
     MllamaForConditionalGeneration,
     PaliGemmaConfig,
@@ -27,6 +29,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 import accelplug
 from accelplug import HostError
+from accelplug.hooks import Drafts
 from accelplug.hosts.hf.compat import cache_name
 from accelplug.testing import Oracle
 from tests.hosts.hf.conftest import COMMON, VOCAB
@@ -150,9 +153,63 @@ def test_inputs_that_change_with_each_token_are_those_of_plain_generate(looking,
     check(*looking, rows, width, do_sample)
 
 
-def check(model, inputs, rows, width, do_sample):
+WITHOUT_CACHE = {"use_cache": False, "max_new_tokens": 12, "suppress_tokens": [IMAGE, 91]}  # on which plain generate() fails there
+
+
+@pytest.mark.parametrize(("rows", "do_sample"), [(1, True), (2, False)])
+def test_images_are_read_again_at_every_step_without_a_cache(given, rows, do_sample):
+    check(*given, rows, 1, do_sample, **WITHOUT_CACHE)
+
+
+def test_inputs_that_change_with_each_token_are_made_again_without_a_cache(looking):
+    check(*looking, 2, 1, False, **WITHOUT_CACHE)
+
+
+class Pictures(Oracle):
+    """Drafts what the model is about to write, and then an image."""
+
+    def propose(self, view):
+        known = [self.sequences[slot][length : length + 2] for slot, length in zip(view.slots.tolist(), view.lengths.tolist(), strict=True)]
+        tokens = [[*row, IMAGE, IMAGE][: max(0, budget)] for row, budget in zip(known, view.budgets.tolist(), strict=True)]
+        return Drafts(np.cumsum([0, *map(len, tokens)]), np.array([token for row in tokens for token in row], dtype=np.int64))
+
+
+def test_drafts_of_tokens_that_stand_for_images(given):
+    """Without a cache the model fails on a text with more of them than it has images for, which a draft makes of it."""
+    model, inputs = given
+    inputs = first(inputs)
+    arguments = {"do_sample": False, "use_cache": False, "max_new_tokens": 12}
+    plain = model.generate(**inputs, **arguments, suppress_tokens=[IMAGE, 91])
+    with accelplug.attach(model, drafter=Pictures(plain.tolist(), [], VOCAB)) as session:
+        assert model.generate(**inputs, **arguments, suppress_tokens=[IMAGE, 91]).tolist() == plain.tolist()
+    assert 0 < session.stats.accepted < session.stats.drafted
+    wanted = {"logits_processor": [Prefers(IMAGE, inputs["input_ids"].shape[1] + 3)], "suppress_tokens": [IMAGE, 91], **arguments}
+    with pytest.raises(ValueError, match="do not match"):
+        model.generate(**inputs, **wanted)
+    with pytest.raises(HostError, match="wrote a token that stands for an image, audio or video, on which plain generate"):
+        accelplug.generate(model, **inputs, **wanted, drafter=Pictures(plain.tolist(), [], VOCAB))
+
+
+class Prefers(LogitsProcessor):
+    """Has the model write one token at some place."""
+
+    def __init__(self, token, place):
+        self.token, self.place = token, place
+
+    def __call__(self, input_ids, scores):
+        return scores.index_fill(1, torch.tensor([self.token]), 1e4) if input_ids.shape[1] == self.place else scores
+
+
+def test_trees_behind_images_are_refused_without_a_cache(given):
+    model, inputs = given
+    drafter = Oracle([[1] * 60] * 2, [(1, 1)], VOCAB, 2)
+    with pytest.raises(HostError, match=r"a tree of drafts cannot be verified without a cache behind .*, by which parts of the prompt see what follows"):
+        accelplug.generate(model, **inputs, drafter=drafter, max_new_tokens=9, use_cache=False)
+
+
+def check(model, inputs, rows, width, do_sample, **others):
     inputs = first(inputs) if rows == 1 else inputs
-    arguments = {"max_new_tokens": LENGTH, "do_sample": do_sample, "pad_token_id": 0, "top_k": 0 if do_sample else None}
+    arguments = {"max_new_tokens": LENGTH, "do_sample": do_sample, "pad_token_id": 0, "top_k": 0 if do_sample else None, **others}
     torch.manual_seed(5)
     plain = model.generate(**inputs, **arguments)
     torch.manual_seed(5)

@@ -10,6 +10,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
 import accelplug
+from accelplug import HostError
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
 from tests.hosts.hf.test_batches import padded, unpadded
@@ -73,6 +74,14 @@ def test_every_token_has_its_own(eager, name, width, cache):
         check(eager[name], padded(prompts), width, cache_implementation=cache)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_every_token_has_all_before_it_without_a_cache(eager, name, width):
+    check(eager[name], padded([[3, 4, 5, 6], [7, 8, 9, 3]]), width, use_cache=False)
+    with pytest.raises(HostError, match="without a cache the hidden states and attentions of a prompt's padding"):
+        accelplug.generate(eager[name], **padded(PROMPTS["padded"]), drafter="prompt_lookup", max_new_tokens=4, use_cache=False, **WANTED)
+
+
 def test_an_end_inside_a_draft(eager):
     known = eager["llama"].generate(torch.tensor(PROMPTS["one"]), max_new_tokens=30, do_sample=False)[0].tolist()
     eos = next(known[i] for i in range(12, 35) if known[i] not in known[5:i])
@@ -87,6 +96,7 @@ def test_an_encoder_decoder():
     model = BartForConditionalGeneration(BartConfig(vocab_size=VOCAB, **sizes, **heads, **special)).eval()
     model.generation_config.eos_token_id = None
     check(model, padded([[5, 6, 7, 8, 9, 11, 12]]), 1)
+    check(model, padded([[5, 6, 7, 8, 9, 11, 12]]), 1, use_cache=False)
 
 
 def test_hidden_states_behind_recurrent_layers():

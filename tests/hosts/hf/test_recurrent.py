@@ -310,6 +310,24 @@ def test_memory_that_ran_out_is_not_held_against_a_model(models, monkeypatch):
     assert recurrent.mixers_to_slow(model) == recurrent.mixers_to_slow(models["mamba2"])
 
 
+def test_other_adapters_are_asked_again(models, monkeypatch):
+    """What reads on without an adapter, or with one beside the weights, need not with one inside of them."""
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(copy.deepcopy(models["mamba2"]), peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False)).eval()
+    wrapped.add_adapter("other", peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False))
+    model, asked, ask = wrapped.get_base_model(), [], recurrent._mixers_to_slow
+    monkeypatch.setattr(recurrent, "_mixers_to_slow", lambda *given: [asked.append(1), ask(*given)][1])
+    for change in (lambda: None, lambda: wrapped.set_adapter("other"), wrapped.merge_adapter, wrapped.unmerge_adapter, lambda: wrapped.set_adapter("default")):
+        change()
+        arguments = {"input_ids": torch.tensor(PROMPTS["one"]), "max_new_tokens": 12, "do_sample": False}
+        plain = wrapped.generate(**arguments).tolist()
+        with accelplug.attach(wrapped, drafter=Oracle(plain, PATTERNS["mixed"], VOCAB)) as session:
+            assert wrapped.generate(**arguments).tolist() == plain
+        assert 0 < session.stats.accepted < session.stats.drafted
+        assert model is wrapped.get_base_model()
+    assert len(asked) == 3
+
+
 def test_trees_are_refused(models):
     for model in models.values():
         with pytest.raises(HostError, match="a tree of drafts cannot be verified in recurrent layers"):

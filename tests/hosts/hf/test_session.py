@@ -31,7 +31,6 @@ def model(random_models):
     ("arguments", "sentence"),
     [
         ({"num_beams": 2}, "beam search; use greedy search or sampling, with num_beams=1"),
-        ({"use_cache": False}, "use_cache=False, since drafts are verified against the cache"),
         ({"prompt_lookup_num_tokens": 3}, "generate() got prompt_lookup_num_tokens, which brings its own decoding loop"),
         ({"custom_generate": lambda **_: None}, "generate() got custom_generate, which brings its own decoding loop"),
         ({"synced_gpus": True}, "generate() got synced_gpus"),

@@ -11,7 +11,7 @@ from accelplug import AccelplugError
 from accelplug.cli.plugins import said_about
 from accelplug.hooks import registry
 from accelplug.hooks.capabilities import verifier_traits
-from accelplug.hosts.vllm.building import select
+from accelplug.hosts.vllm.building import refuse_unbuilt, select
 from accelplug.hosts.vllm.clock import Clock
 from accelplug.hosts.vllm.compat import RunnerName
 from accelplug.hosts.vllm.context import build_context
@@ -32,8 +32,10 @@ REFUSED = {
     "fusion": "needs 'mask.tree'",
     "fusion(sources=['suffix', 'prompt_lookup'])": "needs 'mask.tree'",
     "transformers_candidates": "this host has no candidate generators of its own, and 'prompt_lookup' was asked for; use the transformers host",
-    "draft_model(model='somewhere/small')": "this host runs no second model beside the target, and 'somewhere/small' was asked for",
+    "draft_model(model='somewhere/small')": "needs 'model.second' (a second model beside the target), which vllm's {} runner does not provide",
 }
+BUILT = {"transformers_candidates"}
+"""Those that are refused only when they are built."""
 RULES = {
     "token_wise": "vllm's", "greedy": "vllm's", "typical": "lossy", "fly": "lossy", "block": "ours", "k_seq": "ours", "traversal": "ours",
 }  # fmt: skip
@@ -73,6 +75,31 @@ def test_refused(drafter: str, runner: RunnerName) -> None:
         select(read_settings({"drafter": drafter}), CONTEXT, runner)
     assert REFUSED[drafter].format(runner) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("drafter", REFUSED)
+def test_refused_before_anything_is_built(drafter: str, runner: RunnerName) -> None:
+    """The same sentence, without a model to be loaded first."""
+    settings = read_settings({"drafter": drafter})
+    if drafter in BUILT:
+        refuse_unbuilt(settings, runner, 1)
+        return
+    with pytest.raises(AccelplugError) as refused:
+        refuse_unbuilt(settings, runner, 1)
+    with pytest.raises(AccelplugError) as later:
+        select(settings, CONTEXT, runner)
+    assert REFUSED[drafter].format(runner) in str(refused.value) == str(later.value)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_before_anything_is_built(rule: str, runner: RunnerName) -> None:
+    if RULES[rule] == "lossy":
+        with pytest.raises(AccelplugError, match="may change the output; pass allow_lossy=True"):
+            refuse_unbuilt(read_settings({"drafter": "suffix", "verifier": rule}), runner, 1)
+    for drafter in CARRIED:
+        assert refuse_unbuilt(read_settings({"drafter": drafter, "verifier": rule, "allow_lossy": True}), runner, 1) is not None
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

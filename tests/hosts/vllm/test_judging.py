@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,9 +13,12 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from accelplug import PluginError
-from accelplug.hooks import Choice, PathView, VerifierTraits, VerifyView
+from accelplug.hooks import ChainsChoice, ChainsView, Choice, PathView, VerifierTraits, VerifyView
 from accelplug.hooks.registry import Owner, Technique
-from accelplug.hosts.vllm.judging import Judge, Judged, places_of
+from accelplug.hosts.choices import choose_on_device
+from accelplug.hosts.vllm import host_rules
+from accelplug.hosts.vllm.judged import Judged, places_of
+from accelplug.hosts.vllm.judging import Judge
 from accelplug.spec.block import Block
 from accelplug.spec.fly import Fly
 from accelplug.spec.greedy import Greedy
@@ -38,8 +41,8 @@ class TorchChance:
     def uniforms(self, batch: Judged) -> Tensor:
         return torch.rand(len(batch.tokens)).double() if self.fixed is None else torch.tensor(self.fixed).double()
 
-    def stream(self, request: int) -> Iterator[float]:
-        yield from torch.rand(DEPTH * 4).tolist()
+    def seeds(self, batch: Judged) -> Tensor:
+        return torch.randint(-(2**62), 2**62, (len(batch.ends),))
 
     def draw(self, rest: Tensor) -> Tensor:
         return torch.where(self.batch.greedy, rest.argmax(-1), torch.multinomial(rest, 1).squeeze(1))
@@ -126,15 +129,34 @@ class Careless(TokenWise):
         return torch.full_like(view.target_at_tokens(), 0.5)
 
 
-EXACT = (TokenWise(), Halved(), Block(), Traversal(), KSeq())
+class BlockInHostMemory(Block):
+    """As rules are that have no other form."""
+
+    choose_on_device: Any = None  # type: ignore[assignment]
+
+
+class TraversalInHostMemory(Traversal):
+    choose_on_device: Any = None  # type: ignore[assignment]
+
+
+class CarelessChains(Block):
+    """Keeps what block verification keeps, and claims that a rejection leaves the target."""
+
+    def choose_on_device(self, view: ChainsView) -> ChainsChoice:
+        kept = super().choose_on_device(view).kept
+        return ChainsChoice(kept, view.drafts.at(view.following(kept)).target)
+
+
+EXACT = (TokenWise(), Halved(), Block(), Traversal(), KSeq(), BlockInHostMemory(), TraversalInHostMemory())
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["deterministic", "drawn"])
-@pytest.mark.parametrize("rule", [*EXACT, Careless()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", [*EXACT, Careless(), CarelessChains()], ids=lambda rule: type(rule).__name__)
 def test_distribution_is_the_targets(rule: Any, sampled: bool) -> None:
     target = tree_of_scores()
     scores, drafts, rows = drawn_chains(target, sampled=sampled)
-    count = 3000 if hasattr(rule, "choose") else SAMPLES
+    in_host_memory = hasattr(rule, "choose") and rule.choose_on_device is None
+    count = 3000 if in_host_memory else SAMPLES
     batch = chains(scores[:count], drafts[:count], draft=None if rows is None else rows[: count * DEPTH])
     torch.manual_seed(11)
     made = judge(rule)
@@ -143,7 +165,7 @@ def test_distribution_is_the_targets(rule: Any, sampled: bool) -> None:
     outputs = [[token for token in row if token != FILLER] for row in verdict.tokens.tolist()]
     assert [len(output) - 1 for output in outputs] == verdict.kept.tolist()
     assert {0, 1, 2} <= set(verdict.kept.tolist()), "drafts failed and held everywhere"
-    assert (p_value(target, outputs) > NEVER) == (not isinstance(rule, Careless))
+    assert (p_value(target, outputs) > NEVER) == (not isinstance(rule, Careless | CarelessChains))
     judged, accepted, lossy = made.counts()
     assert (judged, accepted, lossy) == (count * DEPTH, int(verdict.kept.sum()), 0)
 
@@ -188,7 +210,15 @@ class EveryPath:
         return Choice(range(len(view.tokens)), view.target[-1])
 
 
-@pytest.mark.parametrize("rule", [Everything(), EveryPath()], ids=["candidates", "paths"])
+class EveryChain(EveryPath):
+    """The same on the device; of rejections, which it has none of, it says what is wrong."""
+
+    def choose_on_device(self, view: ChainsView) -> ChainsChoice:
+        wrong = torch.tensor([[0.0, 0.5, 0.0, 0.5]]).expand(len(view.counts), -1)
+        return ChainsChoice(view.counts, wrong)
+
+
+@pytest.mark.parametrize("rule", [Everything(), EveryPath(), EveryChain()], ids=["candidates", "paths", "chains"])
 def test_ragged_masked_and_invalid(rule: Any) -> None:
     """Requests with 3, 0, 2, 2 and 1 drafts: one chain holds a masked token, one an invalid one."""
     lengths = [3, 0, 2, 2, 1]
@@ -209,6 +239,50 @@ def test_ragged_masked_and_invalid(rule: Any) -> None:
     best = scores.argmax(-1)
     lossy = sum(int(best[row]) != token for row, token in ((0, 1), (1, 2), (2, 3), (5, 1), (11, 0)))
     assert made.counts() == (7, 5, lossy)
+
+
+class Fixed:
+    """The same number for every draft."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def uniforms(self, batch: Judged) -> Tensor:
+        return torch.full((len(batch.tokens),), self.number).double()
+
+
+def ragged(seed: int, *, drawn: bool) -> Judged:
+    """Return 60 requests with up to 7 drafts each, likely and unlikely ones, masked and invalid ones; every third request is greedy and sets options."""
+    torch.manual_seed(seed)
+    lengths = torch.randint(0, 8, (60,))
+    ends = lengths.cumsum(0) + torch.arange(1, 61)
+    _, _, rows = places_of(ends, int(lengths.sum()))
+    scores = (torch.randn(int(ends[-1]), 6) * 4).masked_fill(torch.rand(int(ends[-1]), 6) < 0.05, -torch.inf)
+    draft = (scores[rows] * 0.9 + torch.randn(len(rows), 6)).softmax(-1)
+    tokens = torch.multinomial(draft, 1).squeeze(1).where(torch.rand(len(rows)) < 0.9, 3)  # here and there one that may be masked
+    tokens[torch.rand(len(tokens)) < 0.03] = -1
+    greedy = torch.arange(60) % 3 == 0
+    options = {"window": torch.where(greedy, 1, 2), "entropy": torch.where(greedy, 0.2, 0.6)}
+    return Judged(scores, ends, tokens, greedy, draft if drawn else None, options)
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["deterministic", "drawn"])
+@pytest.mark.parametrize("rule", [Block(), Traversal(), KSeq(), Fly(window=3)], ids=lambda rule: type(rule).__name__)
+def test_both_forms_of_a_rule_decide_alike(rule: Any, drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long chains, request by request: what is kept, what is left, and what was lossy."""
+    technique, lossless = judge(rule).rule, rule.traits.lossless is not None
+    seen: Counter[Any] = Counter()
+    for number in (0.1, 0.4, 0.8):
+        batch = ragged(int(number * 10), drawn=drawn)
+        monkeypatch.setattr(host_rules, "stream", lambda _, number=number: itertools.repeat(number))
+        expected = host_rules.choose_in_host_memory(technique, batch, batch.ends, lossless=lossless)
+        found = choose_on_device(technique, batch.chains(Fixed(number), 7), batch.behind, lossless=lossless)  # type: ignore[arg-type]
+        assert (found[0].tolist(), found[2].tolist()) == (expected[0].tolist(), expected[2].tolist())
+        torch.testing.assert_close(found[1], expected[1])
+        seen.update(expected[0].tolist())
+        seen["lossy"] += int(expected[2].sum())
+    assert set(range(5)) <= set(seen)
+    assert (seen["lossy"] > 0) == (not lossless)
 
 
 def test_places() -> None:
@@ -252,7 +326,27 @@ class WrongRest(Broken):
         return view.target[:1, :2]
 
 
+class BrokenChains(Block):
+    def __init__(self, answer: Any) -> None:
+        object.__setattr__(self, "answer", answer)
+
+    def choose_on_device(self, view: ChainsView) -> Any:
+        return self.answer(view)
+
+
+def half(view: ChainsView) -> ChainsChoice:
+    return ChainsChoice(torch.zeros_like(view.counts), view.drafts.target[:1] / 2)
+
+
 BROKEN = [
+    (BrokenChains(lambda view: Choice((), view.drafts.target[0])), "returned a Choice; return accelplug.hooks.ChainsChoice"),
+    (BrokenChains(lambda view: ChainsChoice(view.places, view.drafts.target)), "returned a kept that is no tensor [1]; return one entry per request"),
+    (BrokenChains(lambda view: ChainsChoice(view.counts, view.drafts.target)), "returned a rest that is no tensor [1, 4]"),
+    (BrokenChains(lambda view: ChainsChoice(view.counts, view.drafts.target[:1], view.counts)), "returned a lossy that is no tensor [1, 2]"),
+    (BrokenChains(lambda view: ChainsChoice(view.counts.double(), view.drafts.target[:1])), "returned a kept of torch.float64; it counts drafts"),
+    (BrokenChains(lambda view: ChainsChoice(view.counts + 1, view.drafts.target[:1])), "keeps [3] drafts of chains of [2]; keep no more than view.counts"),
+    (BrokenChains(half), "returned a rest that sums to 0.5 with a least entry of 0.125; return distributions"),
+    (BrokenChains(lambda view: view.below(view.places)), "view.below takes one probability per request and place, [1, 2], got [2]"),
     (Broken(RuntimeError("no opinion")), "failed on the drafts with which vLLM warms up: RuntimeError: no opinion"),
     (Broken(True), "returned acceptance probabilities that are no tensor [2]"),
     (Broken(lambda view: torch.tensor([0.5, 1.5])), "from 0.5 to 1.5; they lie between 0 and 1"),

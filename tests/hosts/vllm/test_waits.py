@@ -22,10 +22,13 @@ from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.v2_device import DeviceSource
 from accelplug.hosts.vllm.v2_host import HostSource
 from accelplug.spec.block import Block
+from accelplug.spec.fly import Fly
 from accelplug.spec.input_copy import InputCopy
+from accelplug.spec.k_seq import KSeq
 from accelplug.spec.prompt_lookup import PromptLookup
 from accelplug.spec.suffix import Suffix
 from accelplug.spec.token_wise import TokenWise
+from accelplug.spec.traversal import Traversal
 from accelplug.spec.typical import Typical
 from tests.support.on_device import GPU, Waits, on_device
 
@@ -181,8 +184,24 @@ def test_a_rule_for_single_candidates_never_waits(options: dict[str, float], mon
     assert verify(sampler(TokenWise()), monkeypatch) == []
 
 
-def test_a_rule_for_whole_drafts_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verify(sampler(Block()), monkeypatch)
+@pytest.mark.parametrize("rule", [Block(), Traversal(), KSeq(), Fly(window=1, entropy=0.1)], ids=lambda rule: type(rule).__name__)
+def test_a_rule_for_whole_drafts_never_waits_where_it_judges_on_the_device(rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verify(sampler(rule), monkeypatch) == []
+
+
+def test_what_requests_set_for_it_is_read_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verify(sampler(Fly(), window=1, entropy=0.1), monkeypatch) == []
+
+
+class FlyInHostMemory(Fly):
+    """As rules are that have no other form."""
+
+    choose_on_device: Any = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 1, "entropy": 0.1}])
+def test_a_rule_for_whole_drafts_waits_once_where_it_judges_in_host_memory(options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verify(sampler(FlyInHostMemory(), **options), monkeypatch) == ["cpu"]
 
 
 @pytest.mark.parametrize(
