@@ -97,7 +97,8 @@ class Chains:
         """Return the view to draft from."""
         if batch.req_ids != self._last:  # most steps run the same requests as the step before
             self._switch(batch)
-        lengths, fresh = batch.lengths, batch.lengths - self._known[LENGTH]
+        lengths = batch.lengths
+        fresh: IntArray = lengths - self._known[LENGTH]
         gained = fresh.tolist()
         if gained and min(gained) < 1:
             gained, fresh = self._restart(batch)
