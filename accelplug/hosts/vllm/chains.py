@@ -46,10 +46,8 @@ class Chains:
         self._of_slots = np.zeros((4, num_slots), dtype=np.int64)
         self._last: list[str] = []  # the requests of the step before
         self._slots: IntArray = np.zeros(0, dtype=np.int64)  # and their slots
-        self._none = np.zeros(num_slots, dtype=np.int64)
-        self._none.flags.writeable = False  # drafters are shown this very array
-        self._nothing: IntArray = self._none[:0]  # one for each of them
         self._known: list[IntArray] = list(self._of_slots[:, :0])  # and what is kept of them, which `_of_slots` learns when others come
+        self._zeros: IntArray = np.zeros(0, dtype=np.int64)  # one for each of them
         self._spare = -1  # how many tokens each of them may gain before one has less room than may be drafted for it
         self._limits: dict[str, tuple[int, int]] = {}
 
@@ -105,12 +103,12 @@ class Chains:
         if gained and min(gained) < 1:
             gained, fresh = self._restart(batch)
         slots, rows, tokens, session = self._slots, batch.rows, batch.tokens, self.session
-        kept = self._accepted(batch, scheduled, self._known[DRAFTED]) if scheduled else self._nothing
+        accepted = self._accepted(batch, scheduled, self._known[DRAFTED]) if scheduled else self._zeros
         lengths.setflags(write=False)  # drafters are shown this very array
-        self._known[LENGTH], self._known[DRAFTED] = lengths, self._nothing
+        self._known[LENGTH], self._known[DRAFTED] = lengths, self._zeros
         session.stats.tokens += sum(batch.sampled)
         if session.observes and gained:
-            session.observe(CommitView(slots, rows, tokens, lengths, fresh, kept))
+            session.observe(CommitView(slots, rows, tokens, lengths, fresh, accepted.copy()))
         self._spare -= max(gained, default=0)
         # arithmetic is left out as long as no request can be near its end
         budgets = self._known[MOST].copy() if self._spare >= 0 else self._budgets(lengths)
@@ -161,7 +159,7 @@ class Chains:
         self._slots = np.array([self.table[req_id] for req_id in req_ids], dtype=np.int64)
         self._slots.flags.writeable = False  # drafters are shown this very array
         self._known = list(self._of_slots.take(self._slots, 1))
-        self._nothing = self._none[: len(self._slots)]
+        self._zeros = np.zeros(len(self._slots), dtype=np.int64)
         self._spare = -1
 
     def _start(self, batch: Batch) -> None:

@@ -69,14 +69,17 @@ class Session:
         self._call("observe", self.bound.observe, view)
 
     def propose(self, view: DraftView) -> Drafts | None:
-        """Return the drafter's chains, or None once it is switched off."""
+        """Return the drafter's chains, or None once it is switched off.
+
+        Every step comes through here, those that draft nothing too, so it does what `_call` does without the calls in between.
+        """
         if self.switched_off is not None:
             return None
         bound, begin = self.bound, time.perf_counter()
         try:
             drafts = bound.propose(view)
             check_drafts(bound.technique, drafts, view.budgets, self.vocab_size, bound.traits)
-        except Exception as exc:  # noqa: BLE001  as in `_call`, which this is without its calls: they show in steps that draft nothing
+        except Exception as exc:  # noqa: BLE001  as in `_call`
             self._switch_off("propose", exc)
             return None
         finally:

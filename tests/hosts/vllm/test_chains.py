@@ -88,6 +88,24 @@ def test_a_drafter_cannot_write_into_the_hosts_slots(session: Callable[[object],
     assert "read-only" in str(chains.session.switched_off)
 
 
+def test_what_a_drafter_writes_into_its_view_is_forgotten(session: Callable[[object], Session]) -> None:
+    seen = []
+
+    def observe(view: CommitView) -> None:
+        seen.append(view.accepted.tolist())
+        view.accepted.fill(5)
+
+    recorder = Recorder()
+    recorder.observe = observe  # type: ignore[method-assign]
+    recorder.propose = lambda view: Drafts.chains([[]] * len(view.slots))  # type: ignore[method-assign]
+    chains = Chains(session(recorder), 3, MAX_LENGTH, num_slots=2)
+    for length in (4, 5, 6):
+        step(chains, {}, a=(length, 1), b=(length, 1))
+    assert seen == [[0, 0]] * 3
+    assert chains.drafted(["a", "b"]) == [0, 0]
+    assert chains.session.switched_off is None
+
+
 def test_drafts_end_where_the_request_must(session: Callable[[object], Session]) -> None:
     chains = Chains(session(Recorder()), 3, MAX_LENGTH, num_slots=4)
     drafts = step(chains, {}, a=(MAX_LENGTH - 4, 1), b=(MAX_LENGTH - 3, 1), c=(MAX_LENGTH - 1, 1), d=(MAX_LENGTH, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,7 +158,10 @@ def test_empty_drafts_go_to_schedulers_that_read_them(
 class DoesNothing:
     """Drafts nothing, without a search."""
 
+    asked = 0
+
     def propose(self, view: DraftView) -> Drafts:
+        self.asked += 1
         return Drafts(np.zeros(len(view.slots) + 1, dtype=np.int64), view.lengths[:0])
 
 
@@ -175,7 +179,7 @@ class Engine:
         rows = SimpleNamespace(req_ids=["a"], num_tokens_no_spec=self.lengths, token_ids_cpu=np.ones((1, 4096), dtype=np.int32))
         self.runner = SimpleNamespace(
             vllm_config=config, model_config=config.model_config, speculative_config=SPECULATIVE, device=SimpleNamespace(type="cuda"),
-            drafter=Proposer(config), input_batch=rows, _sample=None, execute_model=len, sample_tokens=self.sample_tokens,
+            drafter=Proposer(config), input_batch=rows, _sample=None, execute_model=id, sample_tokens=self.sample_tokens,
         )  # fmt: skip
         self.attachment = V1Attachment(self.runner, session)
 
@@ -190,34 +194,37 @@ class Engine:
         return self.attachment.trim(None)
 
 
-class Step(SimpleNamespace):
-    """vLLM's SchedulerOutput of one request that decodes."""
-
-    def __len__(self) -> int:
-        return 1
-
-
-def step_with(*new: str) -> Step:
+def step_with(*new: str) -> Any:
+    """Return vLLM's SchedulerOutput of a step of one request."""
     requests = [SimpleNamespace(req_id=name, prompt_token_ids=[1] * 40, sampling_params=None) for name in new]
-    return Step(scheduled_new_reqs=requests, finished_req_ids=set(), scheduled_spec_decode_tokens={}, num_scheduled_tokens={"a": 1})
+    return SimpleNamespace(scheduled_new_reqs=requests, finished_req_ids=set(), scheduled_spec_decode_tokens={}, num_scheduled_tokens={"a": 1})
 
 
-def test_what_a_step_that_drafts_nothing_is_asked_in_is_few_calls(session: Callable[[object], Session]) -> None:
-    """Behind a forward pass the caches are the model's, so that what counts is how much code is run, not how long it takes when it is repeated."""
-    engine, calls = Engine(session(DoesNothing())), [0, 0]
-    engine.step(step_with("a"))
-    output = step_with()
+def counted(run: Callable[[], object]) -> tuple[int, int]:
+    """Return how many Python functions and how many native ones a call makes."""
+    calls, before = {"call": 0, "c_call": 0}, sys.getprofile()
 
     def count(_: Any, event: str, __: Any) -> None:
-        calls[0] += event == "call"
-        calls[1] += event == "c_call"
+        if event in calls:
+            calls[event] += 1
 
     sys.setprofile(count)
     try:
-        assert engine.step(output) is None
+        run()
     finally:
-        sys.setprofile(None)
-    python, native = calls
-    assert python <= 24
-    assert native <= 36
+        sys.setprofile(before)
+    return calls["call"], calls["c_call"]
+
+
+def test_a_step_that_drafts_nothing_costs_few_calls(session: Callable[[object], Session]) -> None:
+    """Calls, since times would not tell: in a loop all of this code is in the processor's caches, and behind a forward pass none of it is."""
+    drafter = DoesNothing()
+    engine = Engine(session(drafter))
+    engine.step(step_with("a"))
+    python, native = counted(partial(engine.step, step_with()))
+    # 20 and 34 with Python 3.11 and NumPy 2.3; the bounds leave room for what other versions call, and none for a layer more at every stage
+    assert python <= 27
+    assert native <= 40
+    assert drafter.asked == 2
     assert engine.attachment.session.stats.tokens == 2
+    assert engine.attachment.trim(None) is None
