@@ -176,11 +176,18 @@ def check_padding(model: Any, cache: Any, padding: Tensor | None) -> None:
     """Refuse padded prompts where plain ``generate()`` takes padding for text in some of its layers.
 
     DeepSeek V4 compresses both together, and MiniMax M3 counts its blocks from the padding; several tokens at once are masked by position, one is not.
+    Unlimited-OCR loses sight of it once its window is full. GIT takes the mask for one that leaves out an image's tokens in the cache, be there any or not.
 
     :raises HostError: naming the model and what to use.
     """
     in_blocks = any(hasattr(layer, "compress_rate") or hasattr(layer, "idx_keys") for layer in cache.layers)
-    if in_blocks and padding is not None and not padding.all():
+    if padding is None or bool(padding.all()):
+        return
+    if any(getattr(layer, "_layer_type", None) == "reference_sliding_attention" for layer in cache.layers):
+        raise HostError(f"{type(model).__name__} takes padding for text once its window is full, so that its output is wrong; give it prompts of one length")
+    if model.config.model_type == "git":
+        raise HostError(f"{type(model).__name__} puts padding where an image's tokens would be, so that its output is wrong; give it prompts of one length")
+    if in_blocks:
         raise HostError(f"{type(model).__name__} takes padding for text in blocks of tokens, so that its output is wrong; give it prompts of one length")
 
 

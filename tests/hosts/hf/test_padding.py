@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+import transformers
+from transformers import GitConfig, GitForCausalLM, T5Config, T5ForConditionalGeneration
 
 import accelplug
+from accelplug import HostError
 from accelplug.hooks import CommitView, Drafts, DraftView
 from accelplug.testing.oracle import Oracle
-from tests.hosts.hf.conftest import MAKERS, VOCAB
+from tests.hosts.hf.conftest import MAKERS, VOCAB, wandering
 from tests.hosts.hf.test_batches import padded
 
 PROMPTS = [[5, 6, 7, 5, 6, 7, 5, 6], [9, 9, 8], [3]]
@@ -132,3 +134,43 @@ def test_a_decoders_padding_is_left_out_too():
     assert accelplug.generate(model, encoder, **decoder, drafter=drafter, **GREEDY).tolist() == plain
     assert drafter.seen[0][0][:2] == (plain[0][1:5], 4)
     assert drafter.seen[1][0][:2] == (plain[1][:5], 5)
+
+
+def git() -> GitForCausalLM:
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16, "patch_size": 8}
+    text = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    return GitForCausalLM(GitConfig(**text, vision_config=vision, bos_token_id=None, eos_token_id=None, pad_token_id=0))
+
+
+def unlimited_ocr() -> Any:
+    """From 5.24 on. Its window of 8 holds what is written, the prompt stays in front of it."""
+    side = {"image_size": 32, "patch_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    sam = {**side, "global_attn_indexes": [0], "mlp_dim": 16, "downsample_channels": [16, 16], "output_channels": 16}
+    text = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "sliding_window": 8, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    encoder = {**side, "intermediate_size": 16}
+    config = transformers.UnlimitedOcrConfig(text_config={**text, **heads, **experts}, vision_config={"sam_config": sam, "encoder_config": encoder})
+    return transformers.UnlimitedOcrForConditionalGeneration(config)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "UnlimitedOcrConfig"), reason="Transformers has the model from 5.24 on")
+def test_padding_that_plain_generate_loses_sight_of_is_refused():
+    model = wandering(unlimited_ocr)
+    alone = [model.generate(torch.tensor([prompt]), **GREEDY)[0].tolist() for prompt in PROMPTS]
+    assert model.generate(**padded(PROMPTS), **GREEDY)[2, -24:].tolist() != alone[2][-24:], "plain generate() masks its padding now"
+    drafter = Oracle(alone, [(3, 1), (0, 2)], VOCAB)
+    with pytest.raises(HostError, match=r"UnlimitedOcr.* takes padding for text once its window is full.*give it prompts of one length"):
+        accelplug.generate(model, **padded(PROMPTS), drafter=drafter, **GREEDY)
+    assert accelplug.generate(model, torch.tensor(PROMPTS[:1]), drafter=drafter, **GREEDY).tolist() == alone[:1]
+
+
+def test_padding_that_plain_generate_mistakes_for_an_image_is_refused():
+    model = wandering(git)
+    alone = [model.generate(torch.tensor([prompt]), **GREEDY)[0].tolist() for prompt in PROMPTS]
+    drafter = Oracle(alone, [(3, 1), (0, 2)], VOCAB)
+    with pytest.raises(HostError, match=r"GitForCausalLM puts padding where an image's tokens would be.*give it prompts of one length"):
+        accelplug.generate(model, **padded(PROMPTS), drafter=drafter, **GREEDY)
+    for arguments in ({"input_ids": torch.tensor(PROMPTS[:1])}, {**padded(PROMPTS), "use_cache": False}):
+        rows = accelplug.generate(model, **arguments, drafter=drafter, **GREEDY)
+        assert [[token for token in row if token] for row in rows.tolist()] == [[token for token in row if token] for row in alone[: len(rows)]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM, TextIteratorStreamer, pipeline
+from transformers import AsyncTextIteratorStreamer, LlamaForCausalLM, LogitsProcessor, TextIteratorStreamer, pipeline
 
 import accelplug
 from accelplug import HostError
@@ -209,3 +209,31 @@ def test_a_copy_of_an_attached_model_may_batch_continuously(model):
     with accelplug.attach(model, drafter="prompt_lookup"):
         copied = copy.deepcopy(model)
     assert copied.init_continuous_batching.__self__ is copied
+
+
+class Budget(LogitsProcessor):
+    """Has a model end its thinking behind so many tokens."""
+
+    def __init__(self, tokens: int, ends: int) -> None:
+        self.tokens, self.ends = tokens, ends
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        over = (input_ids.shape[1] >= PROMPT.shape[1] + self.tokens) & (input_ids != self.ends).all(1)
+        ended = torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([self.ends]), 0.0)
+        return torch.where(over.unsqueeze(1), ended, scores)
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_a_budget_for_thinking_holds_inside_drafts(model, sampling):
+    """sgl-project/sglang#26330: with speculation a request's own processor was not asked, and a model thought on past its budget."""
+    arguments = {**GREEDY, "do_sample": sampling, "input_ids": PROMPT}
+    torch.manual_seed(0)
+    unbounded = model.generate(**arguments)
+    ends = next(token for token in range(10, VOCAB) if token not in unbounded[0].tolist())
+    torch.manual_seed(0)
+    bounded = model.generate(**arguments, logits_processor=[Budget(10, ends)])
+    assert bounded[0, PROMPT.shape[1] :].tolist().index(ends) == 10
+    torch.manual_seed(0)
+    with accelplug.attach(model, drafter=Oracle(unbounded.tolist(), [(4, 0)], VOCAB)) as session:  # its third draft goes over the budget
+        assert model.generate(**arguments, logits_processor=[Budget(10, ends)]).tolist() == bounded.tolist()
+    assert 0 < session.stats.accepted < session.stats.drafted
