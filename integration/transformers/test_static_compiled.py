@@ -96,6 +96,7 @@ def test_windows_that_roll_take_a_few_graphs_more(compiling):
     assert not counters["graph_break"]
 
 
+@torch._dynamo.config.patch(recompile_limit=8)  # torch's default; other packages of the process may have set another
 def test_more_graphs_than_torch_allows_by_default_are_compiled_too(compiling):
     """Windows take graphs of their own for one row and for several, beside plain generation's: past torch's limit it would run steps as they are.
 
