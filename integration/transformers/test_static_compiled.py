@@ -72,14 +72,19 @@ def test_steps_share_a_graph_per_power_of_two(model, compiling, width):
     assert not counters["graph_break"]
 
 
-def test_windows_that_roll_take_a_few_graphs_more(compiling):
-    """One for each of: a window with room, one that fills inside a step, a full one."""
+def rolling():
+    """A model with nothing but windows."""
     torch.manual_seed(7)
     config = MistralConfig(
         vocab_size=VOCAB, hidden_size=48, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
         sliding_window=16, initializer_range=0.15, eos_token_id=None, bos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    model, compiling.dynamic = MistralForCausalLM(config).eval(), None
+    return MistralForCausalLM(config).eval()
+
+
+def test_windows_that_roll_take_a_few_graphs_more(compiling):
+    """One for each of: a window with room, one that fills inside a step, a full one."""
+    model, compiling.dynamic = rolling(), None
     prompt = torch.tensor([[5, 6, 7, 8, 9]])
     known = model.generate(prompt, max_new_tokens=60, do_sample=False).tolist()
     arguments = {"max_new_tokens": 60, "do_sample": False, "cache_implementation": "static", "compile_config": compiling}
@@ -102,12 +107,7 @@ def test_more_graphs_than_torch_allows_by_default_are_compiled_too(compiling):
 
     Under ``fullgraph``, as here, it raises in place of that.
     """
-    torch.manual_seed(7)
-    config = MistralConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        sliding_window=16, initializer_range=0.15, eos_token_id=None, bos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    model, compiling.dynamic = MistralForCausalLM(config).eval(), None
+    model, compiling.dynamic = rolling(), None
     limit = torch._dynamo.config.recompile_limit
     arguments = {"max_new_tokens": 30, "do_sample": False}
     compiled = {**arguments, "cache_implementation": "static", "compile_config": compiling}

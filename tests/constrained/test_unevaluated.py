@@ -117,11 +117,13 @@ def test_a_dynamic_reference_means_one_thing_where_the_root_is_the_outermost(nam
         assert legal_by_mask(grammar.matcher(), text, bytes_only()) is (grammar.check(text) is None) is (text in good), text
 
 
-def test_a_dynamic_reference_that_depends_on_the_way_is_checked():
+@pytest.mark.parametrize("of_root", [{}, {"plain": {"$anchor": "t", **NUMBER}}], ids=["no anchor at the root", "one of another kind"])
+def test_a_dynamic_reference_that_depends_on_the_way_is_checked(of_root):
     schema = {
         "$id": "http://x.y/z",
         "properties": {"a": {"$ref": "b"}, "c": {"$ref": "d"}},
         "$defs": {
+            **of_root,
             "b": {"$id": "b", "$ref": "d", "$defs": {"t": {"$dynamicAnchor": "t", **TEXT}}},
             "d": {"$id": "d", "items": {"$dynamicRef": "#t"}, "$defs": {"t": {"$dynamicAnchor": "t", **NUMBER}}},
         },

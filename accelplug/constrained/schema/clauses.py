@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.atoms import Atom, Inexact
 from accelplug.constrained.schema.document import Document, Node, Signed, State
-from accelplug.constrained.schema.shapes import check_shape
+from accelplug.constrained.schema.shapes import misshapen
 
 Alternative = list["Atom | Signed"]
 Alternatives = list[Alternative]
@@ -101,8 +101,9 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
         if handler is None:
             continue
         place = Place(document, node, keyword, kind)
-        if keyword in document.shapes:  # again, for what only a reference leads to
-            check_shape(place.name, document.shapes[keyword], place.value)
+        shape = document.shapes.get(keyword)
+        if shape is not None and not shape.fits(place.value):  # again, for what only a reference leads to
+            raise misshapen(place.name, shape, place.value)
         try:
             found.extend(handler(place))
         except (TypeError, ValueError, AttributeError, LookupError) as exc:

@@ -216,7 +216,9 @@ class Document:
     def _looked_up(self, node: Node, keyword: str) -> Node | None:
         reference = node.value[keyword]
         if keyword != "$ref" and self._anchors(reference) > 1:
-            return self._from_the_root(node, reference) if keyword == "$dynamicRef" else self.root if self._is_one_resource else None
+            if keyword == "$dynamicRef":
+                return self._from_the_root(node, reference)
+            return self.root if self._is_one_resource else None
         if node.resolver is None and (pointed := self.pointed(reference)) is not None:
             return self.node(pointed, reference, None)
         try:
@@ -230,15 +232,15 @@ class Document:
     def _from_the_root(self, node: Node, reference: Any) -> Node | None:
         """Return what a dynamic reference names, where the root has the anchor: it is the outermost however one came there. Else None."""
         name = str(reference).rpartition("#")[2]
-        if name not in {one.get("$dynamicAnchor") for one in _of_root(self.schema)}:
-            return None
         try:
-            found = (node.resolver or self._resolver).lookup(reference)
-            dynamic = isinstance(found.contents, dict) and found.contents.get("$dynamicAnchor") == name
-            found = self._resolver.lookup(f"#{name}") if dynamic else found
+            outermost, found = self._resolver.lookup(f"#{name}"), (node.resolver or self._resolver).lookup(reference)
         except Exception:  # noqa: BLE001  said where it is checked
             return None
-        return self.node(found.contents, f"#{name}" if dynamic else str(reference), found.resolver)
+        if not _has_anchor(outermost.contents, name):
+            return None
+        if _has_anchor(found.contents, name):
+            return self.node(outermost.contents, f"#{name}", outermost.resolver)
+        return self.node(found.contents, str(reference), found.resolver)
 
     @cached_property
     def _is_one_resource(self) -> bool:
@@ -289,24 +291,17 @@ def _draft_of(schema: Any, seen: Seen) -> int:
     return 2019 if seen.lists_items else 2020
 
 
+def _has_anchor(value: Any, name: str) -> bool:
+    """Whether a schema is one to which a dynamic reference may come back."""
+    return isinstance(value, dict) and value.get("$dynamicAnchor") == name
+
+
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for child in children:
         yield from _objects(child)
-
-
-def _of_root(schema: Any) -> Iterator[dict[str, Any]]:
-    """Return the objects that belong to the document itself, and to no schema in it that has an identity of its own."""
-    waiting: list[Any] = [schema]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict) and (one is schema or not isinstance(one.get("$id"), str)):
-            yield one
-            waiting.extend(one.values())
-        elif isinstance(one, list):
-            waiting.extend(one)
 
 
 class Seen:

@@ -47,7 +47,7 @@ def check_shapes(schema: dict[str, Any], shapes: Mapping[str, Shape], pointed: C
             if shape is None:
                 continue
             if not shape.fits(value):
-                check_shape(f"{place}/{keyword}", shape, value)
+                raise misshapen(f"{place}/{keyword}", shape, value)
             if shape.parts is not None:
                 for step, part in shape.parts(value):
                     if isinstance(part, dict):
@@ -58,13 +58,9 @@ def check_shapes(schema: dict[str, Any], shapes: Mapping[str, Shape], pointed: C
                     waiting.append((value, part))
 
 
-def check_shape(place: str, shape: Shape, value: Any) -> None:
-    """Refuse a value of another shape.
-
-    :raises ConstraintError: naming the place, and what should be there.
-    """
-    if not shape.fits(value):
-        raise ConstraintError(f"{place} should be {shape.what} and is {json.dumps(value):.60}")
+def misshapen(place: str, shape: Shape, value: Any) -> ConstraintError:
+    """Return the error for a value of another shape, which names the place and what should be there."""
+    return ConstraintError(f"{place} should be {shape.what} and is {json.dumps(value):.60}")
 
 
 def _is_number(value: Any) -> bool:

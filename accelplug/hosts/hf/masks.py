@@ -180,14 +180,13 @@ def check_padding(model: Any, cache: Any, padding: Tensor | None) -> None:
 
     :raises HostError: naming the model and what to use.
     """
-    in_blocks = any(hasattr(layer, "compress_rate") or hasattr(layer, "idx_keys") for layer in cache.layers)
     if padding is None or bool(padding.all()):
         return
     if any(getattr(layer, "_layer_type", None) == "reference_sliding_attention" for layer in cache.layers):
         raise HostError(f"{type(model).__name__} takes padding for text once its window is full, so that its output is wrong; give it prompts of one length")
     if model.config.model_type == "git":
         raise HostError(f"{type(model).__name__} puts padding where an image's tokens would be, so that its output is wrong; give it prompts of one length")
-    if in_blocks:
+    if any(hasattr(layer, "compress_rate") or hasattr(layer, "idx_keys") for layer in cache.layers):
         raise HostError(f"{type(model).__name__} takes padding for text in blocks of tokens, so that its output is wrong; give it prompts of one length")
 
 

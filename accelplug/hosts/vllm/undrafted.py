@@ -32,22 +32,20 @@ class Undrafted:
         :param scheduler_output: vLLM's SchedulerOutput.
         """
         self.is_plain = self.applies and not scheduler_output.scheduled_spec_decode_tokens
-        if not self.is_plain:
-            return self.execute(scheduler_output, *args, **kwargs)
-        self.runner.speculative_config = None
-        try:
-            return self.execute(scheduler_output, *args, **kwargs)
-        finally:
-            self.runner.speculative_config = self.speculative
+        return self._run(self.execute, scheduler_output, *args, **kwargs)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Finish it."""
+        output = self._run(self.sample, *args, **kwargs)
+        if self.is_plain:
+            self.draft(output)
+        return output
+
+    def _run(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self.is_plain:
-            return self.sample(*args, **kwargs)
+            return method(*args, **kwargs)
         self.runner.speculative_config = None
         try:
-            output = self.sample(*args, **kwargs)
+            return method(*args, **kwargs)
         finally:
             self.runner.speculative_config = self.speculative
-        self.draft(output)
-        return output
