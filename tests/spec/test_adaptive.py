@@ -88,9 +88,9 @@ def test_where_tokens_are_dear_drafts_begin_short_and_grow_while_they_are_right(
     assert set(lengths[4:]) <= {7, 8}
 
 
-def test_a_first_draft_is_as_long_as_one_plain_step_more_pays_for_and_then_takes_the_place_of_hope():
+def test_a_first_draft_takes_two_and_a_half_plain_steps_at_most_and_then_takes_the_place_of_hope():
     lengths = run(lambda _: 99, 3, STEEP)[0]
-    assert lengths == [3, 6, 8], "four positions cost two plain steps"
+    assert lengths == [4, 7, 8], "five positions cost 2.4 plain steps, six 2.8"
     worth = Worth(guessing=True, drafted=8)
     worth.learn(2, RIGHT)
     assert (worth.accepted, worth.judged) == (2, 3)
