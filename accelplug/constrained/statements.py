@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from accelplug.constrained.schema.document import Document, escaped
 from accelplug.constrained.schema.formats import FORMATS
-from accelplug.constrained.schema.vocabulary import MAPS, SPEAKING, is_known
+from accelplug.constrained.schema.vocabulary import MAPS, SPEAKING, spoken_in
 
 MOST_COUNTED: Final = 2**53
 MOST_STEP: Final = 100_000  # an automaton that counts remainders takes seconds beyond, then gigabytes
@@ -21,6 +21,8 @@ _ALL_ONES: Final = frozenset((*ONES, *_MORE_ONES))
 _PARTS: Final = (dict, list)
 _LOOKED_AT: Final = _HOLDING | SPEAKING
 _CLASSES: Final = re.compile(r"\\[dwsDWSpb]|\(\?|\.")
+_ANCHOR: Final = re.compile(r"#[A-Za-z_][\w.-]*")
+_SIBLINGS: Final = SPEAKING - {"$ref"}
 
 
 class Use(NamedTuple):
@@ -38,22 +40,21 @@ def uses(document: Document) -> list[Use]:
     """Return every keyword that constrains, in the order of the text."""
     found: list[Use] = []
     if isinstance(document.schema, dict):
-        _add_uses(found, document, document.schema, "#")
+        _add_uses(found, document, document.schema, "#", spoken_in(document.draft))
     return found
 
 
-def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], place: str) -> None:
+def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], place: str, spoken: frozenset[str]) -> None:
     alone = document.draft <= 7 and "$ref" in schema
     for keyword, value in schema.items():
         if keyword not in _LOOKED_AT:
             continue
         here = f"{place}/{keyword}"
-        said = keyword in SPEAKING and not (alone and keyword != "$ref") and is_known(keyword, document.draft)
-        if said and (keyword != "format" or _asserted(document, value)):
+        if keyword in spoken and (not alone or keyword == "$ref") and (keyword != "format" or _asserted(document, value)):
             found.append(_use((here, keyword, _feature({keyword: value} if alone else schema, keyword))))
         if keyword in _HOLDING and isinstance(value, _PARTS):
             for below, child in _children(keyword, value, here):
-                _add_uses(found, document, child, below)
+                _add_uses(found, document, child, below, spoken)
 
 
 def _children(keyword: str, value: dict[str, Any] | list[Any], place: str) -> list[tuple[str, dict[str, Any]]]:
@@ -91,7 +92,7 @@ def _is_a_dialect(_: dict[str, Any], value: Any) -> bool:
 
 
 def _is_anchor(_: dict[str, Any], value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"#[A-Za-z_][\w.-]*", value) is not None
+    return isinstance(value, str) and _ANCHOR.fullmatch(value) is not None
 
 
 def _is_from_zero_on(schema: dict[str, Any], value: Any) -> bool:
@@ -113,11 +114,11 @@ def _has_spellings(schema: dict[str, Any], value: Any) -> bool:
 
 
 def _has_siblings(schema: dict[str, Any], _: Any) -> bool:
-    return bool(schema.keys() & SPEAKING - {"$ref"})
+    return not _SIBLINGS.isdisjoint(schema)
 
 
 def _beyond_a_pointer(_: dict[str, Any], value: Any) -> bool:
-    return not isinstance(value, str) or re.match(r"#(/|$)", value) is None
+    return not isinstance(value, str) or not (value == "#" or value.startswith("#/"))
 
 
 def _counts_optional(schema: dict[str, Any], value: Any) -> bool:

@@ -98,6 +98,12 @@ def handlers_of(kind: str, draft: int) -> Mapping[str, Keyword]:
 
 
 @cache
+def spoken_in(draft: int) -> frozenset[str]:
+    """Return the keywords that say something of values in a draft."""
+    return frozenset(keyword for keyword in SPEAKING if is_known(keyword, draft))
+
+
+@cache
 def later_than(draft: int) -> frozenset[str]:
     """Return the keywords that came after a draft."""
     later = [keyword for keyword, first in _FIRST_DRAFTS.items() if first > draft]
