@@ -33,7 +33,7 @@ METHODS = ("custom_class", "ngram_gpu", "ngram", "draft_model", "eagle3", "mtp")
 HEAD = """# vLLM's seams, release by release
 
 Every place of vLLM that accelplug's host relies on (`accelplug/hosts/vllm/compat.py`), in the wheels of vLLM as they were published. The wheels
-were read, not run: what runs is in [hosts.md](hosts.md), and `accelplug check` looks at the release that is installed.
+were read, not run: what runs is in [vllm.md](vllm.md), and `accelplug check` looks at the release that is installed.
 
 - `yes`: it is there, takes every parameter that the host relies on, and takes the same parameters as in the release before;
 - `+a -b`: the same, but `a` is new and `b` gone since the release before;

