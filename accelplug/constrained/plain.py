@@ -13,8 +13,9 @@ from accelplug.constrained.lark.terminals import plain as rust
 from accelplug.constrained.probes import PROBES
 from accelplug.constrained.regex.parse import parse
 from accelplug.constrained.schema.atoms import kinds_named
-from accelplug.constrained.schema.document import Document, Seen, escaped
+from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.formats import FORMATS
+from accelplug.constrained.schema.seen import Seen, escaped
 from accelplug.constrained.schema.vocabulary import MAPS
 from accelplug.constrained.statements import LISTS, ONES, Use
 

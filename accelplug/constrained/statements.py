@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-from accelplug.constrained.schema.document import Document, escaped
+from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.formats import FORMATS
+from accelplug.constrained.schema.seen import escaped
 from accelplug.constrained.schema.vocabulary import MAPS, SPEAKING, spoken_in
 
 MOST_COUNTED: Final = 2**53

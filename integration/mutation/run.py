@@ -50,6 +50,7 @@ TESTS = {
     "accelplug/hosts/hf/front.py": ("tests/hosts/hf/test_session.py", "tests/hosts/hf/test_edges.py"),
     "accelplug/hosts/hf/grammar.py": ("tests/hosts/hf/test_grammar.py",),
     "accelplug/hosts/hf/guided.py": ("tests/hosts/hf/test_guided.py", "tests/hosts/hf/test_grammar_exact.py", "tests/hosts/hf/test_grammar.py"),
+    "accelplug/hosts/hf/drafting.py": ("tests/hosts/hf/test_session.py", "tests/hosts/hf/test_padding.py", "tests/hosts/hf/test_guided.py"),
     "accelplug/hosts/hf/loop.py": ("tests/hosts/hf/test_session.py", "tests/hosts/hf/test_greedy_exact.py", "tests/hosts/hf/test_settings.py"),
     "accelplug/hosts/hf/masks.py": ("tests/hosts/hf/test_greedy_exact.py", "tests/hosts/hf/test_ragged.py", "tests/hosts/hf/test_padding.py"),
     "accelplug/hosts/hf/loading.py": ("tests/hosts/hf/test_second.py", "tests/hosts/hf/test_translated.py", "tests/hosts/hf/test_draft_model.py"),

@@ -140,6 +140,7 @@ ALLOWED_V1 = {
         [PLAIN_WORKER, None, None, False],
     ),
     "a grammar alone": (accelplug(grammar="auto"), [PLAIN_WORKER, None, None, False]),
+    "a grammar alone, with LoRA": ({**accelplug(grammar="auto"), "enable_lora": True}, [PLAIN_WORKER, None, None, False]),
     "a grammar that drafts": (accelplug(grammar="auto", num_tokens=3), [WORKER, "custom_class", 3, False]),
     "a grammar beside vLLM's drafter": ({**accelplug(grammar="auto"), "speculative_config": NGRAM}, [PLAIN_WORKER, "ngram", 2, False]),
     "dotted flags": (
@@ -158,6 +159,7 @@ ALLOWED_V2 = {
     "runner v1": (accelplug(drafter="prompt_lookup", runner="v1"), [WORKER, "custom_class", 8, False]),
     "runner v2": (accelplug(drafter="prompt_lookup", runner="v2"), [WORKER, "ngram_gpu", 8, True]),
     "a grammar alone": (accelplug(grammar="auto"), [PLAIN_WORKER, None, None, True]),
+    "a grammar alone, with LoRA": ({**accelplug(grammar="auto"), "enable_lora": True}, [PLAIN_WORKER, None, None, True]),
     "a grammar that drafts": (accelplug(grammar="auto", num_tokens=3), [WORKER, "ngram_gpu", 3, True]),
     "environment": ({**LOOKUP, "environment": {"VLLM_USE_V2_MODEL_RUNNER": "0"}}, [WORKER, "custom_class", 8, False]),
     "not configured": ({}, [PLAIN_WORKER, None, None, True]),

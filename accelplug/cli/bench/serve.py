@@ -122,13 +122,17 @@ def show(document: Document, console: Console) -> None:
 
     names = ("at a time", "server", "tokens/s", "x first (95 %)", "first token p50, p99", "per token p50, p99", "accepted", "same text")
     found = table(*names)
+    numbers = {url: str(number) for number, url in enumerate(dict.fromkeys(own["url"] for own in document["rows"]), 1)}
     before: Any = None
     for own in document["rows"]:
         if before not in {None, own["concurrency"]}:
             found.add_section()
-        found.add_row(*map(escape, ("" if own["concurrency"] == before else str(own["concurrency"]), *cells(own))))
+        level = "" if own["concurrency"] == before else str(own["concurrency"])
+        found.add_row(*map(escape, (level, numbers[own["url"]], *cells(own))))
         before = own["concurrency"]
     console.print(found)
+    for url, number in numbers.items():  # here, since in a column of a narrow terminal nobody could read them
+        console.print(f"server {number}: {url}", markup=False, soft_wrap=True)
     asked = f"{document['prompts']} prompts ({', '.join(document['tasks'])}), {document['max_new_tokens']} tokens at most, greedy; milliseconds"
     if document["interrupted"]:
         console.print("interrupted: higher concurrencies were not measured")
@@ -136,11 +140,11 @@ def show(document: Document, console: Console) -> None:
 
 
 def cells(own: Document) -> tuple[str, ...]:
-    """Write one row's figures."""
+    """Write one row's figures, but for the server."""
     ratio, drafts = own["x first"], own["drafts"]
     kept = "-" if drafts is None else f"{drafts['accepted'] / drafts['drafted']:.0%} of {drafts['drafted']:.0f}"
     speed = f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
-    return own["url"], f"{own['tokens_per_s']:.1f}", speed, both(own["ttft_ms"]), both(own["itl_ms"]), kept, f"{own['same text']} of {own['requests']}"
+    return f"{own['tokens_per_s']:.1f}", speed, both(own["ttft_ms"]), both(own["itl_ms"]), kept, f"{own['same text']} of {own['requests']}"
 
 
 def both(found: dict[str, float | None]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.schema.seen import Seen, escaped, objects
 from accelplug.constrained.schema.shapes import check_shapes, shapes_of
 from accelplug.constrained.schema.validation import Checking, translated, validator_class
 
@@ -31,7 +32,6 @@ _BESIDE_NOTHING: Final = frozenset(
     {"$ref", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
 )
 """What may stand beside a reference that is all that a schema says."""
-_PARTS: Final = (dict, list)
 _NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
 
@@ -126,7 +126,7 @@ class Document:
     def _names_parts(self) -> bool:
         """Whether the document names parts of itself, so that a reference means what it does by where it stands."""
         given = _NAMING & self.seen.keywords
-        return bool(given) and any(isinstance(one.get(name), str | bool) for one in _objects(self.schema) for name in given)
+        return bool(given) and any(isinstance(one.get(name), str | bool) for one in objects(self.schema) for name in given)
 
     def node(self, value: Any, place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema.
@@ -245,7 +245,7 @@ class Document:
     @cached_property
     def _is_one_resource(self) -> bool:
         """Whether nothing inside the document has an identity of its own, so that the whole is the only place to come back to."""
-        inside = (one for one in _objects(self.schema) if one is not self.schema)
+        inside = (one for one in objects(self.schema) if one is not self.schema)
         outermost = isinstance(self.schema, dict) and self.schema.get("$recursiveAnchor") is True
         return outermost and not any(isinstance(one.get("$id"), str) for one in inside)
 
@@ -262,7 +262,7 @@ class Document:
 
     def _anchors(self, reference: Any) -> int:
         name = str(reference).rpartition("#")[2]
-        named = [one for one in _objects(self.schema) if one.get("$dynamicAnchor") == name or "$recursiveAnchor" in one]
+        named = [one for one in objects(self.schema) if one.get("$dynamicAnchor") == name or "$recursiveAnchor" in one]
         return len(named) + any("$recursiveAnchor" in one for one in named)
 
     def holds(self, signed: Signed, value: Any) -> bool:
@@ -294,50 +294,3 @@ def _draft_of(schema: Any, seen: Seen) -> int:
 def _has_anchor(value: Any, name: str) -> bool:
     """Whether a schema is one to which a dynamic reference may come back."""
     return isinstance(value, dict) and value.get("$dynamicAnchor") == name
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for child in children:
-        yield from _objects(child)
-
-
-class Seen:
-    """What one look at every object in a schema finds, whether it is a subschema or not.
-
-    :param depth: of nesting.
-    :param keywords: all names in it.
-    :param beside_references: those that stand beside a ``$ref``, it included.
-    :param formats: what stands as ``format``.
-    :param lists_items: whether ``items`` is a list somewhere.
-    """
-
-    def __init__(self, schema: Any) -> None:
-        self.keywords, self.beside_references = set[str](), set[str]()
-        self.formats: list[Any] = []
-        self.lists_items = False
-        self.depth, level = 0, [schema]
-        while level:
-            self.depth += 1
-            parts = [self._parts(one) for one in level]
-            level = [child for children in parts for child in children if isinstance(child, _PARTS)]
-
-    def _parts(self, one: Any) -> Iterable[Any]:
-        if not isinstance(one, dict):
-            return one if isinstance(one, list) else ()
-        self.keywords.update(one)
-        if "$ref" in one:
-            self.beside_references.update(one)
-        if "format" in one:
-            self.formats.append(one["format"])
-        if "items" in one and isinstance(one["items"], list):
-            self.lists_items = True
-        return one.values()
-
-
-def escaped(step: str | int) -> str:
-    """Return a step as JSON pointers write it."""
-    text = str(step)
-    return text.replace("~", "~0").replace("/", "~1") if "~" in text or "/" in text else text

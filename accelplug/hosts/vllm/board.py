@@ -31,7 +31,7 @@ FIELDS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
 )
 OF_GRAMMARS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
     ("counter", "accelplug_answers", "Answers under a grammar that ended by themselves."),
-    ("counter", "accelplug_violations", "Answers among them that the final check found wrong."),
+    ("counter", "accelplug_violations", "Answers among them that the final check did not find right."),
     ("counter", "accelplug_cut_drafts", "Drafts that the grammar forbids, cut before they were verified."),
     ("counter", "accelplug_failed_requests", "Requests that ended in an error of the grammar's engine."),
 )

@@ -66,7 +66,7 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
         _refuse_early(config, settings, runner)
     if runner == "V1" and attaches:
         _refuse_dropped_processors()
-    elif config.lora_config is not None and config.device_config.device_type == "cpu":
+    if runner == "V2" and config.speculative_config is not None and config.lora_config is not None and config.device_config.device_type == "cpu":
         raise HostError("vLLM's V2 runner with LoRA on a CPU fails as soon as anything is drafted (its logits take one row a request); use runner 'v1'")
     check_requests()
     expose()

@@ -122,7 +122,7 @@ def attach(runner: Any, *, v2: bool) -> Attachment:
             raise
         from accelplug.hosts.vllm.refused import Refused
 
-        return Refused(runner, exc, v2=v2, drafts=settings.drafter is not None)
+        return Refused(runner, exc, v2=v2, drafts=settings.drafts)
 
 
 def _attach(runner: Any, settings: Settings, *, v2: bool) -> Attachment:

@@ -38,7 +38,7 @@ from transformers import (
 import accelplug
 from accelplug import HostError
 from accelplug.hooks import CommitView, Drafts, DraftView
-from accelplug.hosts.hf import recurrent
+from accelplug.hosts.hf import reading_on
 from accelplug.hosts.hf.compat import cache_name
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.test_batches import padded, unpadded
@@ -286,15 +286,15 @@ def test_a_static_cache(models):
 @pytest.mark.parametrize("name", MAKERS)
 def test_mixers_that_forget_are_found_and_left_as_they_were(models, name):
     """Whether one does is a fact of this release of Transformers: the model itself is asked."""
-    slowed = recurrent.mixers_to_slow(models[name])
+    slowed = reading_on.mixers_to_slow(models[name])
     assert bool(slowed) == (name in ("jamba", "nemotron_h", "mamba", "recurrent_gemma"))
-    assert recurrent.reads_on(models[name], slowed)
+    assert reading_on.reads_on(models[name], slowed)
     assert not any("forward" in vars(module) for module in models[name].modules())
 
 
 def test_memory_that_ran_out_is_not_held_against_a_model(models, monkeypatch):
     """The comparison was swallowed with it, and the model refused for as long as it lived."""
-    model, made, behind = copy.deepcopy(models["mamba2"]), [], recurrent._behind
+    model, made, behind = copy.deepcopy(models["mamba2"]), [], reading_on._behind
 
     def runs_out(*given):
         made.append(None if made else behind(*given))
@@ -303,11 +303,11 @@ def test_memory_that_ran_out_is_not_held_against_a_model(models, monkeypatch):
         return made[-1]
 
     with monkeypatch.context() as patched:
-        patched.setattr(recurrent, "_behind", runs_out)
+        patched.setattr(reading_on, "_behind", runs_out)
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            recurrent.mixers_to_slow(model)
+            reading_on.mixers_to_slow(model)
     assert len(made) == 2
-    assert recurrent.mixers_to_slow(model) == recurrent.mixers_to_slow(models["mamba2"])
+    assert reading_on.mixers_to_slow(model) == reading_on.mixers_to_slow(models["mamba2"])
 
 
 def test_other_adapters_are_asked_again(models, monkeypatch):
@@ -315,8 +315,8 @@ def test_other_adapters_are_asked_again(models, monkeypatch):
     peft = pytest.importorskip("peft")
     wrapped = peft.get_peft_model(copy.deepcopy(models["mamba2"]), peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False)).eval()
     wrapped.add_adapter("other", peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False))
-    model, asked, ask = wrapped.get_base_model(), [], recurrent._mixers_to_slow
-    monkeypatch.setattr(recurrent, "_mixers_to_slow", lambda *given: [asked.append(1), ask(*given)][1])
+    model, asked, ask = wrapped.get_base_model(), [], reading_on._mixers_to_slow
+    monkeypatch.setattr(reading_on, "_mixers_to_slow", lambda *given: [asked.append(1), ask(*given)][1])
     for change in (lambda: None, lambda: wrapped.set_adapter("other"), wrapped.merge_adapter, wrapped.unmerge_adapter, lambda: wrapped.set_adapter("default")):
         change()
         arguments = {"input_ids": torch.tensor(PROMPTS["one"]), "max_new_tokens": 12, "do_sample": False}

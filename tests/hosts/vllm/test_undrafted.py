@@ -15,7 +15,10 @@ pytest.importorskip("vllm", reason="the runner is vLLM's")
 
 from vllm.v1.outputs import DraftTokenIds
 
+from accelplug import HostError
 from accelplug.hooks import Drafts, DraftView
+from accelplug.hosts.vllm import worker
+from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.undrafted import Undrafted
 from accelplug.hosts.vllm.v1 import Proposer, V1Attachment
@@ -228,3 +231,21 @@ def test_a_step_that_drafts_nothing_costs_few_calls(session: Callable[[object], 
     assert drafter.asked == 2
     assert engine.attachment.session.stats.tokens == 2
     assert engine.attachment.trim(None) is None
+
+
+@pytest.mark.parametrize("settings", [{"drafter": "suffix"}, {"grammar": "auto", "num_tokens": 3}], ids=["drafter", "grammar"])
+def test_an_engine_that_serves_without_accelplug_has_nobody_in_the_drafters_place(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    def moved(_: str) -> None:
+        raise HostError("a seam has moved")
+
+    monkeypatch.setattr(worker, "require_worker", moved)
+    monkeypatch.setattr("vllm.distributed.parallel_state.get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
+    runner: Any = Runner()
+    runner._sample, runner.device = None, SimpleNamespace(type="cuda")
+    runner.vllm_config = SimpleNamespace(
+        additional_config={KEY: {**settings, "on_refused": "serve"}}, speculative_config=SimpleNamespace(num_speculative_tokens=3),
+        scheduler_config=SimpleNamespace(async_scheduling=False),
+    )  # fmt: skip
+    runner.drafter = Proposer(runner.vllm_config)
+    assert worker.attach(runner, v2=False).status()["refused"] == "a seam has moved"
+    assert runner.drafter.propose([[1], [2]], None, None) == [[], []]
