@@ -179,7 +179,8 @@ def test_debugging_shows_where(command):
 def test_an_interrupt_is_one_sentence(site, install):
     body = "def propose_one(self, tokens, budget): import time, pathlib; pathlib.Path('begun').touch(); time.sleep(60)"
     install("slow", drafter("Slow", body))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))}
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONPATH": path, "ACCELPLUG_PLUGINS": installed.listed(site)}
     asked = [sys.executable, "-m", "accelplug", "run", "--drafter", "Slow", *SHORT]
     # A shell's background jobs ignore interrupts, and hand that down.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
