@@ -13,6 +13,7 @@ class Job:
     :param temperature: 0 decodes greedily.
     :param rounds: timed repetitions after one warm-up.
     :param threads: of the CPU; None leaves the engine's choice.
+    :param grammar: what the answer must be, as `GrammarSpec.of` reads it; None where it is free.
     """
 
     host: str
@@ -28,6 +29,7 @@ class Job:
     rounds: int
     threads: int | None
     allow_lossy: bool
+    grammar: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -58,6 +60,8 @@ class Measurement:
     :param dtype: of the weights, as the engine loaded them.
     :param method: how the rounds were taken, for people.
     :param versions: distribution -> version.
+    :param grammar: which engine compiled it, the keywords that its mask has ``enforced``, those ``checked`` at the end, and the
+        ``problem`` that this check found, or None; None without a grammar.
     """
 
     accelerated: Output
@@ -67,3 +71,4 @@ class Measurement:
     dtype: str
     method: str
     versions: dict[str, str]
+    grammar: dict[str, Any] | None = None

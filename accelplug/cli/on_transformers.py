@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelplug._errors import HostError
 from accelplug.cli.job import Job, Measurement, Output
 from accelplug.cli.workload import check_length, missing_weights
+
+if TYPE_CHECKING:
+    from accelplug.hosts.hf import Grammar
 
 
 def measure(job: Job) -> Measurement:
@@ -27,16 +30,27 @@ def measure(job: Job) -> Measurement:
     for _ in range(job.rounds + 1):
         rounds.take()
     plain = rounds.output(rounds.plain) if job.compare else None
-    margins = row_margins(model, inputs["input_ids"], plain.tokens) if plain is not None and job.temperature == 0 else None
+    margins = row_margins(model, inputs["input_ids"], plain.tokens, rounds.grammar) if plain is not None and job.temperature == 0 else None
     return Measurement(
         rounds.output(rounds.accelerated),
         plain,
         margins,
         rounds.stats,
         str(model.dtype).removeprefix("torch."),
-        f"medians of {job.rounds} rounds after one warm-up" + (", plain and accelerated in turns" if job.compare else ""),
+        f"medians of {job.rounds} rounds after one warm-up" + _turns(job),
         {name: version(name) for name in ("accelplug", "transformers", "torch")},
+        None if rounds.grammar is None else said_of(rounds.grammar, rounds.output(rounds.accelerated).tokens),
     )
+
+
+def _turns(job: Job) -> str:
+    return "" if not job.compare else ", plain and accelerated in turns" + (", both under the grammar" if job.grammar else "")
+
+
+def said_of(grammar: Grammar, tokens: list[int]) -> dict[str, Any]:
+    """Return what became of a grammar: by whom, which keywords are enforced and which checked, and what the final check of an answer found."""
+    said = grammar.statement
+    return {"engine": said.engine, "enforced": list(said.enforced), "checked": list(said.checked), "problem": grammar.problem_of(tokens)}
 
 
 def load(name: str, dtype: str) -> tuple[Any, Any]:
@@ -97,7 +111,11 @@ class _Rounds:
     """The repetitions of one job. The first of each way is the warm-up; the rest are timed."""
 
     def __init__(self, job: Job, model: Any, tokenizer: Any, inputs: Any) -> None:
+        from accelplug.hosts.hf import grammar
+
         self.job, self.model, self.tokenizer, self.inputs = job, model, tokenizer, inputs
+        self.begins = before_the_answer(model, inputs["input_ids"].shape[1])
+        self.grammar = None if job.grammar is None else grammar(model, job.grammar, tokenizer=tokenizer)
         self.plain: list[tuple[list[int], float]] = []
         self.accelerated: list[tuple[list[int], float]] = []
         self.stats: dict[str, Any] = {}
@@ -107,20 +125,21 @@ class _Rounds:
         from accelplug.hosts.hf import attach
 
         if self.job.compare:
-            self.plain.append(self._timed())
+            masks = {} if self.grammar is None else {"logits_processor": [self.grammar.after(self.begins)]}
+            self.plain.append(self._timed(**masks))
         job = self.job
-        with attach(self.model, drafter=job.drafter, verifier=job.verifier, tokenizer=self.tokenizer, allow_lossy=job.allow_lossy) as session:
+        chosen: dict[str, Any] = {"drafter": job.drafter, "verifier": job.verifier, "allow_lossy": job.allow_lossy, "grammar": self.grammar}
+        with attach(self.model, tokenizer=self.tokenizer, **chosen) as session:
             self.accelerated.append(self._timed())
         self.stats = session.stats.as_dict()
 
-    def _timed(self) -> tuple[list[int], float]:
+    def _timed(self, **masks: Any) -> tuple[list[int], float]:
         import torch
 
         torch.manual_seed(self.job.seed)
-        begins = before_the_answer(self.model, self.inputs["input_ids"].shape[1])
         began = time.perf_counter()
-        found = self.model.generate(**self.inputs, max_new_tokens=self.job.max_new_tokens, **decoding(self.job.temperature))
-        tokens: list[int] = found[0, begins:].tolist()
+        found = self.model.generate(**self.inputs, max_new_tokens=self.job.max_new_tokens, **decoding(self.job.temperature), **masks)
+        tokens: list[int] = found[0, self.begins :].tolist()
         return tokens, time.perf_counter() - began
 
     def output(self, taken: list[tuple[list[int], float]]) -> Output:
@@ -143,11 +162,12 @@ def decoding(temperature: float) -> dict[str, Any]:
     return {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
 
 
-def row_margins(model: Any, prompt: Any, tokens: list[int]) -> list[float]:
+def row_margins(model: Any, prompt: Any, tokens: list[int], grammar: Grammar | None = None) -> list[float]:
     """Return how far the two best logits lie apart in each row that `tokens` came from, by one forward pass.
 
     :param prompt: [1, prompt_length] token ids.
-    :returns: [len(tokens)], of the raw logits, before any logits processor.
+    :param grammar: leaves the logits of tokens that it forbids out.
+    :returns: [len(tokens)], of the raw logits, before any other logits processor; very large where only one token is legal.
     """
     import torch
 
@@ -158,6 +178,11 @@ def row_margins(model: Any, prompt: Any, tokens: list[int]) -> list[float]:
             logits = model(prompt, decoder_input_ids=written).logits[0, :-1].float()  # [len(tokens), vocab_size]
         else:
             logits = model(torch.cat((prompt, written), dim=1)).logits[0, prompt.shape[1] - 1 : -1].float()
+    if grammar is not None:
+        ids = written if start else torch.cat((prompt, written), dim=1)
+        begins = ids.shape[1] - len(tokens)
+        mask = grammar.after(begins)
+        logits = torch.cat([mask(ids[:, : begins + row], logits[row : row + 1]) for row in range(len(tokens))])
     best = logits.topk(2, dim=-1).values
-    margins: list[float] = (best[:, 0] - best[:, 1]).tolist()
+    margins: list[float] = (best[:, 0] - best[:, 1]).clamp(max=torch.finfo(best.dtype).max).tolist()
     return margins

@@ -26,7 +26,8 @@ def measure(job: Job) -> Measurement:
     """
     plain = _engine(job, accelerated=False) if job.compare else None
     accelerated = _engine(job, accelerated=True)
-    turns = ", each engine's rounds in its own process, one engine after the other" if plain else ""
+    both = ", both under the grammar" if job.grammar else ""
+    turns = f", each engine's rounds in its own process, one engine after the other{both}" if plain else ""
     return Measurement(
         _output(accelerated),
         None if plain is None else _output(plain),
@@ -35,6 +36,7 @@ def measure(job: Job) -> Measurement:
         accelerated["dtype"],
         f"medians of {job.rounds} rounds after one warm-up, without prefix caching{turns}; {accelerated['runner']} runner",
         accelerated["versions"],
+        accelerated["grammar"],
     )
 
 

@@ -49,6 +49,7 @@ def document(job: Job, measured: Measurement) -> Document:
         **_agreement(job, measured),
         **{key: measured.stats[key] for key in ("drafted", "accepted", "acceptance", "tokens_per_forward", "lossy_accepts", "techniques")},
         "seconds": {"accelerated": accelerated.seconds, "plain": None if plain is None else plain.seconds},
+        "grammar": None if measured.grammar is None else {"asked": job.grammar, **measured.grammar},
         "method": measured.method,
         "dtype": measured.dtype,
         "versions": measured.versions,
@@ -96,6 +97,7 @@ def _near(found: Document) -> str:
 
 
 def status(found: Document) -> int:
-    """Return 1 where a run that must be exact was not: greedy, nothing lossy asked for, and no near-tie."""
-    parting = found["first_difference"]
-    return int(parting is not None and found["temperature"] == 0 and not found["allow_lossy"] and not parting["near_tie"])
+    """Return 1 where a run that must be exact was not (greedy, nothing lossy asked for, and no near-tie), or an answer failed its grammar's check."""
+    parting, grammar = found["first_difference"], found["grammar"]
+    differs = parting is not None and found["temperature"] == 0 and not found["allow_lossy"] and not parting["near_tie"]
+    return int(differs or (grammar is not None and grammar["problem"] is not None))

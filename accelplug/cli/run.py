@@ -30,6 +30,9 @@ def configure(parser: ArgumentParser) -> None:
         "--drafter", metavar="SPEC", help="e.g. 'prompt_lookup(num_tokens=6)' (default: the configuration's, else prompt_lookup)"
     )
     add_verifier(parser, default=None)
+    parser.add_argument(
+        "--grammar", metavar="FILE_OR_JSON", help="what the answer must be: a file with a JSON Schema, or e.g. '{\"regex\": \"[a-z]+\"}' as attach takes it"
+    )
     parser.add_argument("--config", metavar="FILE", help="a configuration that 'accelplug tune' wrote; what is given here overrules it")
     parser.add_argument("--max-new-tokens", type=at_least(1, int), metavar="N", default=256, help="(default: %(default)s)")
     parser.add_argument("--temperature", type=at_least(0.0, float), metavar="T", default=0.0, help="0 is greedy (default: %(default)s)")
@@ -90,9 +93,21 @@ def _lines(document: Document) -> list[str]:
     return [
         f"output: {report.verdict(document)}",
         *lossy,
+        *_grammar(document["grammar"]),
         f"by: {'; '.join(techniques)}",
         f"on: {document['host']}, {document['model']}, {document['dtype']}; {versions}",
         f"method: {document['method']}",
+    ]
+
+
+def _grammar(found: Document | None) -> list[str]:
+    """Say what became of a grammar."""
+    if found is None:
+        return []
+    enforced, checked = (", ".join(found[key]) or "nothing" for key in ("enforced", "checked"))
+    return [
+        f"grammar: by {found['engine']}; the mask enforces {enforced}; the finished text is checked for {checked}",
+        f"final check: {found['problem'] or 'passed'}",
     ]
 
 

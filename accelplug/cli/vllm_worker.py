@@ -11,13 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelplug._errors import HostError
+from accelplug._errors import HostError, OptionError
 from accelplug.cli.check import engine_of
 from accelplug.cli.errors import sentence
 from accelplug.cli.job import Job
 from accelplug.cli.workload import check_length, missing_weights
+from accelplug.hooks.masking import CompileLimits, GrammarSpec
+from accelplug.hooks.spelling import Spec
 
 COUNTERS = ("requests", "forwards", "tokens", "drafted", "accepted", "lossy_accepts")
+VLLMS_WORDS = {
+    "json_schema": "json", "regex": "regex", "ebnf": "grammar", "lark": "grammar", "choice": "choice", "structural_tag": "structural_tag"
+}  # fmt: skip
+"""Kind of grammar -> what vLLM's requests call it; between the two notations called grammar vLLM tells by the text."""
 
 
 def main(asked: str, answered: str) -> None:
@@ -40,21 +46,23 @@ def measure(job: Job, *, accelerated: bool) -> dict[str, Any]:
     engine.require()
     if job.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    asked = {} if job.grammar is None else structured(job.grammar)
     prompt, length, dtype = _read_model(job)
     llm = _build(job, length, dtype, accelerated=accelerated)
     rounds, before = [], {}
     for _ in range(job.rounds + 1):
-        before = _status(llm)
-        rounds.append(_generate(llm, job, prompt))
-    after = _status(llm)
+        before = _status(llm) if accelerated else {}
+        rounds.append(_generate(llm, job, prompt, asked))
+    after = _status(llm) if accelerated else {}
     tokens, text, _ = rounds[-1]
     return {
         "tokens": tokens,
         "text": text,
         "seconds": [seconds for _, _, seconds in rounds[1:]],
-        "margins": _margins(llm, job, prompt) if not accelerated and job.temperature == 0 else None,
+        "margins": _margins(llm, job, prompt, asked) if not accelerated and job.temperature == 0 else None,
         "stats": since(before["stats"], after["stats"]) if accelerated else None,
         "runner": after["runner"] if accelerated else None,
+        "grammar": _said(llm, job.grammar, tokens) if job.grammar is not None else None,
         "dtype": str(llm.llm_engine.model_config.dtype).removeprefix("torch."),
         "versions": {"accelplug": version("accelplug"), "vllm": str(engine.version()), "torch": version("torch")},
     }
@@ -80,15 +88,41 @@ def _read_model(job: Job) -> tuple[list[int], int, str]:
 def _build(job: Job, length: int, dtype: str, *, accelerated: bool) -> Any:
     from vllm import LLM
 
-    settings = {"drafter": job.drafter, "verifier": job.verifier, "allow_lossy": job.allow_lossy}
+    masked = {} if job.grammar is None else {"grammar": "auto"}
+    settings = {"drafter": job.drafter, "verifier": job.verifier, "allow_lossy": job.allow_lossy} if accelerated else {}
     return LLM(
         job.model,
         dtype=dtype,
         max_model_len=length,
         seed=job.seed,
         enable_prefix_caching=False,
-        additional_config={"accelplug": settings} if accelerated else {},
+        additional_config={"accelplug": {**settings, **masked}} if settings or masked else {},
     )
+
+
+def structured(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a grammar in vLLM's words for a request, with its options for accelplug, as SamplingParams takes them.
+
+    :raises OptionError: vLLM has no word for it.
+    """
+    from vllm.sampling_params import StructuredOutputsParams
+
+    spec = GrammarSpec.of(given)
+    if spec.kind not in VLLMS_WORDS:
+        raise OptionError(f"vLLM's requests have no word for the grammar {spec.kind!r}; use one of {', '.join(VLLMS_WORDS)}, or --host transformers")
+    wanted = StructuredOutputsParams(**{VLLMS_WORDS[spec.kind]: spec.value() if spec.kind == "choice" else spec.text})
+    return {"structured_outputs": wanted, "extra_args": {"accelplug": {name: given[name] for name in given if name != spec.kind}}}
+
+
+def _said(llm: Any, given: dict[str, Any], tokens: list[int]) -> dict[str, Any]:
+    """Return what became of the grammar; compiled as the engine's own was, for the same tokens."""
+    from accelplug.cli.on_transformers import said_of
+    from accelplug.hosts.hf import Grammar
+    from accelplug.hosts.vllm.grammar_engines import Engines, whole_vocabulary
+
+    config = llm.llm_engine.vllm_config
+    vocabulary = whole_vocabulary(config, llm.get_tokenizer())
+    return said_of(Grammar(Engines(Spec("auto"), config).engine(None), GrammarSpec.of(given), vocabulary, CompileLimits()), tokens)
 
 
 def _sampling(job: Job, **more: Any) -> Any:
@@ -97,18 +131,18 @@ def _sampling(job: Job, **more: Any) -> Any:
     return SamplingParams(temperature=job.temperature, seed=job.seed, max_tokens=job.max_new_tokens, **more)
 
 
-def _generate(llm: Any, job: Job, prompt: list[int]) -> tuple[list[int], str, float]:
+def _generate(llm: Any, job: Job, prompt: list[int], asked: dict[str, Any]) -> tuple[list[int], str, float]:
     began = time.perf_counter()
-    (found,) = llm.generate([{"prompt_token_ids": prompt}], _sampling(job), use_tqdm=False)
+    (found,) = llm.generate([{"prompt_token_ids": prompt}], _sampling(job, **asked), use_tqdm=False)
     seconds = time.perf_counter() - began
     return list(found.outputs[0].token_ids), found.outputs[0].text, seconds
 
 
-def _margins(llm: Any, job: Job, prompt: list[int]) -> list[float]:
+def _margins(llm: Any, job: Job, prompt: list[int], asked: dict[str, Any]) -> list[float]:
     """Return how far the two best log-probabilities of each generated row lie apart, by one more run."""
-    (found,) = llm.generate([{"prompt_token_ids": prompt}], _sampling(job, logprobs=2), use_tqdm=False)
+    (found,) = llm.generate([{"prompt_token_ids": prompt}], _sampling(job, logprobs=2, **asked), use_tqdm=False)
     best = [sorted((entry.logprob for entry in row.values()), reverse=True) for row in found.outputs[0].logprobs]
-    return [row[0] - row[1] for row in best]
+    return [min(row[0] - row[1], sys.float_info.max) for row in best]  # a grammar may leave one token alone
 
 
 def _status(llm: Any) -> dict[str, Any]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from accelplug._config import load_config
 from accelplug._errors import AccelplugError, HostError, OptionError
 from accelplug.cli.job import Job
 from accelplug.cli.plugins import offered_here
+from accelplug.hooks.masking import KINDS, GrammarSpec
 from accelplug.hooks.options import check_options
 from accelplug.hooks.spelling import parse_spec
+
+EXAMPLE: Final = '{"regex": "[a-z]+"}'
+"""A grammar as it is written out."""
 
 
 def job_of(arguments: Namespace) -> Job:
@@ -27,7 +32,8 @@ def job_of(arguments: Namespace) -> Job:
     model, dtype, threads = engine_of_arguments(arguments)
     named = ("host", "max_new_tokens", "temperature", "seed", "compare", "rounds")
     given = {name: getattr(arguments, name) for name in named}
-    return Job(model=model, prompt=prompt_of(arguments), dtype=dtype, threads=threads, **given, **chosen)
+    grammar = None if arguments.grammar is None else grammar_of(arguments.grammar)
+    return Job(model=model, prompt=prompt_of(arguments), dtype=dtype, threads=threads, grammar=grammar, **given, **chosen)
 
 
 def selection(arguments: Namespace) -> dict[str, Any]:
@@ -105,6 +111,25 @@ def prompt_of(arguments: Namespace) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise OptionError("the prompt is no UTF-8; pass it as such, or in a file by --prompt-file FILE")
     return text
+
+
+def grammar_of(given: str) -> dict[str, Any]:
+    """Return what an answer must be, as `GrammarSpec.of` reads it: from a file that holds that, or a JSON Schema; or written out.
+
+    :raises AccelplugError: the file cannot be read, holds no JSON, or what is written is no grammar.
+    """
+    written_out = given.lstrip().startswith("{")
+    try:
+        found = json.loads(given if written_out else Path(given).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise OptionError(f"cannot read the grammar file {given} ({type(exc).__name__}); pass a JSON Schema's file, or {EXAMPLE}") from exc
+    except (ValueError, RecursionError) as exc:
+        who = "what --grammar says" if written_out else f"the grammar file {given}"
+        raise OptionError(f"{who} is no JSON ({type(exc).__name__}: {exc}); pass a JSON Schema's file, or {EXAMPLE}") from exc
+    if not written_out and not (isinstance(found, dict) and found.keys() & set(KINDS)):
+        found = {"json_schema": found}
+    GrammarSpec.of(found)
+    return dict(found)
 
 
 def _read(path: Path) -> str:

@@ -29,7 +29,7 @@ def command(site: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
-        env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
+        env = {**os.environ, "PYTHONPATH": path, "ACCELPLUG_PLUGINS": installed.listed(site), "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
         return subprocess.run(
             [sys.executable, "-m", "accelplug", *arguments], capture_output=True, text=True, timeout=timeout, env=env, cwd=site, check=False
         )

@@ -147,6 +147,58 @@ def test_by_default_every_installed_drafter_that_runs_here_is_measured(command, 
     assert found["left_out"]["drafter elsewhere"] == "only on Tuesdays"
 
 
+INTERRUPTING = """
+    import signal
+    import accelplug
+
+    class Interrupting:
+        def __init__(self, upon: int):
+            self.upon, self.begun = upon, 0
+
+        def start(self, slots):
+            self.begun += 1
+            if self.begun == self.upon:
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs lack
+                signal.raise_signal(signal.SIGINT)
+
+        def propose_one(self, tokens, budget):
+            return ()
+
+    @accelplug.hookimpl
+    def register_drafters(register):
+        register("interrupting", Interrupting)
+"""
+
+
+def test_an_interrupted_task_keeps_its_whole_rounds(command, install, tiny_model, prompts):
+    install("interrupters", INTERRUPTING)
+    asked = ("--model", tiny_model, "--prompts", prompts, "--limit", "1", "--rounds", "3", "--max-new-tokens", "8", "--skip-own")
+    tasks = ("--task", "lines", "--task", "asked")
+    drafter = "interrupting(upon=9)"  # 1 to see whether it runs, 1 + 3 for the first task, 1 + 3 for the second
+    done = command("bench", *asked, *tasks, "--drafter", drafter, "--json")
+    assert done.returncode == 130, done.stderr
+    found = json.loads(done.stdout)
+    assert found["interrupted"] is True
+    taken = {(row["task"], row["technique"], len(row["seconds"]), len(row["cpu_seconds"])) for row in found["rows"]}
+    assert taken == {("lines", "plain", 3, 3), ("lines", drafter, 3, 3), ("asked", "plain", 2, 2), ("asked", drafter, 2, 2)}
+    assert found["left_out"]["asked, batch 1"] == "interrupted after 2 of 3 rounds, which count by task and not by copy ratio"
+    assert {row["prompts"] for row in found["by_copy_ratio"]} == {1}
+    assert [prompt["task"] for prompt in found["prompts"]] == ["lines", "asked"]
+
+
+def test_a_task_that_is_interrupted_in_its_first_round_is_left_out(command, install, tiny_model, prompts):
+    install("interrupters", INTERRUPTING)
+    asked = ("--model", tiny_model, "--prompts", prompts, "--limit", "1", "--rounds", "2", "--max-new-tokens", "8", "--skip-own")
+    done = command("bench", *asked, "--task", "lines", "--task", "asked", "--drafter", "interrupting(upon=6)")
+    assert done.returncode == 130, done.stderr
+    assert "left out: asked, batch 1: interrupted\n" in done.stdout
+    done = command("bench", *asked, "--task", "lines", "--drafter", "interrupting(upon=4)")
+    assert done.returncode == 130, done.stderr
+    assert "left out: lines, batch 1: interrupted after 1 of 2 rounds, which count by task and not by copy ratio\n" in done.stdout
+    done = command("bench", *asked, "--task", "lines", "--drafter", "interrupting(upon=3)")
+    assert (done.returncode, done.stdout) == (130, "")
+
+
 def test_an_output_that_differs_is_bad_news(command, install, tiny_model, prompts):
     meddler = """
         import torch

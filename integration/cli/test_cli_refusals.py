@@ -81,6 +81,23 @@ def test_an_empty_prompt(refusal):
     assert "the prompt is empty" in refusal("run", "--prompt", "")
 
 
+def test_a_grammar_that_is_none(refusal, site):
+    pytest.importorskip("llguidance")
+    (site / "broken.json").write_text("{")
+    (site / "nothing.json").write_text('{"allOf": [{"type": "integer"}, {"type": "string"}]}')
+    assert "cannot read the grammar file nowhere.json (FileNotFoundError)" in refusal("run", "--grammar", "nowhere.json", *SHORT)
+    assert "the grammar file broken.json is no JSON (JSONDecodeError" in refusal("run", "--grammar", "broken.json", *SHORT)
+    assert "no value" in refusal("run", "--grammar", "nothing.json", *SHORT)
+
+
+def test_a_grammar_for_a_model_without_a_tokenizer(refusal, tiny_model, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(f"{tiny_model}/{name}")
+    said = refusal("run", "--grammar", '{"regex": "a"}', "--model", str(tmp_path), *SHORT)
+    assert f"cannot load the model in {tmp_path}: " in said
+    assert "tokenizer included" in said
+
+
 def test_more_tokens_than_the_model_takes(refusal):
     assert "exceed the model's" in refusal("run", "--prompt", "one", "--max-new-tokens", "1000000", "--rounds", "1")
 
@@ -179,7 +196,8 @@ def test_debugging_shows_where(command):
 def test_an_interrupt_is_one_sentence(site, install):
     body = "def propose_one(self, tokens, budget): import time, pathlib; pathlib.Path('begun').touch(); time.sleep(60)"
     install("slow", drafter("Slow", body))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))}
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONPATH": path, "ACCELPLUG_PLUGINS": installed.listed(site)}
     asked = [sys.executable, "-m", "accelplug", "run", "--drafter", "Slow", *SHORT]
     # A shell's background jobs ignore interrupts, and hand that down.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

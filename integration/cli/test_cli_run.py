@@ -12,7 +12,7 @@ import pytest
 import accelplug
 
 KEYS = {
-    "accepted", "acceptance", "allow_lossy", "drafted", "drafter", "dtype", "first_difference", "host", "identical", "lossy_accepts",
+    "accepted", "acceptance", "allow_lossy", "drafted", "drafter", "dtype", "first_difference", "grammar", "host", "identical", "lossy_accepts",
     "max_new_tokens", "method", "model", "near_tie_below", "near_ties", "plain_tokens_per_s", "prompt", "ratio", "rounds", "seconds",
     "seed", "techniques", "temperature", "text", "threads", "tokens", "tokens_per_forward", "tokens_per_s", "verifier", "versions",
 }  # fmt: skip
@@ -55,6 +55,45 @@ def test_a_model_with_an_encoder_answers_its_prompt(command):
     assert found["text"][:20] == pair["clean"][:20], "the answer from its first letter on"
     assert found["tokens"] > 20
     assert found["tokens_per_forward"] > 2
+
+
+RECORD = {
+    "type": "object", "properties": {"name": {"type": "string", "maxLength": 20}, "size": {"type": "integer", "minimum": 0, "maximum": 999}},
+    "required": ["name", "size"], "additionalProperties": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", ["0", "0.8"])
+def test_an_answer_under_a_schema_is_compared_under_that_schema(command, site, temperature):
+    pytest.importorskip("llguidance")
+    (site / "record.json").write_text(json.dumps({"json_schema": RECORD, "whitespace": "spaced"}))
+    prompt = "<|json|>\n1 records of name: string, size: integer\n"
+    asked = ("--prompt", prompt, "--grammar", "record.json", "--temperature", temperature, "--max-new-tokens", "64", "--rounds", "1")
+    found = document(command("run", *asked, "--compare", "--json"))
+    assert found["identical"] is True
+    assert set(json.loads(found["text"])) == {"name", "size"}
+    assert found["grammar"]["asked"] == {"json_schema": RECORD, "whitespace": "spaced"}
+    assert found["grammar"]["engine"].startswith("llguidance ")
+    assert "#/additionalProperties" in found["grammar"]["enforced"]
+    assert found["grammar"]["problem"] is None
+    assert [row["kind"] for row in found["techniques"]] == ["drafter", "verifier", "grammar"]
+    assert found["techniques"][2]["accepted"] > 0, "what the schema forces was drafted"
+
+
+def test_near_ties_under_a_grammar_are_those_of_legal_tokens(command):
+    pytest.importorskip("llguidance")
+    asked = ("--prompt", "once", "--grammar", '{"choice": ["abcdefgh"]}', "--max-new-tokens", "16", "--rounds", "1", "--dtype", "bfloat16")
+    found = document(command("run", *asked, "--compare", "--json"))
+    assert (found["text"], found["identical"]) == ("abcdefgh", True)
+    again = document(command("run", *asked[:2], "--grammar", '{"choice": ["a"]}', *asked[4:], "--compare", "--json"))
+    assert again["near_ties"] == 0, "one token is legal in each row, however near the model's two best are"
+
+
+def test_an_answer_that_is_cut_off_fails_its_check(command):
+    pytest.importorskip("llguidance")
+    done = command("run", "--prompt", "once", "--grammar", '{"regex": "[a-z]{40}"}', "--max-new-tokens", "4", "--rounds", "1")
+    assert done.returncode == 1, done.stderr
+    assert "final check: the answer was cut off after 4 tokens, before the grammar lets it end; raise max_new_tokens" in done.stdout
 
 
 def test_sampling_with_one_seed_repeats_plain_generation(command):

@@ -64,6 +64,19 @@ def test_two_engines_one_after_the_other_agree(vllm, command, install):
     assert found["text"] == json.loads(other.stdout)["text"] or found["near_ties"], "the hosts part at near-ties only"
 
 
+@pytest.mark.by_hand
+def test_an_answer_under_a_grammar_is_compared_under_that_grammar(vllm):
+    schema = {"type": "object", "properties": {"size": {"type": "integer", "maximum": 999}}, "required": ["size"], "additionalProperties": False}
+    given = json.dumps({"json_schema": schema, "whitespace": "spaced"})
+    done = vllm("--prompt", "<|json|>\n1 records of size: integer\n", "--grammar", given, "--max-new-tokens", "32", "--compare", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["identical"], found["grammar"]["problem"]) == (True, None)
+    assert set(json.loads(found["text"])) == {"size"}
+    assert "#/additionalProperties" in found["grammar"]["enforced"]
+    assert found["tokens_per_forward"] > 1, "what the schema forces was drafted"
+
+
 def test_a_plugin_that_raises_in_the_middle_is_named(vllm, install):
     install("tired", TIRED)
     done = vllm("--drafter", "tired", "--prompt", REPEATING, "--max-new-tokens", "24")

@@ -162,7 +162,7 @@ def main() -> None:
 def copy_of_the_source(into: Path) -> Path:
     for name in ("accelplug", "tests", "docs"):
         shutil.copytree(ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("conftest.py", "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / name, into)
     return into
 

@@ -39,7 +39,7 @@ class Stranger:
 
     def run(self, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        env = {**inherited, "HF_HUB_OFFLINE": "1", **(environment or {}), "ACCELPLUG_ECHO_CALLS": str(self.calls)}
+        env = {**inherited, "HF_HUB_OFFLINE": "1", **(environment or {}), "ACCELPLUG_PLUGINS": "accelplug-echo", "ACCELPLUG_ECHO_CALLS": str(self.calls)}
         command = [str(self.python), *map(str, arguments)]
         return subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=600, check=False)
 

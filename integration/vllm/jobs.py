@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from installed import listed
 from packaging.version import Version
 
 from accelplug.testing.vllm_processes import vllm_environment
@@ -73,10 +74,10 @@ def other(name: str, accelplug: dict[str, Any], *batches: dict[str, Any]) -> Eng
 
 
 def environment(runner: str, *folders: Path, serve: bool = False, **more: str) -> dict[str, str]:
-    """Return a subprocess's environment with more folders on its path."""
+    """Return a subprocess's environment with more folders on its path, whose plugins are loaded and no others."""
     env = vllm_environment(runner, serve=serve)
     env["PYTHONPATH"] = os.pathsep.join([*map(str, folders), *filter(None, [env["PYTHONPATH"]])])
-    return {**env, **more}
+    return {**env, "ACCELPLUG_PLUGINS": listed(*folders), **more}
 
 
 def run_engines(folder: Path, site: Path, runner: str, *engines: Engine, **more: str) -> dict[str, Any]:

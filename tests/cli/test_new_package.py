@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -54,6 +56,22 @@ def test_its_types_are_right_at_once(package, tmp_path):
     skipped = '\n[[tool.mypy.overrides]]\nmodule = ["torch.*", "transformers.*", "accelplug.hosts.*"]\nfollow_imports = "skip"\n'
     (tmp_path / "pyproject.toml").write_text(own + skipped)
     clean(package[0], "mypy", "--config-file", str(tmp_path / "pyproject.toml"), "--cache-dir", str(tmp_path / "cache"))
+
+
+def test_types_are_found_in_an_editable_accelplug_too(tmp_path):
+    """It is a path on sys.path; an import hook, which is what setuptools makes of other layouts, means nothing to type checkers."""
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path / "source"
+    shutil.copytree(REPOSITORY / "accelplug", source / "accelplug", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    build = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True, text=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as opened:
+        assert [name for name in opened.namelist() if name.endswith(".py")] == []
+        (path,) = [opened.read(name).decode().strip() for name in opened.namelist() if name.endswith(".pth")]
+    assert (Path(path) / "accelplug" / "py.typed").is_file()
 
 
 def test_its_own_test_passes(package):

@@ -13,11 +13,16 @@ from accelplug.hooks import BuildContext, Owner, Technique
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """Install distributions for one test; their modules are forgotten afterwards."""
-    monkeypatch.delenv("ACCELPLUG_PLUGINS", raising=False)
+    """Install distributions for one test, which loads these and no others; their modules are forgotten afterwards."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(tmp_path)
-    yield lambda distribution, source, **more: installed.install(tmp_path, distribution, source, **more)
+
+    def install(distribution: str, source: str, **more: str) -> str:
+        module = installed.install(tmp_path, distribution, source, **more)
+        monkeypatch.setenv("ACCELPLUG_PLUGINS", installed.listed(tmp_path))
+        return module
+
+    yield install
     for name in set(sys.modules) - before:
         if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
             del sys.modules[name]

@@ -24,6 +24,11 @@ def install(
     return module
 
 
+def listed(*sites: Path) -> str:
+    """Return the distributions that these folders hold, as ``ACCELPLUG_PLUGINS`` lists what to load."""
+    return ",".join(info.name.partition("-")[0] for site in sites for info in sorted(site.glob("*.dist-info")))
+
+
 ECHO = """
     import accelplug
 

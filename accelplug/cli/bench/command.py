@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from accelplug._errors import OptionError
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.bench import plot, results, serve, tasks, ways
-from accelplug.cli.bench.measure import Taken, interleaved, joined
+from accelplug.cli.bench.measure import CutShortError, Taken, interleaved, joined
 from accelplug.cli.bench.progress import progress, until_interrupted
 from accelplug.cli.bench.table import show
 from accelplug.cli.command import Command, Document
 from accelplug.cli.on_transformers import prompt_room
 from accelplug.cli.workload import check_technique, engine_of_arguments
+
+Found = tuple[list[Document], list[Document], list[results.Alone]]
+"""What a task gave: rows of its ways, its prompts, and those that were generated alone."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -97,6 +100,7 @@ class Bench:
     def __init__(self, arguments: Namespace, model: Any, tokenizer: Any, texts: Sequence[tasks.Text]) -> None:
         self.arguments, self.model, self.tokenizer = arguments, model, tokenizer
         self.prompts, self.left_out = prompts_for(model, tokenizer, texts, arguments)
+        self.cut_short = False
         self.sizes: list[int] = sorted(set(arguments.batch_size or [1]))
         chosen = {"verifier": arguments.verifier, "allow_lossy": arguments.allow_lossy}
         if arguments.drafter:
@@ -120,14 +124,14 @@ class Bench:
     def measure(self) -> Document:
         """Run every task at every batch size; return what was found, with what is needed to repeat it.
 
-        Interrupted, it describes what was finished until then.
+        Interrupted, it describes what was finished until then: whole tasks, and the whole rounds of the last one.
         """
         tie = results.near_tie(self.model)
         tasks_here = list(dict.fromkeys(prompt.task for prompt in self.prompts))
         parts = [(task, size) for task in tasks_here for size in self.sizes]
         total = (self.arguments.rounds + 1) * len(tasks_here) * sum(len(self._ways(size)) for size in self.sizes)
         with progress("measuring", total) as tick:
-            finished, interrupted = until_interrupted(self._task(task, size, tie, tick) for task, size in parts)
+            finished, interrupted = until_interrupted(self._tasks(parts, tie, tick))
         self.left_out |= {f"{task}, batch {size}": "interrupted" for task, size in parts[len(finished) :]}
         rows = [row for found, _, _ in finished for row in found]
         described = [row for (_, size), (_, about, _) in zip(parts, finished, strict=False) if size == self.sizes[0] for row in about]
@@ -157,19 +161,33 @@ class Bench:
         own = ways.own() if size == 1 and not self.arguments.skip_own else []
         return [ways.plain(), *self.ways, *own]
 
-    def _task(
-        self, task: str, size: int, tie: float, tick: Callable[[], None]
-    ) -> tuple[list[Document], list[Document], list[results.Alone]]:
+    def _tasks(self, parts: Sequence[tuple[str, int]], tie: float, tick: Callable[[], None]) -> Iterator[Found]:
+        for task, size in parts:
+            yield self._task(task, size, tie, tick)
+            if self.cut_short:
+                raise KeyboardInterrupt  # which was put off until the rounds before it were described
+
+    def _task(self, task: str, size: int, tie: float, tick: Callable[[], None]) -> Found:
         here = [prompt for prompt in self.prompts if prompt.task == task]
         batches = ways.batches_of(here, size, self.model, self.arguments.max_new_tokens, ways.pad_id(self.tokenizer, self.model))
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         compared = self._ways(size)
-        each = interleaved(self.model, compared, batches, self.arguments.rounds, tick)
+        each = self._rounds(f"{task}, batch {size}", compared, batches, tick)
         compared, taken = self._without_failed(task, compared, [joined(parts) for parts in each])
         margins = results.margins_of(self.model, prompts, taken[0])
         rows = results.task_rows(compared, taken, prompts, margins, tie)
-        alone: list[results.Alone] = list(zip(prompts, zip(*each, strict=True), margins, strict=True)) if size == 1 else []
+        alone: list[results.Alone] = list(zip(prompts, zip(*each, strict=True), margins, strict=True)) if size == 1 and not self.cut_short else []
         return [{"batch_size": size, **row} for row in rows], results.prompt_rows(prompts, taken[0], margins, tie), alone
+
+    def _rounds(self, what: str, compared: list[ways.Way], batches: Sequence[ways.Batch], tick: Callable[[], None]) -> list[list[Taken]]:
+        """Return what every way did with each batch, in all rounds or in those before an interruption."""
+        rounds = self.arguments.rounds
+        try:
+            return interleaved(self.model, compared, batches, rounds, tick)
+        except CutShortError as exc:
+            self.cut_short = True
+            self.left_out[what] = f"interrupted after {len(exc.taken[0][0].seconds)} of {rounds} rounds, which count by task and not by copy ratio"
+            return exc.taken
 
     def _without_failed(self, task: str, compared: list[ways.Way], taken: list[Taken]) -> tuple[list[ways.Way], list[Taken]]:
         """Return the ways that ran with what they did, and put the others down as left out, by their reasons."""

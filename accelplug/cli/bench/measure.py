@@ -43,6 +43,17 @@ class Taken:
         return sum(len(outputs[0]) for outputs in self.outputs)
 
 
+class CutShortError(KeyboardInterrupt):
+    """Ctrl-C came behind the first timed round.
+
+    :ivar taken: what every way did with each batch, with the whole rounds alone.
+    """
+
+    def __init__(self, taken: list[list[Taken]]) -> None:
+        super().__init__()
+        self.taken = taken
+
+
 def joined(parts: Sequence[Taken]) -> Taken:
     """Return what one way did with several batches together; their rounds are added up, first with first."""
     counts = {name: sum(getattr(part, name) for part in parts) for name in ("forwards", "row_forwards", "drafted", "accepted")}
@@ -64,25 +75,41 @@ def interleaved(model: Any, ways: Sequence[Way], batches: Sequence[Batch], round
 
     :param tick: called after every run, for a progress bar.
     :returns: for every way what it did with each batch.
+    :raises CutShortError: it was interrupted after a whole round at least; before that it is a mere KeyboardInterrupt.
     """
     taken = [_warmed_up(model, way, batches, tick) for way in ways]
     for number in range(rounds):
         turn = number % len(ways)
-        for i in (*range(turn, len(ways)), *range(turn)):
-            if taken[i][0].failed:
+        try:
+            for i in (*range(turn, len(ways)), *range(turn)):
+                if not taken[i][0].failed:
+                    _timed(model, ways[i], batches, taken[i])
                 tick()
-                continue
-            compiled = graphs()
-            runs = ways[i].run(model, batches)
-            first = taken[i][0]
-            first.graphs = (first.graphs[0], first.graphs[1] + graphs() - compiled)
-            for part, batch, (rows, seconds, cpu) in zip(taken[i], batches, runs, strict=True):
-                part.seconds.append(seconds)
-                part.cpu.append([cpu])
-                for known, output in zip(part.outputs, _outputs(model, batch, rows), strict=True):
-                    if output not in known:
-                        known.append(output)
-            tick()
+        except KeyboardInterrupt as exc:
+            if number == 0:
+                raise
+            raise CutShortError(_first_rounds(taken, number)) from exc
+    return taken
+
+
+def _timed(model: Any, way: Way, batches: Sequence[Batch], taken: Sequence[Taken]) -> None:
+    """Add a timed run to what a way did with each batch."""
+    compiled = graphs()
+    runs = way.run(model, batches)
+    first = taken[0]
+    first.graphs = (first.graphs[0], first.graphs[1] + graphs() - compiled)
+    for part, batch, (rows, seconds, cpu) in zip(taken, batches, runs, strict=True):
+        part.seconds.append(seconds)
+        part.cpu.append([cpu])
+        for known, output in zip(part.outputs, _outputs(model, batch, rows), strict=True):
+            if output not in known:
+                known.append(output)
+
+
+def _first_rounds(taken: list[list[Taken]], count: int) -> list[list[Taken]]:
+    """Forget the times of later rounds; an output that one of them gave stays, since it was given."""
+    for part in (part for parts in taken for part in parts):
+        del part.seconds[count:], part.cpu[count:]
     return taken
 
 
