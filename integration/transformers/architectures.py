@@ -2,8 +2,8 @@
 
 ``python integration/transformers/architectures.py [--only NAME...] [--json OUT]`` surveys all classes, or those named, and writes what came
 of them into ``results/architectures.json``, beside what is there of others. Each class has a process of its own, with limits of time and memory.
-It decodes greedily one row, a padded batch, and one row with trees, and one row with an image where a generic way to make one is known. The
-drafts are of all widths, right and wrong by turns; a case is "equal" only if some were accepted and some rejected.
+It decodes greedily one row and a padded batch, in chains and in trees, and in chains with an image where a generic way to make
+one is known. The drafts are of all widths, right and wrong by turns; a case is "equal" only if some were accepted and some rejected.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def survey(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     given = inputs_for(model)
     for way, one in given.items():
         yield way, {**compare(model, one, 1), "inputs": one.what}
-    yield "tree", {**compare(model, given["row"], 2), "inputs": given["row"].what}
+    for way in ("row", "batch"):
+        yield f"tree, {way}", {**compare(model, given[way], 2), "inputs": given[way].what}
 
 
 def in_child(name: str, out: Path) -> None:

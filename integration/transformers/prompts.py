@@ -35,7 +35,8 @@ def inputs_for(model: Any) -> dict[str, Given]:
     if shown is None:
         return text
     if _runs(model, text["row"]):
-        return {**text, shown.what: shown}
+        both = _beside_padded(shown)
+        return {**text, shown.what: shown} | ({f"{shown.what}, batch": both} if both is not None and _runs(model, both) else {})
     return {"row": shown, "batch": Given({name: torch.cat([of] * 3) for name, of in shown.arguments.items()}, shown.what)}
 
 
@@ -44,7 +45,18 @@ def _text(model: Any, rows: list[list[int]]) -> Given:
     pads = [[0] * (width - len(row)) for row in rows]
     is_left = not model.config.is_encoder_decoder
     ids = torch.tensor([pad + row if is_left else row + pad for pad, row in zip(pads, rows, strict=True)])
+    if codebooks := getattr(model, "num_codebooks", None):
+        return Given({"input_ids": ids.repeat_interleave(codebooks, 0)}, "tokens of codebooks")
     return Given({"input_ids": ids, "attention_mask": (ids != 0).long()})
+
+
+def _beside_padded(shown: Given) -> Given | None:
+    """Return a batch of a prompt with an image, and the same without its first two tokens."""
+    if "attention_mask" not in shown.arguments:
+        return None
+    both = {name: torch.cat([of, of.clone()]) for name, of in shown.arguments.items()}
+    both["input_ids"][1, :2] = both["attention_mask"][1, :2] = 0
+    return Given(both, shown.what)
 
 
 def _runs(model: Any, given: Given) -> bool:
@@ -94,6 +106,7 @@ def _images(model: Any) -> Iterator[Given]:
         {"pixel_values": torch.randn(16, volume), "image_grid_thw": torch.tensor([[1, 4, 4]])},
     ):
         yield from _behind_placeholders(model, pixels)
+        yield from _behind_queries(model, pixels)
         yield Given({**pixels, **_text(model, ROWS[:1]).arguments}, "image")
         yield Given(pixels, "image")
 
@@ -115,3 +128,16 @@ def _behind_placeholders(model: Any, pixels: dict[str, Tensor]) -> Iterator[Give
     kinds = (ids == token).long()
     own = {name: kinds for name in ("mm_token_type_ids", "token_type_ids") if name in signature(model.forward).parameters}
     yield Given({"input_ids": ids, "attention_mask": torch.ones_like(ids), **own, **pixels}, "image")
+
+
+def _behind_queries(model: Any, pixels: dict[str, Tensor]) -> Iterator[Given]:
+    """Yield a prompt with as many tokens for the image as the model has queries (BLIP-2, Kosmos-2)."""
+    count = getattr(model.config, "num_query_tokens", getattr(model.config, "latent_query_num", None))
+    if not count:
+        return
+    token = getattr(model.config, "image_token_index", None) or 9
+    ids = torch.tensor([[5, 6, *[token] * count, 17, 33, 8]])
+    places = (ids == token).long()
+    own = {"image_embeds_position_mask": places, "qformer_input_ids": ids[:, :2], "qformer_attention_mask": torch.ones_like(ids[:, :2])}
+    taken = signature(model.forward).parameters
+    yield Given({"input_ids": ids, "attention_mask": torch.ones_like(ids), **{name: of for name, of in own.items() if name in taken}, **pixels}, "image")
