@@ -64,6 +64,7 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
     """
     text = model.config.get_text_config(decoder=True)
     mode, whole = config.get_generation_mode().value, reads_whole(model, model_kwargs)
+    kept = getattr(text, "keep_window_size", None)  # how many tokens a layer reads at most
     refusals = {
         f"{mode.replace('_', ' ')}; use greedy search or sampling, with num_beams=1": mode not in ("greedy_search", "sample"),
         "a cache beside use_cache=False, behind which plain generate() reads the whole text again at every step; leave one of them out": (
@@ -72,6 +73,10 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
         "weights that FSDP or ZeRO 3 shards over processes, which must all call the model as often; gather them, or use one process": is_sharded(model),
         f"{text.model_type} models, which are given the whole text with each token; use another model": text.model_type == "cpmant" and not whole,
         f"{type(model).__name__} while it reads in both directions; load it with is_decoder=True": reads_both_ways(model) and not whole,
+        f"more than the {kept} tokens that {type(model).__name__} attends to, which it chooses by scores that "
+        "repeated tokens share, so that drafts change which of them it reads; give it a shorter prompt, or lower max_new_tokens": (
+            kept is not None and config.max_length > kept
+        ),
         "experts of limited capacity without a cache, where a token's output depends on those read with it; leave use_cache on": bool(
             whole and getattr(text, "expert_capacity", None)
         ),

@@ -76,10 +76,14 @@ class Front:
                     custom_generate=loop,
                     **arguments,
                 )
+        except ValueError as exc:
+            if "custom_generate" in str(exc):  # unknown to a generate() of the model's own (Musicgen)
+                raise _own_loop(session.model) from exc
+            raise
         finally:
             session.busy.release()
         if not loop.has_run:
-            raise HostError(f"{type(session.model).__name__}.generate() has a decoding loop of its own, so accelplug had no part in it")
+            raise _own_loop(session.model)
         return output
 
     def _check(self, arguments: dict[str, Any]) -> None:
@@ -98,6 +102,11 @@ class Front:
                 f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
             )
 
+
+
+def _own_loop(model: Any) -> HostError:
+    """Return the error for models into whose decoding no loop reaches."""
+    return HostError(f"{type(model).__name__}.generate() has a decoding loop of its own, so accelplug had no part in it")
 
 
 def _heals_tokens(model: Any, config: Any, arguments: dict[str, Any]) -> bool:

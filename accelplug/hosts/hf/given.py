@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from accelplug._errors import HostError
@@ -30,6 +31,18 @@ def prompt_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]
         model_kwargs = model.prepare_inputs_for_generation(input_ids, **model_kwargs)
     positions: Tensor | None = model_kwargs.get("decoder_position_ids" if model.config.is_encoder_decoder else "position_ids")
     return positions
+
+
+def without_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call without positions where the model drops them on the way to each forward pass, and counts by itself (EXAONE 4.5, Kosmos-2).
+
+    Such a model counts cache slots, padding among them: given positions behind the prompt alone, it would see wrong distances to it.
+    """
+    own = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
+    if not own or model.config.is_encoder_decoder or model_kwargs.get("position_ids") is None or has_virtual_tokens(model):
+        return model_kwargs
+    given = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+    return model_kwargs if given.get("position_ids") is not None else {name: value for name, value in model_kwargs.items() if name != "position_ids"}
 
 
 def uncounted_token(model: Any) -> int | None:

@@ -18,6 +18,7 @@ from accelplug.hosts.hf.compat import HOST, cache_argument, cache_name
 from accelplug.hosts.hf.compiled import room_for_graphs
 from accelplug.hosts.hf.drafting import Drafting
 from accelplug.hosts.hf.forward import Forward
+from accelplug.hosts.hf.given import without_positions
 from accelplug.hosts.hf.guided import Guide, forced_share
 from accelplug.hosts.hf.inside import Inside
 from accelplug.hosts.hf.layers import growing, is_recurrent
@@ -57,6 +58,7 @@ class Loop:
         """Decode a batch of prompts; same contract as ``GenerationMixin._sample``."""
         session = self.session
         self.has_run = True
+        model_kwargs = without_positions(model, input_ids, model_kwargs)
         check_call(model, generation_config, model_kwargs, with_trees=session.drafts_trees)
         admit(session.selection, HOST, sampling=bool(generation_config.do_sample), allow_lossy=session.allow_lossy)
         wants = generation_config.return_dict_in_generate

@@ -87,7 +87,7 @@ class Masks:
         self.masks_chains = bool(self.sliding) and text.model_type in _WINDOW_OF_CACHE
         # A cache that the user made without the model's config has no window even where the model has one.
         self.is_plain_causal = (
-            self.attention.is_sdpa and padding is None and not _windows(text) and not self.sliding and not _by_slot(model)
+            self.attention.is_sdpa and padding is None and not _windows(text) and not self.sliding and not _by_slot(model) and not _masks_itself(model)
         )
 
     def chain(self, width: int, cached: int) -> Tensor | None:
@@ -143,6 +143,11 @@ def _by_slot(model: Any) -> bool:
         return "decoder_position_ids" not in signature(model.forward).parameters
     text = model.config.get_text_config(decoder=True)
     return text.model_type in _BY_SLOT or bool(getattr(text, "alibi", False))
+
+
+def _masks_itself(model: Any) -> bool:
+    """Whether the model makes masks by a method of its own, which takes padding alone (Kosmos-2)."""
+    return any(hasattr(part, "_prepare_decoder_attention_mask") for part in model.children())
 
 
 def unfit_for_own_masks(model: Any) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel, MllamaForCausalLM, MoshiForCausalLM
+from transformers import BertConfig, BertLMHeadModel, DogeConfig, DogeForCausalLM, MllamaForCausalLM, MoshiForCausalLM
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 from transformers.models.moshi.configuration_moshi import MoshiConfig
 
@@ -67,4 +67,20 @@ def test_a_model_that_reads_in_both_directions_is_refused():
     plain = model.generate(torch.tensor(PROMPTS["one"]), max_new_tokens=30, do_sample=False)
     with accelplug.attach(model, drafter=Oracle(plain.tolist(), PATTERNS["mixed"], VOCAB)) as session:
         assert model.generate(torch.tensor(PROMPTS["one"]), max_new_tokens=30, do_sample=False).tolist() == plain.tolist()
+    assert 0 < session.stats.accepted < session.stats.drafted
+
+
+def doge() -> Any:
+    """It attends to the 24 tokens of the highest scores, which are made of a token's values: in the first layer, of the token alone."""
+    return DogeForCausalLM(DogeConfig(num_hidden_layers=2, keep_window_size=24, tie_word_embeddings=False, **SMALL))
+
+
+def test_tokens_chosen_by_equal_scores_are_refused_once_some_are_left_out():
+    model, prompt = made(doge), torch.tensor(PROMPTS["one"])
+    arguments = {"max_new_tokens": 24 - prompt.shape[1], "do_sample": False, "pad_token_id": 0}
+    plain = model.generate(prompt, **arguments).tolist()
+    with accelplug.attach(model, drafter=Oracle(plain, PATTERNS["mixed"], VOCAB)) as session:
+        assert model.generate(prompt, **arguments).tolist() == plain
+        with pytest.raises(HostError, match=r"more than the 24 tokens that DogeForCausalLM attends to.* lower max_new_tokens"):
+            model.generate(prompt, **{**arguments, "max_new_tokens": 25 - prompt.shape[1]})
     assert 0 < session.stats.accepted < session.stats.drafted
