@@ -78,7 +78,7 @@ def _shown(model: Any) -> Iterator[Given]:
         width = model.config.vision_config.patch_embed_hidden_size
         patches = torch.cat([torch.arange(1.0, 9.0).repeat(2, 1).T, torch.randn(8, width)], 1)
         yield Given({main: patches[None], "attention_mask": torch.ones(1, 8)}, "image")
-    elif "pixel_values" in signature(model.forward).parameters:
+    elif {"pixel_values", "pixel_values_images"} & set(signature(model.forward).parameters):
         yield from _images(model)
 
 
@@ -103,6 +103,8 @@ def _images(model: Any) -> Iterator[Given]:
         {"pixel_values": square, "image_sizes": torch.tensor([[size, size]])},
         {"pixel_values": square[None], "image_sizes": torch.tensor([[size, size]])},
         {"pixel_values": square[None]},
+        {"pixel_values": square.repeat(2, 1, 1, 1)[None], "image_sizes": torch.tensor([[size, size]])},
+        {"pixel_values_images": square},
         {"pixel_values": torch.randn(16, volume), "image_grid_thw": torch.tensor([[1, 4, 4]])},
     ):
         yield from _behind_placeholders(model, pixels)

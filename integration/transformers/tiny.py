@@ -71,6 +71,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_shape": (16, 32), "axial_pos_embds_dim": (16, 48)},
     "step3p5": {"sliding_window": 8},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_heads": 2, "chunk_size": 16},
+    "vipllava": {"vision_feature_layers": (-2, -1)},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD, "n_mamba_heads": 2},
     "zamba2": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD, "mamba_headdim": HEAD},
@@ -165,6 +166,10 @@ def _sizes_of_images(config: PreTrainedConfig) -> None:
         object.__setattr__(config, "image_size", 4 * patch)
     elif isinstance(patch, list | tuple) and isinstance(size, list | tuple):
         object.__setattr__(config, "image_size", type(size)(4 * one for one in patch))
+    if isinstance(patch, int) and "window_size" in held:
+        object.__setattr__(config, "window_size", 4 * patch)
+    if "image_grid_pinpoints" in held:
+        object.__setattr__(config, "image_grid_pinpoints", [[config.vision_config.image_size] * 2])
 
 
 def _configuration(kind: type[Any]) -> PreTrainedConfig:
