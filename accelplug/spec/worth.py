@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 MEMORY = 0.9  # how much of what was counted stays from one judged draft to the next
 HOPE = 1.0  # accepted tokens presumed at first, so that a request begins with drafts and not with waiting
-FIRST = 2.5  # plain steps that a first draft may take, where nothing is known yet and guesses will tell; at 2 it cut what copies an input whole
+FIRST = 3.0  # plain steps that a first draft may take, where nothing is known yet and guesses will tell; at 2 it cut what copies an input whole
 DOUBT = 0.125  # rejected tokens presumed at first
 MARGIN = 1.05  # what drafting must promise over a plain step: costs are measured, and where they seem equal any hope would do for ever
 TRY = 2  # tokens drafted to find out whether more are worth it
