@@ -5,7 +5,7 @@ Output     unchanged (the verifier decides)
 Needs      a drafter in host memory; a host that measures its steps
 Hosts      transformers, vllm
 Devices    cpu, cuda
-Cost       host: about twenty microseconds a step, two a node of a tree, beside the other drafter's own
+Cost       host: 20 to 150 microseconds a step, two a node of a tree, beside the other drafter's own
 Good for   texts where drafts are sometimes useless: it comes back to plain speed there, and sees when they become useful
 Poor for   drafts that are nearly always right: they are best taken whole
 """
