@@ -152,7 +152,7 @@ def main() -> None:
     work = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in prompts]
     notes = {"model": given.model or "the testbed's", "layers": layers, "prompts": len(work), "new_tokens": given.new_tokens, "rounds": given.rounds}
     names = given.only or list(PAIRS)
-    rows = known_rows(notes) if given.resume else []
+    rows = [row for row in known_rows(notes) if given.resume or row["pair"] not in names]  # one pair alone costs the others' rows nothing
     for number, name in enumerate(names, 1):
         is_known = any(row["pair"] == name for row in rows)
         if not is_known:
