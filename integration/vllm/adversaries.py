@@ -15,6 +15,7 @@ import numpy as np
 import accelplug
 from accelplug.constrained.auto import Auto
 from accelplug.hooks import (
+    ROOT,
     BuildContext,
     CommitView,
     CompileLimits,
@@ -25,6 +26,7 @@ from accelplug.hooks import (
     DraftView,
     GrammarSpec,
     IntArray,
+    NodeKind,
     VerifierTraits,
     VerifyView,
     Vocabulary,
@@ -102,6 +104,23 @@ class Oracle:
                 log.write(json.dumps(record) + "\n")
 
 
+class DrawnOracle(Oracle):
+    """Gives every other of the oracle's tokens as if it had drawn it, from a row that likes it well."""
+
+    traits = DrafterTraits(kinds=frozenset({NodeKind.DELTA, NodeKind.SAMPLED}))
+
+    def propose(self, view: DraftView) -> Drafts:
+        import torch
+
+        known = super().propose(view)
+        places = np.arange(len(known.tokens))
+        drawn = places % 2 == 0
+        rows = torch.full((len(places), self.vocab_size), 0.2 / (self.vocab_size - 1))
+        rows[torch.arange(len(places)), torch.as_tensor(known.tokens)] = 0.8
+        kinds = np.where(drawn, NodeKind.SAMPLED, NodeKind.DELTA)
+        return Drafts(known.offsets, known.tokens, kinds=kinds, row_ids=np.where(drawn, places, ROOT), rows=rows)
+
+
 class DeviceOracle:
     """The same on the device: every third position is drafted wrong, and every fourth step drafts nothing."""
 
@@ -125,6 +144,48 @@ class DeviceOracle:
         guess = self.known[which.unsqueeze(1), positions]
         guess = torch.where(positions % 3 == 0, (guess + 1) % self.vocab_size, guess)
         return DeviceDrafts(guess, torch.where(found & (view.lengths % 4 != 0), view.num_tokens - 1, 0).int())
+
+
+class Drawer:
+    """Draws tokens from tables, and beside those any token alike; a chain's second token may be chosen and not drawn.
+
+    :param tables: a JSON file of ``[prompt, {tokens behind it joined by blanks: {token: probability}}]``.
+    :param other: the share of all tokens alike, 0 to 1.
+    :param chosen: the last of a chain is the likeliest one, chosen.
+    """
+
+    traits = DrafterTraits(kinds=frozenset({NodeKind.DELTA, NodeKind.SAMPLED}))
+
+    def __init__(self, context: BuildContext, tables: str, num_tokens: int = 2, other: float = 0.1, chosen: bool = False) -> None:
+        self.prompt, self.tables = json.loads(Path(tables).read_text())
+        self.num_tokens, self.other, self.chosen, self.vocab_size, self.calls = num_tokens, other, chosen, context.vocab_size, 0
+
+    def propose(self, view: DraftView) -> Drafts:
+        import torch
+
+        self.calls += 1
+        offsets, tokens, rows, row_ids = [0], [], [], []
+        for i, slot in enumerate(view.slots.tolist()):
+            draw, behind = np.random.default_rng((self.calls, slot)), view.history(i)[len(self.prompt) :].tolist()
+            for place in range(min(self.num_tokens, int(view.budgets[i]))):
+                row = self._row(behind)
+                is_chosen = self.chosen and place == self.num_tokens - 1
+                tokens.append(int(row.argmax()) if is_chosen else int(draw.choice(self.vocab_size, p=row)))
+                row_ids.append(-1 if is_chosen else len(rows))
+                rows += [] if is_chosen else [row]
+                behind.append(tokens[-1])
+            offsets.append(len(tokens))
+        ids, kinds = np.array(row_ids, dtype=np.int64), [int(NodeKind.DELTA if row < 0 else NodeKind.SAMPLED) for row in row_ids]
+        given = torch.tensor(np.array(rows).reshape(-1, self.vocab_size), dtype=torch.float32)
+        return Drafts(np.array(offsets), np.array(tokens, dtype=np.int64), kinds=np.array(kinds, dtype=np.int64), row_ids=ids, rows=given)
+
+    def _row(self, behind: list[int]) -> Any:
+        table = self.tables.get(" ".join(map(str, behind)), {})
+        other = self.other if table else 1.0
+        row = np.full(self.vocab_size, other / self.vocab_size)
+        for token, probability in table.items():
+            row[int(token)] += (1 - other) * probability
+        return row / row.sum()
 
 
 class Unbuildable:
@@ -279,7 +340,7 @@ def register_grammars(register: Any) -> None:
 
 @accelplug.hookimpl
 def register_drafters(register: Any) -> None:
-    for drafter in (Oracle, DeviceOracle, Unbuildable, Overdrawn, OutOfVocabulary, Reader, Forest, Hidden):
+    for drafter in (Oracle, DrawnOracle, DeviceOracle, Drawer, Unbuildable, Overdrawn, OutOfVocabulary, Reader, Forest, Hidden):
         name = "".join("_" + letter.lower() if letter.isupper() else letter for letter in drafter.__name__).lstrip("_")
         register(name, drafter)
 

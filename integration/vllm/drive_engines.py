@@ -24,7 +24,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from accelplug.hosts.vllm import audit, worker
 
-SWAPPED = ("drafter", "speculator", "rejection_sampler", "_sample", "execute_model", "sample_tokens")
+SWAPPED = ("drafter", "speculator", "rejection_sampler", "_sample", "_get_spec_decode_draft_probs", "execute_model", "sample_tokens")
 vllms_own: dict[str, Any] = {}
 
 

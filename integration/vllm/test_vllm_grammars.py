@@ -213,10 +213,15 @@ def test_grammar_alone_drafts_failures_end_one_request_and_samples_are_the_model
     batch = {"prompts": list(itertools.repeat(DRAWN, SAMPLES)), "params": drawn}
     branches = {"prompts": PROMPTS[:2], "params": asking({"json": BRANCHES}, whitespace="compact")}
     oracle = {"name": "oracle", "sequences": str(file), "pattern": [[1, 0], [2, 0]]}
+    tables = tmp_path / "tables.json"
+    tables.write_text(json.dumps([DRAWN, {" ".join(map(str, tokens[:place])): {tokens[place]: 1.0} for tokens in sorted(expected, key=expected.__getitem__)
+                                          for place in range(len(PARTS))}]))  # fmt: skip
+    drawer = {"name": "drawer", "tables": str(tables), "num_tokens": 2, "other": 0.5}
     done = run_shared(
         "v1",
         shared(model_dir, "alone", RECORDS, FAILING, branches, batch, accelplug={"grammar": "auto", "num_tokens": 4}),
         shared(model_dir, "drafted", batch, accelplug={"grammar": "auto", "drafter": oracle}),
+        shared(model_dir, "drawn", batch, accelplug={"grammar": "auto", "drafter": drawer}),
     )
     assert "error" not in done["alone"], done["alone"]
     records, failing, branched, samples = done["alone"]["outputs"]
@@ -226,16 +231,18 @@ def test_grammar_alone_drafts_failures_end_one_request_and_samples_are_the_model
     assert failing[-1]["text"] == json.dumps(json.loads(failing[-1]["text"]), separators=(",", ":"))
     assert done["log"].count("RuntimeError: the grammar has fallen silent; its request ends in an error") >= 3
     assert all(Draft202012Validator(BRANCHES).is_valid(json.loads(answer["text"])) for answer in branched), "several branches of allOf are all enforced"
-    for name, outputs in (("alone", samples), ("drafted", done["drafted"]["outputs"][0])):
+    for name, outputs in (("alone", samples), ("drafted", done["drafted"]["outputs"][0]), ("drawn", done["drawn"]["outputs"][0])):
         counts = Counter(tuple(answer["token_ids"][:-1]) for answer in outputs)
         assert set(counts) <= set(expected), name
         assert p_value(counts, expected) > NEVER, name
         assert p_value(counts, biased(expected, likely, 0.2)) < NEVER, "too few samples to see such a bias"
     assert done["alone"]["grammars"]["auto"]["accepted"] > SAMPLES / 2, "the third digit is forced"
-    (status,) = done["drafted"]["status"]
-    assert status["grammar"] == "auto"
-    stats = status["stats"]
-    assert 0.1 < stats["acceptance"] < 0.9, "some drafts must be accepted and some rejected"
+    assert done["drawn"]["grammars"]["auto"]["cut"] > SAMPLES / 4, "many drafts were drawn that the grammar cuts"
+    for name in ("drafted", "drawn"):
+        (status,) = done[name]["status"]
+        assert status["grammar"] == "auto"
+        assert "switched_off" not in status["drafter"], status
+        assert 0.1 < status["stats"]["acceptance"] < 0.9, "some drafts must be accepted and some rejected"
 
 
 def test_a_grammar_begins_where_reasoning_ends(

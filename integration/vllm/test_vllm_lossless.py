@@ -106,21 +106,25 @@ def test_output_equals_plain_vllm(runner: str, run_shared: Run, reference: Refer
     oracle = {"drafter": {"name": "oracle", "sequences": str(reference.sequences), "log": str(log)}}
     device = {"drafter": {"name": "device_oracle", "sequences": str(reference.sequences)}, "verifier": "greedy"}
     lookup = {"drafter": "prompt_lookup(num_tokens=4, min_ngram=1)"}
+    drawn = {"drafter": {**oracle["drafter"], "name": "drawn_oracle", "log": ""}}
     first = reference.batches[0]
+    sampled = [{**params, "temperature": i % 2} for i, params in enumerate(first["params"])]
     done = run_shared(
         runner,
         shared(reference.model_dir, "oracle", *reference.batches, accelplug=oracle, log=log),
         shared(reference.model_dir, "lookup", first, accelplug=lookup),
         shared(reference.model_dir, "built-in", first, accelplug={"drafter": BUILT_IN[runner]}),
+        shared(reference.model_dir, "drawn", *reference.batches[: None if runner == "v1" else 2], {**first, "params": sampled}, accelplug=drawn),
         *([shared(reference.model_dir, "device", *reference.batches[:2], accelplug=device)] if runner != "v1" else []),
     )
-    for name in {"oracle", "lookup", "built-in", "device"} & set(done):
+    assert done["drawn"]["outputs"].pop()[::2] == reference.outputs[0][::2], "greedy requests beside sampled ones"
+    for name in {"oracle", "drawn", "lookup", "built-in", "device"} & set(done):
         check_engine(done[name], runner, reference)
     check_oracle(done["oracle"], log, reference)
+    for name in {"drawn", "device"} & set(done):
+        stats = done[name]["status"][0]["stats"]
+        assert 0 < stats["accepted"] < stats["drafted"], name
     assert done["built-in"]["status"][0]["stats"]["accepted"] > 0 or runner == "v1", "random text never copies its prompt, but repeats itself"
-    if runner != "v1":
-        stats = done["device"]["status"][0]["stats"]
-        assert 0 < stats["accepted"] < stats["drafted"]
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

@@ -117,6 +117,11 @@ REFUSED = {
         "and accelplug's grammar 'auto' with num_tokens are two drafters",
     ),
     "grammar and nothing to judge": (accelplug(grammar="auto", verifier="block"), "HostError", "judges drafts and nothing drafts"),
+    "grammar and drawn drafts": (
+        {**accelplug(grammar="auto"), "speculative_config": {**NGRAM, "draft_sample_method": "probabilistic"}},
+        "HostError",
+        "vLLM cuts the drafts that grammar 'auto' forbids and verifies the others with probabilities of all, which is not exact; take",
+    ),
     "grammar without a tokenizer": ({**accelplug(grammar="auto"), "skip_tokenizer_init": True}, "HostError", "needs the tokenizer's tokens"),
 }
 

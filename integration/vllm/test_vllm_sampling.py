@@ -20,6 +20,7 @@ LENGTH = 3
 TEMPERATURE = 1.5
 # How many samples, and a bias that so many must be able to see; V2 runs in Triton's interpreter, where a sample is dear.
 SAMPLES = {"v1": (3000, 0.2), "v2": (300, 0.4)}
+DRAWN = {"v1": (1000, 0.3), "v2": (300, 0.4), "v2-async": (300, 0.4)}
 NEVER = 1e-4  # a right sampler falls below this once in ten thousand seeds; ours is fixed
 
 
@@ -75,6 +76,36 @@ def test_joint_distribution_is_the_models(runner: str, run_shared: Run, model_di
     assert set(counts) <= set(expected), "a token outside top-k was sampled"
     assert p_value(counts, expected) > NEVER
     assert p_value(counts, biased(expected, likely, bias)) < NEVER, "too few samples to see such a bias"
+
+
+@pytest.mark.parametrize(
+    ("runner", "verifier", "chosen"), [("v1", "token_wise", True), ("v1", "block", False), ("v2", "token_wise", True), ("v2-async", "block", False)]
+)
+def test_a_plugins_drafts_that_were_drawn(runner: str, chosen: bool, verifier: str, run_shared: Run, model_dir: Path, tmp_path: Path) -> None:
+    """Drawn from nearly the target's own distribution, which only a rule that is given the probabilities accepts nearly always."""
+    samples, bias = DRAWN[runner]
+    expected = exact(model_dir)
+    tables: dict[str, dict[int, float]] = {}
+    for tokens, probability in expected.items():
+        for place in range(LENGTH):
+            row = tables.setdefault(" ".join(map(str, tokens[:place])), {})
+            row[tokens[place]] = row.get(tokens[place], 0.0) + probability
+    shares = {behind: {token: share / sum(row.values()) for token, share in row.items()} for behind, row in tables.items()}
+    (file := tmp_path / "tables.json").write_text(json.dumps([PROMPT, shares]))
+    params = {"temperature": TEMPERATURE, "top_k": TOP_K, "max_tokens": LENGTH, "ignore_eos": True}
+    batch = {"prompts": list(itertools.repeat(PROMPT, samples)), "params": params}
+    settings = {"drafter": {"name": "drawer", "tables": str(file), "num_tokens": 2, "chosen": chosen}, "verifier": verifier}
+    done = run_shared(runner, shared(model_dir, "drawer", batch, accelplug=settings))["drawer"]
+    assert "error" not in done, done
+    (status,) = done["status"]
+    assert "switched_off" not in status["drafter"], status
+    assert "switched_off" not in status["verifier"], status
+    acceptance = status["stats"]["acceptance"]
+    assert 0.8 < acceptance < 0.98, "nearly all must be accepted, which takes the probabilities, and some rejected"
+    counts = Counter(tuple(output["token_ids"]) for output in done["outputs"][0])
+    assert set(counts) <= set(expected), "a token outside top-k was sampled"
+    assert p_value(counts, expected) > NEVER
+    assert p_value(counts, biased(expected, max(expected, key=expected.__getitem__), bias)) < NEVER, "too few samples to see such a bias"
 
 
 def test_drafts_that_were_drawn(run: Run, model_dir: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from accelplug.hooks.drafting import CommitView, DraftView, IntArray
+from accelplug.hooks.drafting import CommitView, DraftView, IntArray, NodeKind
+from accelplug.hosts.vllm.drawn import Drawn
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.slots import SlotTable
 
@@ -41,6 +42,8 @@ class Chains:
         self.num_tokens = num_tokens
         self.max_length = max_length
         self.table = SlotTable(num_slots)
+        draws = session.bound.traits.kinds != {NodeKind.DELTA}
+        self.drawn = Drawn(session.vocab_size) if draws else None
         # Of each slot's request: committed tokens that the drafter has observed, tokens that it drafted in the last step, padding not
         # counted, the most tokens the request may have, its prompt included, and the most to draft for it in a step.
         self._of_slots = np.zeros((4, num_slots), dtype=np.int64)
@@ -58,6 +61,8 @@ class Chains:
         :param params: vLLM's SamplingParams.
         """
         self._limits[req_id] = limit, self.session.begin(req_id, params, self.num_tokens)
+        if self.drawn is not None:
+            self.drawn.begin(req_id, params)
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests that ended, were preempted, or begin anew under the same id."""
@@ -69,6 +74,8 @@ class Chains:
         self._remember([])
         for req_id in req_ids:
             self._limits.pop(req_id, None)
+        if self.drawn is not None:
+            self.drawn.end(req_ids)
 
     def step(self, batch: Batch, scheduled: Mapping[str, int]) -> list[list[int]]:
         """Show the drafter the new tokens; return one chain per request of the batch, none longer than what the engine can verify.
@@ -77,6 +84,8 @@ class Chains:
         """
         view = self._commit(batch, scheduled)
         drafts = self.session.propose(view) if batch.req_ids else None
+        if self.drawn is not None:
+            self.drawn.keep(batch.req_ids, drafts)
         if drafts is None or not len(drafts.tokens):
             return [[] for _ in batch.req_ids]
         self._known[DRAFTED] = drafts.offsets[1:] - drafts.offsets[:-1]

@@ -64,6 +64,11 @@ V1: Final = (
         ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
         "sampling on a CPU, where vLLM's own kernel is wrong",
     ),
+    Seam(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_spec_decode_draft_probs",
+        ("spec_decode_metadata",),
+        "verifying what a drafter drew with its probabilities",
+    ),
     Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample", ("logits", "spec_decode_metadata"), "steps in which nothing is drafted"),
     Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner.execute_model", ("scheduler_output",), "steps in which nothing is drafted, as plain ones"),
     Seam("vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens", ("grammar_output",), "steps in which nothing is drafted, as plain ones"),
@@ -112,6 +117,11 @@ V2: Final = (
         "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler._verify",
         ("draft_logits", "pos", "cu_num_logits", "idx_mapping", "seq_lens_upper_bound_np", "verify_draft_sampled"),
         "verification rules of plugins",
+    ),
+    Seam(
+        "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler.__call__",
+        ("logits", "input_batch", "draft_logits"),
+        "verifying what a drafter drew with its probabilities",
     ),
     Seam("vllm.v1.worker.gpu.sample.sampler:Sampler.apply_sampling_params", ("expanded_local_pos", "seq_lens_upper_bound_np"), "sampling behind such rules"),
     Seam("vllm.v1.worker.gpu.sample.gumbel:gumbel_sample", ("temperature", "seed", "pos", "is_drafting", "use_fp64"), "seeded requests behind such rules"),

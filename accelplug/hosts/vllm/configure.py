@@ -104,6 +104,11 @@ def _govern(config: Any, settings: Settings) -> None:
             f"grammar '{settings.grammar}' alone drafts what it forces, and under asynchronous scheduling nobody knows that before the next step "
             "runs; set async_scheduling=False, leave num_tokens out, or add a drafter"
         )
+    if getattr(config.speculative_config, "draft_sample_method", None) == "probabilistic":
+        raise HostError(
+            f"vLLM cuts the drafts that grammar '{settings.grammar}' forbids and verifies the others with probabilities of all, which is not exact; "
+            "take draft_sample_method='probabilistic' out of the speculative_config, or remove the grammar"
+        )
     compile_ahead()
     config.scheduler_config.scheduler_cls = governed(config.scheduler_config.get_scheduler_cls())
 

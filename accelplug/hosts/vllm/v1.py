@@ -17,6 +17,7 @@ from accelplug.hosts.vllm import cpu_expand, cpu_kernels
 from accelplug.hosts.vllm.attachment import require_in_effect
 from accelplug.hosts.vllm.board import Counters
 from accelplug.hosts.vllm.chains import Batch, Chains
+from accelplug.hosts.vllm.drawn import hand_over
 from accelplug.hosts.vllm.forced import forced_in
 from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.seat import Seat
@@ -93,6 +94,8 @@ class V1Attachment:
         self.proposer.attachment = self
         self.chains = Chains(session, self.proposer.num_tokens, config.model_config.max_model_len, config.scheduler_config.max_num_seqs)
         self.repaired = repair(runner)
+        if self.chains.drawn is not None:
+            hand_over(runner, self.chains.drawn)
         self.undrafted = Undrafted(runner, self.draft)
         # accelplug's scheduler puts what a grammar forces behind a request's drafts, whether it has any or not
         self._reads_empty = read_settings(config.additional_config[KEY]).grammar is not None
@@ -182,7 +185,8 @@ class V1Attachment:
     def status(self) -> dict[str, Any]:
         """Return what runs and what came of it."""
         steps = ["execute_model", "sample_tokens"] if self.undrafted.applies else []
-        seams = ["custom_class proposer", *steps, *([] if self.seat is None else ["rejection_sampler"]), *self.repaired]
+        rows = [] if self.chains.drawn is None else ["_get_spec_decode_draft_probs"]
+        seams = ["custom_class proposer", *steps, *rows, *([] if self.seat is None else ["rejection_sampler"]), *self.repaired]
         return {"runner": "V1", "async": False, **self.session.status(), "seams": seams}
 
     def _batch(self, sampled: list[list[int]], lengths: IntArray, tokens: IntArray) -> Batch:

@@ -35,10 +35,10 @@ class Speculator(BaseSpeculator):  # type: ignore[misc]
     """
 
     supports_mm_inputs = False
-    draft_logits = None
 
     def __init__(self, source: Source, max_num_reqs: int, num_tokens: int, device: torch.device) -> None:
         self.source = source
+        self.draft_logits = source.logits
         self.drafts = torch.zeros(max_num_reqs, num_tokens, dtype=torch.int64, device=device)
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
@@ -84,7 +84,10 @@ class V2Attachment:
         on_device = drafts_on_device(session.bound, config)
         self.runner = runner
         self.session = session
-        self.source: Source = (DeviceSource if on_device else HostSource)(session, runner.req_states, num_tokens)
+        if on_device:
+            self.source: Source = DeviceSource(session, runner.req_states, num_tokens)
+        else:
+            self.source = HostSource(session, runner.req_states, num_tokens, runner.sampler.sampling_states)
         self.speculator = Speculator(self.source, runner.req_states.max_num_reqs, num_tokens, runner.device)
         runner.speculator = self.speculator
         self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=True, real=self.source.real)
@@ -132,6 +135,7 @@ class V2Attachment:
     def status(self) -> dict[str, Any]:
         """Return what runs and what came of it."""
         self.source.settle()
-        seams = ["speculator", *(["take_draft_token_ids"] if self.trims else []), *([] if self.seat is None else ["rejection_sampler"])]
+        rows = [] if self.source.logits is None else ["draft_logits"]
+        seams = ["speculator", *rows, *(["take_draft_token_ids"] if self.trims else []), *([] if self.seat is None else ["rejection_sampler"])]
         drafts_in = "device" if isinstance(self.source, DeviceSource) else "host"
         return {"runner": "V2", "async": self.is_async, "drafts_in": drafts_in, **self.session.status(), "seams": seams}

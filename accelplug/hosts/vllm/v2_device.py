@@ -16,6 +16,8 @@ from accelplug.hosts.vllm.slots import SlotTable
 class DeviceSource:
     """Asks the drafter for chains of one length, and counts on the device what the verifier keeps of them.
 
+    Its drafts count as chosen: that is exact also where they were drawn, and accepts fewer of those.
+
     :param req_states: vLLM's RequestState, with its tokens on the device.
     :param num_tokens: the length of every chain.
     """
@@ -27,6 +29,7 @@ class DeviceSource:
         self.table = SlotTable(req_states.max_num_reqs)
         device = req_states.total_len.gpu.device
         self.real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=device)  # [num_slots] drafts that are no padding
+        self.logits = None
         # [3, num_slots] each request's prompt length, the most tokens that it may have, and the most to draft for it
         self._known = torch.zeros_like(self.real).repeat(3, 1)
         self._arriving: dict[str, tuple[int, int, int]] = {}

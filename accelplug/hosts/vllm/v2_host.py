@@ -12,6 +12,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from accelplug.hooks.drafting import IntArray
 from accelplug.hosts.vllm.chains import Batch, Chains
+from accelplug.hosts.vllm.drawn import DraftLogits
 from accelplug.hosts.vllm.mirror import TokenMirror
 from accelplug.hosts.vllm.session import Session
 
@@ -21,16 +22,22 @@ class HostSource:
 
     :param req_states: vLLM's RequestState.
     :param num_tokens: the length of every chain.
+    :param sampling: vLLM's SamplingStates, for each slot's temperature.
     """
 
-    def __init__(self, session: Session, req_states: Any, num_tokens: int) -> None:
+    def __init__(self, session: Session, req_states: Any, num_tokens: int, sampling: Any = None) -> None:
         self.req_states = req_states
         self.num_tokens = num_tokens
         self.chains = Chains(session, num_tokens, req_states.max_model_len, req_states.max_num_reqs)
         self.mirror = TokenMirror(req_states.max_num_reqs, req_states.max_model_len, num_tokens + 1)
         self._arriving: dict[str, IntArray] = {}
         self._own: Mapping[str, int] = {}
-        self.real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=req_states.total_len.gpu.device)
+        device = req_states.total_len.gpu.device
+        self.real = torch.zeros(req_states.max_num_reqs, dtype=torch.int64, device=device)
+        self._laid = None
+        if self.chains.drawn is not None:
+            self._laid = DraftLogits(req_states.max_num_reqs, num_tokens, session.vocab_size, sampling.temperature.gpu)
+        self.logits = None if self._laid is None else self._laid.tensor
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests, also such as never came to a step."""
@@ -49,6 +56,9 @@ class HostSource:
         self._own = own
         for req_id in own:
             self.real[self.req_states.req_id_to_index[req_id]] = len(drafts[req_id])
+        if self._laid is not None and own:  # everything under a grammar is verified as chosen
+            slots = async_tensor_h2d([self.req_states.req_id_to_index[req_id] for req_id in own], self.real.device)
+            self._laid.choose(slots, self.req_states.draft_tokens[slots])
 
     def propose(self, input_batch: Any, num_sampled: torch.Tensor, last_sampled: torch.Tensor, drafts: torch.Tensor) -> None:
         """Fill `drafts` with chains, each padded with the request's last token."""
@@ -66,7 +76,11 @@ class HostSource:
         padded[:, -1] = self.counts(input_batch.req_ids)
         both = async_tensor_h2d(padded, drafts.device)  # one transfer for the drafts and how many they are, and nobody waits for it
         drafts.copy_(both[:, :-1])
-        self.real[input_batch.idx_mapping.long()] = both[:, -1]
+        slots_on_device = input_batch.idx_mapping.long()
+        self.real[slots_on_device] = both[:, -1]
+        if self._laid is not None and self.chains.drawn is not None:
+            self._laid.choose(slots_on_device, drafts)
+            self._laid.draw(slots_on_device, self.chains.drawn.rows_at(input_batch.req_ids))
 
     def counts(self, req_ids: Sequence[str]) -> list[int]:
         """Return how many drafts of each request are no padding."""

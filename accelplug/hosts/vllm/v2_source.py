@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 class Source(Protocol):
     """Fills the speculator's drafts.
 
-    :param real: how many drafts of each slot are no padding, [num_slots] int64 on the device.
+    :ivar real: how many drafts of each slot are no padding, [num_slots] int64 on the device.
     """
 
     real: Tensor
+
+    @property
+    def logits(self) -> Tensor | None:
+        """What drafts were drawn from, before temperature, [num_slots, num_tokens, vocab_size]; None where all are chosen."""
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests; unknown ones are passed over."""
@@ -53,6 +57,7 @@ class Nothing:
         import torch
 
         self.real = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.logits = None
 
     def end(self, req_ids: set[str]) -> None:
         """Do nothing."""

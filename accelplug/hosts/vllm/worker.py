@@ -77,9 +77,9 @@ class AttachedWorker:
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run the target model."""
-        self.accelplug.begin_step(scheduler_output)
         if self.use_v2_model_runner:
             lay(self.model_runner.req_states, scheduler_output)
+        self.accelplug.begin_step(scheduler_output)
         return super().execute_model(scheduler_output)  # type: ignore[misc]
 
     def sample_tokens(self, grammar_output: Any) -> Any:

@@ -6,9 +6,11 @@ kernel run in Triton's own interpreter: the semantics of V2 at a small fraction 
 * ``ACCELPLUG_V2_ASYNC=1`` puts asynchronous scheduling back, which vLLM turns off on CPUs.
 * The interpreter refuses masks that are no booleans, as the grammar's and the n-gram drafter's kernels have; they are made such.
 * It rejects the kernel for top-k; a few lines of torch stand in for that.
+* It has nothing of CUDA's library of functions; numpy's logarithm of 1 + x stands in for the one that is used where drafts were drawn.
 
 Seams: ``triton.backends:backends``, ``vllm.platforms.cpu:CpuPlatform.check_and_update_config``,
-``triton.runtime.interpreter:InterpreterBuilder`` and ``vllm.v1.sample.ops.topk_topp_triton:apply_top_k_top_p_triton``, of vLLM 0.32.
+``triton.runtime.interpreter:InterpreterBuilder``, ``triton.language.extra.libdevice:log1p`` and
+``vllm.v1.sample.ops.topk_topp_triton:apply_top_k_top_p_triton``, of vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -64,6 +66,16 @@ def _take_any_mask(interpreter: ModuleType) -> None:
     builder.create_masked_load, builder.create_masked_store = create_masked_load, create_masked_store
 
 
+def _stand_in_for_log1p(functions: ModuleType) -> None:
+    def log1p(x: Any) -> Any:
+        import numpy as np
+
+        with np.errstate(all="ignore"):  # kernels throw away what is none
+            return type(x)(type(x.handle)(np.log1p(x.handle.data), x.handle.dtype), x.type)
+
+    functions.log1p = log1p  # type: ignore[attr-defined]
+
+
 def _stand_in_for_top_k(kernels: ModuleType) -> None:
     def apply_top_k_top_p(logits: Any, k: Any, p: Any, *_: Any, **__: Any) -> Any:
         """Mask in place all but the top-k and top-p tokens, with vLLM's own torch code."""
@@ -114,6 +126,7 @@ def _install() -> None:
     changes = {
         "triton.backends": _declare_backend,
         "triton.runtime.interpreter": _take_any_mask,
+        "triton.language.extra.libdevice": _stand_in_for_log1p,
         "vllm.v1.sample.ops.topk_topp_triton": _stand_in_for_top_k,
     }
     if os.environ.get("ACCELPLUG_V2_ASYNC") == "1":

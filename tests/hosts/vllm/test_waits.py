@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 pytest.importorskip("vllm", reason="the runner is vLLM's")
 
+from accelplug.hooks import ROOT, Drafts, DraftView, NodeKind
 from accelplug.hooks.registry import Owner, Technique
 from accelplug.hosts.vllm import v2_judging
 from accelplug.hosts.vllm.forced import FORCED, lay
@@ -43,6 +46,7 @@ class Engine:
         self.tokens, self.lengths = on_device(np.zeros((NUM_SLOTS, MAX_LENGTH), np.int32)), on_device(np.zeros(NUM_SLOTS, np.int32))
         self.states = SimpleNamespace(
             max_num_reqs=NUM_SLOTS, max_model_len=MAX_LENGTH, req_id_to_index={"a": 2, "b": 0, "c": 1},
+            draft_tokens=on_device(np.zeros((NUM_SLOTS, NUM_TOKENS), np.int64)),
             all_token_ids=SimpleNamespace(gpu=self.tokens), total_len=SimpleNamespace(gpu=self.lengths),
         )  # fmt: skip
         self.running: list[str] = []
@@ -117,6 +121,32 @@ def test_a_drafter_on_the_device_never_waits(drafter: object, session: Callable[
 @pytest.mark.parametrize("drafter", [PromptLookup(num_tokens=NUM_TOKENS, min_ngram=1), Suffix(num_tokens=NUM_TOKENS), InputCopy(num_tokens=NUM_TOKENS)])
 def test_a_drafter_in_host_memory_waits_once_a_step(drafter: object, session: Callable[[object], Session]) -> None:
     assert serve(Engine(HostSource, session(drafter))) == [["cpu"]] * 6
+
+
+class Drawing(PromptLookup):
+    """Gives what it looked up as tokens that were drawn, with rows on the device."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.traits = replace(self.traits, kinds=frozenset({NodeKind.DELTA, NodeKind.SAMPLED}))
+
+    def propose(self, view: DraftView) -> Drafts:
+        looked_up = super().propose(view)
+        places = np.arange(len(looked_up.tokens))
+        kinds = np.where(places % 2, NodeKind.DELTA, NodeKind.SAMPLED)
+        rows = on_device(np.full((len(places), VOCAB_SIZE), 1 / VOCAB_SIZE, dtype=np.float32))
+        return Drafts(looked_up.offsets, looked_up.tokens, kinds=kinds, row_ids=np.where(places % 2, ROOT, places), rows=rows)
+
+
+def test_what_drafts_were_drawn_from_costs_no_wait(session: Callable[[object], Session]) -> None:
+    sampling = SimpleNamespace(temperature=SimpleNamespace(gpu=on_device(np.ones(NUM_SLOTS, np.float32))))
+    engine = Engine(functools.partial(HostSource, sampling=sampling), session(Drawing(num_tokens=NUM_TOKENS, min_ngram=1)))
+    assert serve(engine) == [["cpu"]] * 6
+    logits = engine.source.logits.as_subclass(torch.Tensor)
+    assert (logits.isfinite() & (logits < 0)).any(), "nothing was ever drawn"
+    engine.states.draft_tokens[0] = 9
+    engine.source.force({"b": 0}, {"b": [9, 9]})
+    assert torch.equal(logits[0].softmax(-1), torch.eye(VOCAB_SIZE)[[9] * NUM_TOKENS]), "what a grammar forces is chosen"
 
 
 class Curious(PromptLookup):
