@@ -163,3 +163,24 @@ def test_the_device_drafts_what_a_cpu_does(name):
         assert there.counts.tolist() == expected.counts.tolist()
         for row, like, count in zip(there.tokens.tolist(), expected.tokens.tolist(), expected.counts.tolist(), strict=True):
             assert row[:count] == like[:count]
+
+
+def test_what_drafts_were_drawn_from_is_laid_without_a_wait():
+    pytest.importorskip("vllm")
+    from accelplug.hosts.vllm.drawn import DraftLogits
+
+    drawn, slots, places = torch.rand(3, VOCAB).softmax(-1), [5, 2, 7], {0: [0, 1], 2: [2]}
+    tokens, temperature = torch.randint(0, VOCAB, (3, 2)), torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.7, 1.0, 1.5])
+
+    def laid(device):
+        logits, rows = DraftLogits(8, 2, VOCAB, temperature.to(device)), {place: drawn[which].to(device) for place, which in places.items()}
+        of, chosen = torch.tensor(slots, device=device), tokens.to(device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            logits.choose(of, chosen)
+            logits.draw(of, rows)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return logits.tensor.cpu()
+
+    torch.testing.assert_close(laid("cuda"), laid("cpu"))
