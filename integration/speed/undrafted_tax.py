@@ -1,10 +1,11 @@
 """What a drafter that drafts nothing costs a step of vLLM's V1 runner, beside plain steps of the same engine.
 
-    python integration/speed/undrafted_tax.py [--model DIR] [--rounds N] [--concurrency 1 8]
+    python integration/speed/undrafted_tax.py [--model DIR|1b|3b] [--rounds N] [--concurrency 1 8]
 
 Engines of one and the same configuration were seen to differ by a tenth, in one process too: more than what is looked for. So an engine
 takes two steps with its drafter and two as if there were none, by turns, and the second of each two counts. Steps are measured in CPU
 time; what is shown are the medians over all rounds, the 25th percentile ("fast"), which other load disturbs less, and the 99th.
+"1b" and "3b" are two layers of that shape with random weights: the testbed's steps are shorter than those of models that people serve.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from measure import record
 from ngram_tax import CONTENDERS, NOTHING, NUM_TOKENS, WRONG, drafting, install
+from real_shapes import SHAPES, counting_model
 from vllm_speed import NEW_TOKENS, Engine, asked, prompts
 
 DRAFTERS: Mapping[str, dict[str, Any]] = {
     "plugin, does nothing": drafting("does_nothing", num_tokens=NUM_TOKENS),
     **{name: CONTENDERS[name] for name in (NOTHING, WRONG)},
 }
+LAYERS = 2
 BEFORE = 8
 """Steps that do not count: the prompt's, and those in which a drafter that is always wrong is found out."""
 
@@ -104,13 +108,27 @@ def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def written(shape: str, folder: Path) -> str:
+    """Write a checkpoint of two layers, with the testbed's tokenizer, and return where it is."""
+    import accelplug_testbed
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(accelplug_testbed.path())
+    counting_model(shape, LAYERS, torch.float32, len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def main() -> None:
     """Measure and record."""
     arguments = asked(__doc__, 8, [1, 8], serve)
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder))
-        rows = [row for concurrency in arguments.concurrency for row in compare(arguments.model, concurrency, arguments.rounds)]
-    record("vllm_undrafted_tax", rows, {"rounds": arguments.rounds, "runner": "V1", "new_tokens": NEW_TOKENS})
+        is_shape = arguments.model in SHAPES
+        model = written(arguments.model, Path(folder) / "model") if is_shape else arguments.model
+        rows = [row for concurrency in arguments.concurrency for row in compare(model, concurrency, arguments.rounds)]
+    name = f"vllm_undrafted_tax_{arguments.model}" if is_shape else "vllm_undrafted_tax"
+    record(name, rows, {"rounds": arguments.rounds, "runner": "V1", "new_tokens": NEW_TOKENS})
 
 
 if __name__ == "__main__":
