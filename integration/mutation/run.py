@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = {
     "accelplug/hooks": ("tests/hooks", "tests/conformance/test_builtins.py"),
     "accelplug/spec": ("tests/spec", "tests/conformance/test_builtins.py"),
-    "accelplug/spec/branches.py": ("tests/spec/test_adaptive.py", "tests/hosts/hf/test_draft_model_exact.py"),
+    "accelplug/spec/branches.py": ("tests/spec/test_adaptive_trees.py", "tests/hosts/hf/test_draft_model_exact.py"),
     "accelplug/spec/draft_model.py": ("tests/hosts/hf/test_draft_model.py", "tests/hosts/hf/test_draft_model_exact.py"),
     "accelplug/spec/lengths.py": ("tests/hosts/hf/test_draft_model_exact.py", "tests/hosts/hf/test_draft_model.py"),
     "accelplug/spec/transformers_candidates.py": ("tests/hosts/hf/test_candidates.py",),
