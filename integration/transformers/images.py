@@ -83,7 +83,7 @@ def _common(model: Any) -> Iterator[Inputs]:
 
 def _behind_placeholders(model: Any, pixels: Inputs) -> Iterator[Inputs]:
     """Yield a prompt with as many tokens that stand for the image as the model makes of it."""
-    token, count = placeholder(model), _count(model, pixels)
+    token, count = placeholder(model), vectors(model, pixels, "image")
     if token is None or not count:
         return
     text = prompt(token, count)
@@ -100,14 +100,15 @@ def placeholder(model: Any) -> int | None:
     return next((token for token in found if isinstance(token, int)), None)
 
 
-def _count(model: Any, pixels: Inputs) -> int:
-    """Return how many vectors the model makes of an image, 0 where it does not read it."""
-    encode = next((of.get_image_features for of in (model, model.base_model) if hasattr(of, "get_image_features")), None)
+def vectors(model: Any, given: Inputs, kind: str) -> int:
+    """Return how many vectors the model makes of an image or of audio, 0 where it does not read it."""
+    method = f"get_{kind}_features"
+    encode = next((getattr(of, method) for of in (model, model.base_model) if hasattr(of, method)), None)
     if encode is None:
         return 0
-    takes = signature(getattr(model.base_model, "get_image_features", encode)).parameters
+    takes = signature(getattr(model.base_model, method, encode)).parameters
     try:
-        found = encode(**{name: of for name, of in pixels.items() if name in takes})
+        found = encode(**{name: of for name, of in given.items() if name in takes})
     except Exception:
         return 0
     parts = getattr(found, "pooler_output", None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from images import twice, with_image
-from tiny import HIDDEN
+from sounds import with_sound
 
 ROWS = [[5, 9, 17, 33, 6, 9], [11, 12, 13], [21, 8, 40, 41, 42, 7, 8, 40, 50]]
 ANSWER = 40
@@ -30,15 +31,17 @@ class Given:
 
 
 def inputs_for(model: Any) -> dict[str, Given]:
-    """Return one row, a batch and, where it can be made, one row with an image, for a model; those alone where it takes no text."""
-    text = {"row": _text(model, ROWS[:1]), "batch": _text(model, ROWS)}
-    shown = _shown(model)
-    if shown is None:
-        return text
-    if _answer(model, text["row"].arguments):
-        both = _beside_padded(shown)
-        return {**text, shown.what: shown} | ({f"{shown.what}, batch": both} if both is not None and _answer(model, both.arguments) else {})
-    return {"row": shown, "batch": Given({name: torch.cat([of] * 3) for name, of in shown.arguments.items()}, shown.what)}
+    """Return one row, a batch and, where it reads them, one row and a batch with an image and with a sound; those alone where it takes no text."""
+    ways = {"row": _text(model, ROWS[:1]), "batch": _text(model, ROWS)}
+    shown = list(_shown(model))
+    if shown and not _answer(model, ways["row"].arguments):
+        one = shown[0]
+        return {"row": one, "batch": Given({name: torch.cat([of] * 3) for name, of in one.arguments.items()}, one.what)}
+    for one in shown:
+        ways[one.what], both = one, _beside_padded(one)
+        if both is not None and _answer(model, both.arguments):
+            ways[f"{one.what}, batch"] = both
+    return ways
 
 
 def _text(model: Any, rows: list[list[int]]) -> Given:
@@ -69,19 +72,10 @@ def _answer(model: Any, arguments: dict[str, Any]) -> list[list[int]] | None:
     return answer
 
 
-def _shown(model: Any) -> Given | None:
-    """Return a sound, or a prompt with an image that makes a difference to the answer, where one is found that runs."""
-    main = model.main_input_name
-    if main in ("input_features", "input_values"):
-        torch.manual_seed(5)
-        sounds = [Given({main: torch.randn(shape)}, "audio") for shape in _sounds(model, main)]
-        return next((sound for sound in sounds if _answer(model, sound.arguments)), None)
-    pairs = zip(with_image(model, 5), list(with_image(model, 6)), strict=True)
-    found = (one for one, other in pairs if (answer := _answer(model, one)) and answer != _answer(model, other))
-    return next((Given(one, "image") for one in found), None)
-
-
-def _sounds(model: Any, main: str) -> list[tuple[int, ...]]:
-    bins = getattr(model.config, "num_mel_bins", getattr(model.config, "input_feat_per_channel", 80))
-    places = 2 * getattr(model.config, "max_source_positions", 32)
-    return [(1, 4000)] if main == "input_values" else [(1, bins, places), (1, 64, bins), (1, 64, 2 * bins), (1, 64, HIDDEN)]
+def _shown(model: Any) -> Iterator[Given]:
+    """Yield a prompt with an image, and one with a sound, of those that run and whose answer another image or sound makes another."""
+    for make, what in ((with_image, "image"), (with_sound, "audio")):
+        pairs = zip(make(model, 5), list(make(model, 6)), strict=True)
+        found = (one for one, other in pairs if (answer := _answer(model, one)) and answer != _answer(model, other))
+        if (arguments := next(found, None)) is not None:
+            yield Given(arguments, what)

@@ -61,6 +61,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "granite4_vision": {
         "deepstack_layer_map": [(-1, 0)], "spatial_target_layers": [0, 1, 0, 1], "downsample_rate": "1/2", "vision_feature_select_strategy": "full",
     },
+    "granite_speech": {"window_size": 10},
+    "granite_speech_plus": {"window_size": 10},
     "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention", "full_attention"]},
     "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
     "instructblip": {"image_token_index": 120, "num_query_tokens": 4},
@@ -91,8 +93,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_shape": (16, 32), "axial_pos_embds_dim": (16, 48)},
     "step3p5": {"sliding_window": 8},
+    "voxtral": {"audio_token_id": 120},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_heads": 2, "chunk_size": 16},
     "t5gemma2_encoder": {"mm_tokens_per_image": 4},
+    "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 32000},
+    "vibevoice_acoustic_tokenizer_encoder": {"vae_std": 0.0},  # of what it draws anew each time
     "vipllava": {"vision_feature_layers": (-2, -1)},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD, "n_mamba_heads": 2},

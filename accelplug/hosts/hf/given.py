@@ -90,7 +90,8 @@ def inputs_ahead(model: Any, input_ids: Tensor, outputs: Any, model_kwargs: dict
 def left_out(model: Any, input_ids: Tensor, outputs: Any, model_kwargs: dict[str, Any]) -> frozenset[str]:
     """Return what a decoder with a way of its own to prepare inputs is given for the prompt alone.
 
-    Beside what all leave out, these are patches of Kosmos-2.5, and sounds of Inkling and VibeVoice's speech recognition.
+    Beside what all leave out, these are patches of Kosmos-2.5, and sounds of Inkling and of VibeVoice ASR: given them again, the first two fail,
+    and the last puts them into the answer.
     """
     if model.config.is_encoder_decoder or type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return frozenset()

@@ -13,8 +13,6 @@ from transformers import (
     GemmaConfig,
     IdeficsConfig,
     IdeficsForVisionText2Text,
-    Kosmos2_5Config,
-    Kosmos2_5ForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -101,22 +99,6 @@ def idefics():
     ids = torch.tensor([[5, 6, 7, 8, 9, 5, 6], [0, 0, 9, 8, 7, 9, 8]])
     seen = {"pixel_values": torch.randn(2, 1, 3, 8, 8), "image_attention_mask": torch.ones(2, ids.shape[1], 1, dtype=torch.long)}
     return IdeficsForVisionText2Text(config), {"input_ids": ids, **seen}
-
-
-def kosmos2_5():
-    """What it is given of an image has names of its own, and is left out behind the prompt by the model alone."""
-    text = {"vocab_size": VOCAB, "embed_dim": 48, "ffn_dim": 64, "layers": 2, "attention_heads": 4, "scale_embedding": False}
-    vision = {"hidden_size": 32, "patch_embed_hidden_size": 12, "intermediate_size": 32, "head_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = Kosmos2_5Config(text_config=text, vision_config={**vision, "max_num_patches": 8}, latent_query_num=4, tie_word_embeddings=False)
-    places = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 0, 0]] * 2)
-    ids = torch.tensor([[5, *[IMAGE] * 4, 5, 6, 7, 8], [9, *[IMAGE] * 4, 8, 7, 9, 8]])
-    return Kosmos2_5ForConditionalGeneration(config), {"input_ids": ids, "image_embeds_position_mask": places}
-
-
-def patches():
-    """Two images of four patches each, with their rows and columns before them."""
-    places = torch.cartesian_prod(torch.arange(1.0, 3.0), torch.arange(1.0, 3.0))
-    return torch.cat([places.expand(2, -1, -1), torch.randn(2, 4, 12)], 2)
 
 
 def made(make):
@@ -270,15 +252,3 @@ def test_a_cache_that_holds_more_than_tokens_is_refused(given, monkeypatch):
     monkeypatch.setattr(model, "_prefill", longer, raising=False)
     with pytest.raises(HostError, match="caches more than its tokens, from which rejected drafts cannot be taken"):
         accelplug.generate(model, **first(inputs), drafter="prompt_lookup", max_new_tokens=4, do_sample=False)
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_patches_that_only_the_model_leaves_out_behind_the_prompt(rows):
-    model, inputs = made(kosmos2_5)
-    inputs, other = ({name: value[:rows] for name, value in {**inputs, "flattened_patches": patches()}.items()} for _ in range(2))
-    arguments = {"attention_mask": torch.ones_like(inputs["input_ids"]), "max_new_tokens": LENGTH, "do_sample": False, "pad_token_id": 0}
-    plain = model.generate(**inputs, **arguments)
-    assert model.generate(**other, **arguments).tolist() != plain.tolist(), "the image makes no difference"
-    with accelplug.attach(model, drafter=Oracle(plain.tolist(), [(3, 1), (0, 2), (2, 1)], VOCAB)) as session:
-        assert model.generate(**inputs, **arguments).tolist() == plain.tolist()
-    assert 0 < session.stats.accepted < session.stats.drafted
