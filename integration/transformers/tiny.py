@@ -29,38 +29,61 @@ RULES: list[tuple[str, int, int]] = [
     (r".*(hidden|intermediate|ffn|embedding|merged|latent|feed_forward)_?(size|dim).*", HIDDEN, HIDDEN),
     (r".*(d_model|n_embd|embed_dim|d_ff|dff|dim_ff|mlp_dim|emb_dim|lru_width)", HIDDEN, HIDDEN),
     (r".*(input|output|projection|proj|expert)_dim|dim|input_size|nemo_.*channels|conv_channels|.*_units|.*upsample.*channel", HIDDEN, HIDDEN),
+    (r"post_conv_in_channels", 0, 256),
     (r".*conv_.*channels|base_channels|.*_out_channel", 32, 32),
     (r".*(num_hidden|encoder|decoder|num|adapter|postnet|prenet|add)_layers|n_layers?|(resampler_)?depth|layers|num_blocks", 2, 2),
     (r"num_mel_bins|n_mel_bins", 80, 80),
 ]  # fmt: skip
 # What no rule gives, by model type: numbers that must fit each other, layers where the default has none of a kind, fields that are empty by default.
 MAMBA = {"mamba_d_head": 16, "mamba_n_heads": 8, "mamba_num_heads": 8}
+IMAGE = {"image_token_id": 120}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SPECIAL: dict[str, dict[str, Any]] = {
+    "aria": {"projector_patch_to_query_dict": {16: 8}},
     "bamba": {**MAMBA, "layer_types": ["linear_attention", "full_attention"], "attn_layer_indices": [1]},
     "blip-2": {"image_token_index": 120, "num_query_tokens": 4},
+    "chameleon_vqgan": {"num_embeddings": 8, "resolution": 64},
     "chameleon": {"vocabulary_map": {"<image>": 120} | {f"IMGIMG{chr(65 + i)}Z": 60 + i for i in range(8)}},
     "cohere_compass_text": {"rope_parameters": {kind: {**ROPE, "mrope_section": [2, 3, 3]} for kind in ("full_attention", "sliding_attention")}},
+    "deepseek_ocr2_sam_vision_model": {"downsample_channels": [32, HIDDEN]},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
     "emu3": {"vocabulary_map": {"<image>": 120, "<|extra_200|>": 121} | {f"<|visual token {i:06d}|>": 60 + i for i in range(8)}},
+    "emu3_vqgan": {"hidden_size": 128, "codebook_size": 8},
     "ernie4_5_vl_moe_text": {"rope_parameters": {**ROPE, "mrope_section": [3, 3, 2]}},
     "falcon_h1": MAMBA,
     "gemma3": {"mm_tokens_per_image": 4},
+    "gemma4_unified_vision": {"output_proj_dims": HIDDEN},
     "gemma3n_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": [HIDDEN] * 4,
         "activation_sparsity_pattern": [0.95, 0.0] * 2, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8,
     },
+    "granite4_vision": {
+        "deepstack_layer_map": [(-1, 0)], "spatial_target_layers": [0, 1, 0, 1], "downsample_rate": "1/2", "vision_feature_select_strategy": "full",
+    },
+    "granite_speech": {"window_size": 10},
+    "granite_speech_plus": {"window_size": 10},
     "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention", "full_attention"]},
     "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
     "instructblip": {"image_token_index": 120, "num_query_tokens": 4},
     "instructblipvideo": {"video_token_index": 120, "image_token_index": 120, "num_query_tokens": 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "kosmos-2": {"latent_query_num": 4},
+    "kosmos-2.5": {"latent_query_num": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "llama4_vision_model": {"intermediate_size": 4 * HIDDEN},
     "mamba2": {"num_heads": 8},
+    "minicpmv4_6": IMAGE,
+    "minicpmv4_6_vision": {"insert_layer_id": 0},
+    "minicpmv4_7": IMAGE,
+    "minicpmv4_7_vision": {"insert_layer_id": 0},
+    "minimax_m3_vl": {"merged_hidden_size": 4 * HIDDEN},
+    "mllama_vision_model": {"vision_output_dim": 2 * HIDDEN},
     "moonshine_streaming": {"num_key_value_heads": HEADS, "num_attention_heads": HEADS},
     "mistral4": {"head_dim": 2 * HEAD},
+    "muse_glimmer": {"out_hidden_size": 4 * HIDDEN},
+    "nemotron_h_omni": IMAGE,
+    "phi4_multimodal_vision": {"crop_size": 56},
     "qwen4_exp_text": {
         "indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": HEAD, "indexer_budget": 16, "indexer_compress_ratio": 4, "linear_num_value_heads": 4,
         "number_of_conv_states": 4, "eos_token_id": 2,
@@ -70,7 +93,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_shape": (16, 32), "axial_pos_embds_dim": (16, 48)},
     "step3p5": {"sliding_window": 8},
+    "voxtral": {"audio_token_id": 120},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_heads": 2, "chunk_size": 16},
+    "t5gemma2_encoder": {"mm_tokens_per_image": 4},
+    "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 32000},
+    "vibevoice_acoustic_tokenizer_encoder": {"vae_std": 0.0},  # of what it draws anew each time
     "vipllava": {"vision_feature_layers": (-2, -1)},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HEAD, "n_mamba_heads": 2},
@@ -78,6 +105,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 OF_THREE = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text", "paddleocr_vl_text", "hunyuan_vl_text")
 SPECIAL |= {kind: {"rope_parameters": {**ROPE, "mrope_section": [2, 3, 3], "partial_rotary_factor": 1.0}} for kind in OF_THREE}
+OF_PARTS: dict[str, dict[str, Any]] = {kind: {"vision_config": {}} for kind in ("gemma4", "gemma4_unified")}
+OF_PARTS["granite4_vision"] = {"text_config": {"model_type": "granite4_vision_text"}}
+"""What a configuration is made with whose default lacks the part for images, or has one that does not fit."""
 EMPTY = {"head_dim": HEAD, "num_key_value_heads": HEADS, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2}
 """What becomes of fields that are empty by default and must not be."""
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "depth")
@@ -175,7 +205,7 @@ def _sizes_of_images(config: PreTrainedConfig) -> None:
 def _configuration(kind: type[Any]) -> PreTrainedConfig:
     made = {"EncoderDecoderModel": (BertConfig, BertConfig), "VisionEncoderDecoderModel": (ViTConfig, GPT2Config)}
     if kind.__name__ not in made:
-        return shrunk(kind.config_class())
+        return shrunk(kind.config_class(**OF_PARTS.get(kind.config_class.model_type, {})))
     encoder, decoder = (shrunk(one()) for one in made[kind.__name__])
     both: PreTrainedConfig = kind.config_class.from_encoder_decoder_configs(encoder, decoder)
     both.decoder_start_token_id = 1

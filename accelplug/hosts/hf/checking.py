@@ -14,6 +14,7 @@ from accelplug.hosts.hf.compat import cache_argument
 from accelplug.hosts.hf.given import LOOKS_AGAIN, PREFILL
 from accelplug.hosts.hf.masks import check_trees
 from accelplug.hosts.hf.rollback import check_cache
+from accelplug.hosts.hf.rotary import check_rotary
 from accelplug.hosts.hf.whole import reads_whole
 
 # By what is in the prompt, models have parts of it see what follows.
@@ -89,6 +90,7 @@ def check_call(model: Any, config: Any, model_kwargs: dict[str, Any], *, with_tr
     for reason, refused in refusals.items():
         if refused:
             raise HostError(f"accelplug does not run with {reason}")
+    check_rotary(model, config, model_kwargs)
     cache = None if whole else model_kwargs.get(cache_argument(model))
     check_cache(model, cache)
     if with_trees:

@@ -19,6 +19,7 @@ from accelplug.hosts.hf.given import (
     answers_type,
     asks_ahead,
     inputs_ahead,
+    left_out,
     of_tokens,
     prompt_positions,
     uncounted_token,
@@ -71,7 +72,7 @@ class Forward:
         self.device = input_ids.device
         self.logits: Tensor = outputs.logits[:, -1:].to(self.device)  # [count, 1, vocab_size]
         self._look_at_cache(input_ids.shape[1])
-        padding = self._keep_inputs(input_ids, model_kwargs) if ahead is None else self._keep_inputs_ahead(ahead, model_kwargs)
+        padding = self._keep_inputs(input_ids, outputs, model_kwargs) if ahead is None else self._keep_inputs_ahead(ahead, model_kwargs)
         self.uncounted = uncounted_token(model) if self.position_offset is None else None
         self.per_token = [name for name in PER_TOKEN if ahead is not None and name in self.extra]
         if "logits_to_keep" in model_kwargs:
@@ -101,11 +102,12 @@ class Forward:
         if any(int(layer.get_seq_length()) != self.cached for layer in (*self.layers, *self.overwritten.layers)):
             raise HostError(f"{name} caches more than its tokens, from which rejected drafts cannot be taken; pass use_cache=False")
 
-    def _keep_inputs(self, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor | None:
+    def _keep_inputs(self, input_ids: Tensor, outputs: Any, model_kwargs: dict[str, Any]) -> Tensor | None:
         """Keep what each step is given beside its tokens; return the prompts' padding."""
         positions = prompt_positions(self.model, input_ids, model_kwargs)
         self.position_offset = None if positions is None else positions[..., -1:] + 1 - self.cached  # [..., 1 or count, 1]
-        self.extra = {k: v for k, v in model_kwargs.items() if k not in PER_STEP | PREFILL}
+        dropped = PER_STEP | PREFILL | left_out(self.model, input_ids, outputs, model_kwargs)
+        self.extra = {k: v for k, v in model_kwargs.items() if k not in dropped}
         self.token_type = None if self.side else answers_type(self.model, input_ids, model_kwargs)  # [count, 1]
         if self.side:
             self.extra["attention_mask"] = model_kwargs.get("attention_mask")
