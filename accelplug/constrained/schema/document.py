@@ -10,21 +10,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.seen import Seen, escaped, objects
+from accelplug.constrained.schema.drafts import declared, draft_of
+from accelplug.constrained.schema.seen import NAMING, Seen, escaped
 from accelplug.constrained.schema.shapes import check_shapes, shapes_of
 from accelplug.constrained.schema.validation import Checking, translated, validator_class
 
 if TYPE_CHECKING:
     from referencing._core import Resolver
 
-DRAFTS: Final = {
-    "draft-03": 3,
-    "draft-04": 4,
-    "draft-06": 6,
-    "draft-07": 7,
-    "2019-09": 2019,
-    "2020-12": 2020,
-}
 MOST_DEPTH: Final = 150
 _POINTER: Final = re.compile("#(/[^%/]*)*")
 _MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
@@ -32,12 +25,15 @@ _BESIDE_NOTHING: Final = frozenset(
     {"$ref", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
 )
 """What may stand beside a reference that is all that a schema says."""
-_NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
+_NAMES: Final = (str, bool)
+_ANCHORS: Final = NAMING - {"$id", "id"}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Node:
     """A subschema, equal to itself alone. The same text at several places is one node, as far as it means the same there.
+
+    Never changed once it is made, and not frozen because that doubles the time of making one.
 
     :param number: in the order of the first visit, the same in every process.
     :param place: where it was met first, for sentences.
@@ -71,7 +67,7 @@ class Document:
         if self.seen.depth > MOST_DEPTH:
             raise ConstraintError(f"the schema is nested more than {MOST_DEPTH} deep; flatten it with $defs and $ref")
         self.schema, self.asserted = schema, asserted
-        self.draft = _draft_of(schema, self.seen)
+        self.draft = draft_of(schema, self.seen)
         self._nodes: dict[int, Node] = {}
         self._meanings: dict[int, Node] = {}
         self._truths: dict[bool, Node] = {value: Node(number, value, "", None) for number, value in enumerate((False, True))}
@@ -96,7 +92,7 @@ class Document:
     @property
     def names_draft(self) -> bool:
         """Whether the schema says which draft it is written in."""
-        return _declared(self.schema) is not None
+        return declared(self.schema) is not None
 
     @cached_property
     def validator(self) -> Any:
@@ -115,7 +111,7 @@ class Document:
     def root(self) -> Node:
         """The whole schema."""
         self.checking  # noqa: B018  # said early: jsonschema is missing
-        return self.node(self.schema, "#", self._resolver if self._names_parts else None)
+        return self.node(self.schema, "#", self._resolver if self._names_inside else None)
 
     @cached_property
     def _resolver(self) -> Resolver[Any]:
@@ -125,8 +121,12 @@ class Document:
     @cached_property
     def _names_parts(self) -> bool:
         """Whether the document names parts of itself, so that a reference means what it does by where it stands."""
-        given = _NAMING & self.seen.keywords
-        return bool(given) and any(isinstance(one.get(name), str | bool) for one in objects(self.schema) for name in given)
+        return any(map(_names_itself, self.seen.naming))
+
+    @cached_property
+    def _names_inside(self) -> bool:
+        """Whether it names more than the whole: where ``$id`` of the whole is all, every pointer means the same as without it."""
+        return any(not _ANCHORS.isdisjoint(one) if one is self.schema else _names_itself(one) for one in self.seen.naming)
 
     def node(self, value: Any, place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema.
@@ -149,7 +149,7 @@ class Document:
         from accelplug.constrained.schema.vocabulary import SPEAKING
 
         node = Node(len(self._nodes) + 2, value, place, resolver)
-        text = repr({keyword: said for keyword, said in value.items() if keyword in SPEAKING or keyword in _NAMING})
+        text = repr({keyword: said for keyword, said in value.items() if keyword in SPEAKING or keyword in NAMING})
         if resolver is not None and any(sign in text for sign in _MEANT_BY_PLACE):
             return node
         found = self._by_text.setdefault((text, resolver._base_uri if resolver is not None and "'$ref'" in text else ""), node)
@@ -219,7 +219,7 @@ class Document:
             if keyword == "$dynamicRef":
                 return self._from_the_root(node, reference)
             return self.root if self._is_one_resource else None
-        if node.resolver is None and (pointed := self.pointed(reference)) is not None:
+        if node.resolver is None and (pointed := self._at(reference)) is not None:
             return self.node(pointed, reference, None)
         try:
             found = (node.resolver or self._resolver).lookup(reference)
@@ -245,13 +245,17 @@ class Document:
     @cached_property
     def _is_one_resource(self) -> bool:
         """Whether nothing inside the document has an identity of its own, so that the whole is the only place to come back to."""
-        inside = (one for one in objects(self.schema) if one is not self.schema)
+        inside = (one for one in self.seen.naming if one is not self.schema)
         outermost = isinstance(self.schema, dict) and self.schema.get("$recursiveAnchor") is True
         return outermost and not any(isinstance(one.get("$id"), str) for one in inside)
 
     def pointed(self, reference: Any) -> Any:
         """Return what a plain pointer into a document that names no part of itself leads to, None where `referencing` should say."""
-        if self._names_parts or not isinstance(reference, str) or not _POINTER.fullmatch(reference):
+        return None if self._names_parts else self._at(reference)
+
+    def _at(self, reference: Any) -> Any:
+        """Return what a plain pointer leads to in a document that names no more than the whole, None where it is none, or leads nowhere."""
+        if not isinstance(reference, str) or not _POINTER.fullmatch(reference):
             return None
         found: Any = self.schema
         for step in reference.split("/")[1:]:
@@ -262,7 +266,7 @@ class Document:
 
     def _anchors(self, reference: Any) -> int:
         name = str(reference).rpartition("#")[2]
-        named = [one for one in objects(self.schema) if one.get("$dynamicAnchor") == name or "$recursiveAnchor" in one]
+        named = [one for one in self.seen.naming if one.get("$dynamicAnchor") == name or "$recursiveAnchor" in one]
         return len(named) + any("$recursiveAnchor" in one for one in named)
 
     def holds(self, signed: Signed, value: Any) -> bool:
@@ -277,18 +281,8 @@ class Document:
         return self._valid[key] is sign
 
 
-def _declared(schema: Any) -> str | None:
-    given = schema.get("$schema") if isinstance(schema, dict) else None
-    return given if isinstance(given, str) else None
-
-
-def _draft_of(schema: Any, seen: Seen) -> int:
-    """Return the draft that a schema declares; without one 2020-12, or 2019-09 where ``items`` is a list."""
-    declared = _declared(schema)
-    for name, draft in DRAFTS.items():
-        if declared and name in declared:
-            return draft
-    return 2019 if seen.lists_items else 2020
+def _names_itself(one: dict[str, Any]) -> bool:
+    return any(isinstance(one.get(name), _NAMES) for name in NAMING)
 
 
 def _has_anchor(value: Any, name: str) -> bool:
