@@ -96,13 +96,14 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
     handlers = handlers_of(kind, document.draft)
     keywords = ["$ref"] if document.draft <= 7 and "$ref" in node.value else list(node.value)
     found: list[Clause] = []
+    shapes = {} if document.is_shaped(node.value) else document.shapes
     for keyword in keywords:
         handler = handlers.get(keyword)
         if handler is None:
             continue
         place = Place(document, node, keyword, kind)
-        shape = document.shapes.get(keyword)
-        if shape is not None and not shape.fits(place.value):  # again, for what only a reference leads to
+        shape = shapes.get(keyword)
+        if shape is not None and not shape.fits(place.value):
             raise misshapen(place.name, shape, place.value)
         try:
             found.extend(handler(place))

@@ -76,8 +76,7 @@ class Document:
         self._again: dict[str, list[str]] = {}
         self._targets: dict[tuple[int, str], Node | None] = {}
         self.shapes = shapes_of(self.draft, declared=self.names_draft)
-        if isinstance(schema, dict):
-            check_shapes(schema, self.shapes, self.pointed)
+        self._shaped = check_shapes(schema, self.shapes, self.pointed) if isinstance(schema, dict) else set[int]()
 
     @property
     def false(self) -> Node:
@@ -127,6 +126,10 @@ class Document:
     def _names_inside(self) -> bool:
         """Whether it names more than the whole: where ``$id`` of the whole is all, every pointer means the same as without it."""
         return any(not _ANCHORS.isdisjoint(one) if one is self.schema else _names_itself(one) for one in self.seen.naming)
+
+    def is_shaped(self, value: Any) -> bool:
+        """Whether the keywords of a schema object are known to have values of their shapes: what only a reference leads to was not looked at."""
+        return id(value) in self._shaped
 
     def node(self, value: Any, place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema.

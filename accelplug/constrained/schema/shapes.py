@@ -32,16 +32,17 @@ class Shape(NamedTuple):
     parts: Callable[[Any], Parts] | None = None
 
 
-def check_shapes(schema: dict[str, Any], shapes: Mapping[str, Shape], pointed: Callable[[str], Any]) -> None:
-    """Refuse a schema in which a keyword has a value that means nothing.
+def check_shapes(schema: dict[str, Any], shapes: Mapping[str, Shape], pointed: Callable[[str], Any]) -> set[int]:
+    """Refuse a schema in which a keyword has a value that means nothing; return the identities of the schemas in it that were looked at.
 
     :param pointed: what a reference leads to, where that is known at sight; elsewhere than among definitions nothing else leads there.
     :raises ConstraintError: naming the place, and what should be there.
     """
     waiting: list[tuple[str, Any]] = [("#", schema)]
-    referred = {"#"}
+    referred, seen = {"#"}, set[int]()
     while waiting:
         place, one = waiting.pop()
+        seen.add(id(one))
         for keyword, value in one.items():
             shape = shapes.get(keyword)
             if shape is None:
@@ -56,6 +57,7 @@ def check_shapes(schema: dict[str, Any], shapes: Mapping[str, Shape], pointed: C
                 referred.add(value)
                 if isinstance(part := pointed(value), dict):
                     waiting.append((value, part))
+    return seen
 
 
 def misshapen(place: str, shape: Shape, value: Any) -> ConstraintError:
