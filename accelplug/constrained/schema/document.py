@@ -110,7 +110,7 @@ class Document:
     def root(self) -> Node:
         """The whole schema."""
         self.checking  # noqa: B018  # said early: jsonschema is missing
-        return self.node(self.schema, "#", self._resolver if self._names_inside else None)
+        return self.node(self.schema, "#", self._resolver if self.names_inside else None)
 
     @cached_property
     def _resolver(self) -> Resolver[Any]:
@@ -123,7 +123,7 @@ class Document:
         return any(map(_names_itself, self.seen.naming))
 
     @cached_property
-    def _names_inside(self) -> bool:
+    def names_inside(self) -> bool:
         """Whether it names more than the whole: where ``$id`` of the whole is all, every pointer means the same as without it."""
         return any(not _ANCHORS.isdisjoint(one) if one is self.schema else _names_itself(one) for one in self.seen.naming)
 
@@ -222,7 +222,7 @@ class Document:
             if keyword == "$dynamicRef":
                 return self._from_the_root(node, reference)
             return self.root if self._is_one_resource else None
-        if node.resolver is None and (pointed := self._at(reference)) is not None:
+        if node.resolver is None and (pointed := self.at(reference)) is not None:
             return self.node(pointed, reference, None)
         try:
             found = (node.resolver or self._resolver).lookup(reference)
@@ -254,9 +254,9 @@ class Document:
 
     def pointed(self, reference: Any) -> Any:
         """Return what a plain pointer into a document that names no part of itself leads to, None where `referencing` should say."""
-        return None if self._names_parts else self._at(reference)
+        return None if self._names_parts else self.at(reference)
 
-    def _at(self, reference: Any) -> Any:
+    def at(self, reference: Any) -> Any:
         """Return what a plain pointer leads to in a document that names no more than the whole, None where it is none, or leads nowhere."""
         if not isinstance(reference, str) or not _POINTER.fullmatch(reference):
             return None
