@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,9 +15,12 @@ from accelplug.constrained.schema.drafts import declared, draft_of
 from accelplug.constrained.schema.seen import NAMING, Seen, escaped
 from accelplug.constrained.schema.shapes import check_shapes, shapes_of
 from accelplug.constrained.schema.validation import Checking, translated, validator_class
+from accelplug.hooks import CompileLimits
 
 if TYPE_CHECKING:
     from referencing._core import Resolver
+
+    from accelplug.constrained.schema.branches import Tableau
 
 MOST_DEPTH: Final = 150
 _POINTER: Final = re.compile("#(/[^%/]*)*")
@@ -105,6 +109,13 @@ class Document:
         :raises ConstraintError: jsonschema is not installed.
         """
         return validator_class(self.draft, declared=self.names_draft)
+
+    @cached_property
+    def strings(self) -> Tableau:
+        """What is known of strings alone, such as names, where nothing else is asked."""
+        from accelplug.constrained.schema.branches import Tableau
+
+        return Tableau(self, math.inf, CompileLimits())
 
     @cached_property
     def root(self) -> Node:

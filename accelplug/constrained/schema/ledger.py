@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from accelplug.constrained.schema.atoms import Absent, Atom, Bound, Keys, Property, Required
 from accelplug.constrained.schema.document import Signed
 
 Branch = tuple[Atom, ...]
+_ABOUT_PROPERTIES: Final = frozenset({Property, Required})
 
 
 class Ledger:
@@ -36,9 +37,10 @@ class Ledger:
             found = self._numbers[item] = len(self.items)
             self.items.append(item)
             self.against.append(0)
-            if isinstance(item, Property | Required):
+            if type(item) in _ABOUT_PROPERTIES:
                 self.of_properties |= 1 << found
-            if isinstance(item, Property | Required | Keys):
+                self.of_objects |= 1 << found
+            elif type(item) is Keys:
                 self.of_objects |= 1 << found
             for other in self._opposed(item, found):
                 self.against[found] |= 1 << other

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from accelplug.constrained.regex.tree import Regex, alt, both, literal
 from accelplug.constrained.schema.atoms import Atom, Inexact, Text, Values
-from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import Document, State
 from accelplug.constrained.schema.ledger import Branch
-from accelplug.hooks import CompileLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +33,6 @@ def _of_atom(atom: Atom) -> Regex:
 
 def texts_of(document: Document, state: State) -> Texts:
     """Return the strings of a state."""
-    branches = Tableau(document, float("inf"), CompileLimits()).branches(state, "string")
+    branches = document.strings.branches(state, "string")
     inexact = dict.fromkeys(atom for branch in branches for atom in branch if isinstance(atom, Inexact))
     return Texts(alt(*map(text_of, branches)), tuple(inexact))
