@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from accelplug.constrained.lark.builder import Builder, Symbols
+from accelplug.constrained.lark.builder import Builder
+from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.scalars import fixed
 from accelplug.constrained.schema.alive import item_state
 from accelplug.constrained.schema.atoms import Contains, Inexact, Items, Size, Unique

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from itertools import permutations
 from typing import Any, Final
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.lark.finished import Symbols, alive, finished
 from accelplug.constrained.lark.terminals import choice, terminal
 from accelplug.constrained.regex.derive import is_empty_if_decided
 from accelplug.constrained.regex.quoted import quoted
@@ -19,7 +19,6 @@ from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import State
 from accelplug.constrained.schema.ledger import Branch
 
-Symbols = list[str]
 Cell = tuple[Regex, frozenset[Regex]]
 MOST_SYMBOLS: Final = 60_000
 """llguidance makes a symbol of every rule, and of every step within an alternative, and numbers them in 16 bits."""
@@ -107,14 +106,15 @@ class Builder:
 
     def value(self, state: State) -> str:
         """Return the rule of a state."""
+        name = self._states.get(state)
+        if name is not None:
+            return name
         said = [signed for signed in state if signed[1].value is not signed[0]]
         if len(said) < len(state):
-            state = frozenset(said)
-        name = self._states.get(state)
-        if name is None:
-            self._states[state] = name = f"v{len(self._states)}"
-            self.rules[name] = []
-            self._waiting.append((name, state))
+            return self.value(frozenset(said))
+        self._states[state] = name = f"v{len(self._states)}"
+        self.rules[name] = []
+        self._waiting.append((name, state))
         return name
 
     def work(self, shapes: dict[str, Callable[[Builder, Branch], list[Symbols]]]) -> None:
@@ -123,8 +123,9 @@ class Builder:
             name, state = self._waiting.pop()
             for kind, branches in self.tableau.kinds(state):
                 for branch in branches:
-                    for symbols in shapes[kind](self, branch):
+                    if written := shapes[kind](self, branch):
                         self.checked(*branch)
+                    for symbols in written:
                         self.add(name, *symbols)
 
     def literal(self, value: Any) -> Symbols:
@@ -153,16 +154,15 @@ class Builder:
     def write(self, start: str) -> str | None:
         """Return the grammar's text, None where it has no text at all. What can never be finished is left out."""
         rules = self.rules
-        needed = {name: [_needed(symbols, rules) for symbols in alternatives] for name, alternatives in rules.items()}
-        alive = _alive(needed)
-        if start not in alive:
+        living = alive(rules)
+        if start not in living:
             return None
-        lines, all_alive, used = [f"start: {start}"], len(alive) == len(rules), set[str]()
+        lines, all_alive, used = [f"start: {start}"], len(living) == len(rules), set[str]()
         for name, alternatives in rules.items():
-            if name in alive:
-                finished = alternatives if all_alive else list(_finished(alternatives, needed[name], alive))
-                kept = dict.fromkeys([" ".join(symbols) or '""' for symbols in finished])
-                used.update(*finished)
+            if name in living:
+                given = alternatives if all_alive else list(finished(alternatives, rules, living))
+                kept = dict.fromkeys([" ".join(symbols) or '""' for symbols in given])
+                used.update(*given)
                 lines.append(f"{name}: " + "\n  | ".join(kept))
         lines.extend(f"{name}: {text}" for text, name in self._terminals.items() if name in used)
         if self.whitespace == "any":
@@ -188,44 +188,3 @@ def spellings(text: str) -> list[str]:
     """Return how a value that is no object and no list may be written: as the schema has it, and a whole number without its fraction."""
     value = json.loads(text)
     return [text, str(int(value))] if isinstance(value, float) and value.is_integer() else [text]
-
-
-def _alive(needed: dict[str, list[list[str]]]) -> set[str]:
-    """Return the rules that lead to a finished text, from what their alternatives need."""
-    alive: set[str] = set()
-    uses: defaultdict[str, list[list[Any]]] = defaultdict(list)
-    ready: list[str] = []
-    for name, alternatives in needed.items():
-        if [] in alternatives:
-            ready.append(name)
-            continue
-        for rules in alternatives:
-            left: list[Any] = [name, len(rules)]  # how many of them are not known to lead to a finished text
-            for one in rules:
-                uses[one].append(left)
-    while ready:
-        name = ready.pop()
-        if name in alive:
-            continue
-        alive.add(name)
-        for left in uses[name]:
-            left[1] -= 1
-            if not left[1]:
-                ready.append(left[0])
-    return alive
-
-
-def _needed(symbols: Symbols, rules: dict[str, list[Symbols]]) -> list[str]:
-    """Return the rules without which an alternative leads to no finished text: not those that may be left out."""
-    found = [symbol for symbol in symbols if symbol in rules]
-    repeated = symbols[-1] if symbols else ""
-    if repeated[-1:] == "}" and repeated[0].islower() and "{0," not in repeated:
-        found.append(repeated.partition("{")[0])
-    return found
-
-
-def _finished(alternatives: list[Symbols], needed: list[list[str]], alive: set[str]) -> Iterator[Symbols]:
-    """Return the alternatives that lead to a finished text, without what may be left out and does not."""
-    for symbols, rules in zip(alternatives, needed, strict=True):
-        if alive.issuperset(rules):
-            yield [symbol for symbol in symbols if not symbol[0].islower() or symbol.partition("{")[0] in alive]

@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.lark.arrays import array
-from accelplug.constrained.lark.builder import Builder, Symbols, TooLargeError
+from accelplug.constrained.lark.builder import Builder, TooLargeError
+from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.objects import obj
 from accelplug.constrained.lark.scalars import boolean, null, number, string
 from accelplug.constrained.schema.branches import Tableau

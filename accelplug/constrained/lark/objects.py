@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from accelplug.constrained.lark.builder import Builder, Cell, Symbols
+from accelplug.constrained.lark.builder import Builder, Cell
+from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.scalars import fixed
 from accelplug.constrained.regex.derive import is_empty, matches
 from accelplug.constrained.regex.tree import Regex, alt, both, literal, without

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from accelplug.constrained.lark.builder import Builder, Symbols, spellings
+from accelplug.constrained.lark.builder import Builder, spellings
+from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.terminals import terminal
 from accelplug.constrained.regex.derive import is_empty
 from accelplug.constrained.regex.tree import NOTHING, cat, literal

@@ -21,9 +21,8 @@ def possible(tableau: Tableau, state: State, kind: str) -> bool:
 
 
 def _some(tableau: Tableau, branch: Branch, kind: str) -> bool:
-    for atom in branch:
-        if isinstance(atom, Values):
-            return True
+    if not branch or any(isinstance(atom, Values) for atom in branch):
+        return True
     if kind == "string":
         return not is_empty(text_of(branch))
     if kind == "number":

@@ -44,6 +44,7 @@ _KIND_OF: Final[dict[type, str]] = {
 
 _ALL_KINDS: Final = frozenset(KINDS)
 _KINDS_NAMED: Final = {"integer": "number", **{kind: kind for kind in KINDS}}
+_ONLY: Final = {name: frozenset({kind}) for name, kind in _KINDS_NAMED.items()}
 
 
 def kind_of(value: Any) -> str:
@@ -53,7 +54,9 @@ def kind_of(value: Any) -> str:
 
 def kinds_named(named: Any) -> frozenset[str]:
     """Return the types that the value of a ``type`` names, all of them where it is none, or names what no type is."""
-    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    if isinstance(named, str):
+        return _ONLY.get(named, _ALL_KINDS)
+    names = named if isinstance(named, list) else []
     if not names or not all(isinstance(name, str) and name in _KINDS_NAMED for name in names):
         return _ALL_KINDS
     return frozenset(_KINDS_NAMED[name] for name in names)

@@ -54,12 +54,13 @@ class Tableau:
         :raises ConstraintError: the deadline has passed.
         """
         key = state, kind
-        if key not in self._branches:
+        found = self._branches.get(key)
+        if found is None:
             self.limits.check_wanted()
             if time.monotonic() > self.deadline:
                 raise ConstraintError("the schema takes longer to compile than its limit; raise seconds, or simplify its combinations")
-            self._branches[key] = with_values(self.document, state, self._all(state, kind))
-        return self._branches[key]
+            found = self._branches[key] = with_values(self.document, state, self._all(state, kind))
+        return found
 
     def kinds(self, state: State) -> Iterator[tuple[str, list[Branch]]]:
         """Return every type with its branches."""
@@ -73,7 +74,7 @@ class Tableau:
         for sign, node in state:
             if sign and kind not in self.kinds_of(node):
                 return []
-        start = sorted(state, key=lambda signed: (signed[1].number, signed[0]))
+        start = list(state) if len(state) == 1 else sorted(state, key=lambda signed: (signed[1].number, signed[0]))
         plain = self._without_choice(start, kind)
         if plain is not None:
             return plain

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
@@ -79,6 +79,7 @@ class Document:
         self._by_text: dict[tuple[str, str], Node] = {}
         self._again: dict[str, list[str]] = {}
         self._targets: dict[tuple[int, str], Node | None] = {}
+        self._telling = telling()
         self.shapes = shapes_of(self.draft, declared=self.names_draft)
         self._shaped = check_shapes(schema, self.shapes, self.pointed) if isinstance(schema, dict) else set[int]()
 
@@ -160,10 +161,8 @@ class Document:
 
     def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema met for the first time, an older one where that says the same, whatever it is called."""
-        from accelplug.constrained.schema.vocabulary import SPEAKING
-
         node = Node(len(self._nodes) + 2, value, place, resolver)
-        text = repr({keyword: said for keyword, said in value.items() if keyword in SPEAKING or keyword in NAMING})
+        text = repr({keyword: said for keyword, said in value.items() if keyword in self._telling})
         if resolver is not None and any(sign in text for sign in _MEANT_BY_PLACE):
             return node
         found = self._by_text.setdefault((text, resolver._base_uri if resolver is not None and "'$ref'" in text else ""), node)
@@ -205,15 +204,15 @@ class Document:
 
     def _meant(self, node: Node) -> Node:
         """Return what a node stands for that is no more than a reference: one node, however one comes there."""
-        met = {node}
+        met = set[Node]()
         while isinstance(node.value, dict) and "$ref" in node.value and (self.draft <= 7 or node.value.keys() <= _BESIDE_NOTHING):
+            met.add(node)
             try:
                 target = self.target(node, "$ref")
             except ConstraintError:  # said where somebody asks what the node says
                 return node
             if target is None or target in met:
                 return node
-            met.add(target)
             node = target
         return node
 
@@ -293,6 +292,14 @@ class Document:
             with translated():
                 self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver or self._resolver).is_valid(value)
         return self._valid[key] is sign
+
+
+@cache
+def telling() -> frozenset[str]:
+    """Return the keywords that say what a schema is, or what it is called."""
+    from accelplug.constrained.schema.vocabulary import SPEAKING
+
+    return SPEAKING | NAMING
 
 
 def _names_itself(one: dict[str, Any]) -> bool:
