@@ -26,6 +26,10 @@ class Shape(NamedTuple):
     high: int | None
 
 
+_ANYTHING: Final = Shape([], frozenset(), 0, None)
+"""What `shape_of` returns of an array of which nothing is known: one is in most grammars."""
+
+
 def shape_of(builder: Builder, branch: Branch) -> Shape | None:
     """Put the atoms of a branch together, None where they leave no array."""
     edges = [edge for atom in branch if isinstance(atom, Items) for edge in (atom.start, atom.stop)]
@@ -48,7 +52,7 @@ def array(builder: Builder, branch: Branch) -> list[Symbols]:
     given = fixed(builder, branch)
     if given is not None:
         return given
-    shape = shape_of(builder, branch)
+    shape = shape_of(builder, branch) if branch else _ANYTHING
     if shape is None:
         return []
     contained = [atom for atom in branch if isinstance(atom, Contains)]

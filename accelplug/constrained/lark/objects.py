@@ -8,7 +8,7 @@ from accelplug.constrained.lark.builder import Builder, Cell
 from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.scalars import fixed
 from accelplug.constrained.regex.derive import is_empty, matches
-from accelplug.constrained.regex.tree import Regex, alt, both, literal, without
+from accelplug.constrained.regex.tree import EVERY, Regex, alt, both, literal, without
 from accelplug.constrained.schema.alive import Properties, size_of
 from accelplug.constrained.schema.atoms import Inexact, Keys, Some
 from accelplug.constrained.schema.document import State
@@ -42,12 +42,16 @@ class Shape(NamedTuple):
     high: int | None
 
 
+_ANYTHING: Final = Shape([], [Pair(None, EVERY, frozenset(), ())], frozenset(), 0, 0, None)
+"""What `shape_of` returns of an object of which nothing is known: one is in most grammars."""
+
+
 def obj(builder: Builder, branch: Branch) -> list[Symbols]:
     """Objects."""
     given = fixed(builder, branch)
     if given is not None:
         return given
-    shape = shape_of(builder, branch)
+    shape = shape_of(builder, branch) if branch else _ANYTHING
     if shape is None:
         return []
     from accelplug.constrained.lark.sequences import sequence

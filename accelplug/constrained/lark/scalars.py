@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Final
 
 from accelplug.constrained.lark.builder import Builder, spellings
 from accelplug.constrained.lark.finished import Symbols
@@ -18,7 +19,7 @@ from accelplug.constrained.statements import MOST_COUNTED, MOST_STEP
 
 def values_of(branch: Branch) -> list[str] | None:
     """Return the fixed values of a branch, as JSON, None where it has none."""
-    given = [atom for atom in branch if isinstance(atom, Values)]
+    given = [atom for atom in branch if isinstance(atom, Values)] if branch else None
     return list(in_all(given)) if given else None
 
 
@@ -57,6 +58,8 @@ def number(builder: Builder, branch: Branch) -> list[Symbols]:
     given = fixed(builder, branch)
     if given is not None:
         return given
+    if not branch:
+        return [[_ANY_NUMBER]]
     numbers = Numbers.of(branch)
     if numbers.is_empty:
         return []
@@ -96,3 +99,6 @@ def _json(kind: str, low: Bound | None, high: Bound | None, step: int | None = N
     if step is not None:
         schema["multipleOf"] = step
     return f"%json {json.dumps(schema)}"
+
+
+_ANY_NUMBER: Final = _json("number", None, None)
