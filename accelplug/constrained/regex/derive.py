@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final
 
@@ -74,6 +74,12 @@ def matches(regex: Regex, text: str, what: str = "an expression") -> bool:
         if regex == NOTHING:
             return False
     return regex.nullable
+
+
+def matching(regex: Regex, texts: Iterable[str]) -> list[str]:
+    """Return those of several texts that match."""
+    refused = regex.parts[0].texts if regex.op == "not" else None
+    return [text for text in texts if matches(regex, text)] if refused is None else [text for text in texts if text not in refused]
 
 
 def _sets(regex: Regex) -> Iterator[Ranges]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
-from accelplug.constrained.regex.derive import matches
+from accelplug.constrained.regex.derive import matches, matching
 from accelplug.constrained.regex.tree import Regex
 from accelplug.constrained.schema.atoms import Absent, Atom, Keys, Property, Required, Some
 from accelplug.constrained.schema.clauses import TRUE, Alternative, Alternatives
@@ -39,6 +39,7 @@ class Known:
     :ivar required: names of properties that it has.
     :ivar never: expressions of names that no property of it has.
     :ivar closed: the only names that it may have, None where they are not few.
+    :ivar pairs: what is left of demands for one property, by its name and the state of its value.
     """
 
     def __init__(self, atoms: Iterable[Atom | Signed | None]) -> None:
@@ -47,6 +48,7 @@ class Known:
         self._named: dict[str, State] = {}
         self._states: dict[str, State] = {}
         self._keys: list[Keys] = []
+        self.pairs: dict[tuple[str, State], Alternatives] = {}
         for atom in atoms:
             if isinstance(atom, Property):
                 self._named[atom.name] = self._named.get(atom.name, _NOTHING) | atom.conj
@@ -129,11 +131,13 @@ class Narrowing:
         return [[*kept, *(item for way in ways for item in way)] for ways in product(*several)] if several else [kept]
 
     def _pair(self, known: Known, required: Required, item: Property) -> Alternatives:
-        """Return what is left of the demand for one property whose value is in a state."""
-        if known.forbids(item.name):
-            return []
-        left = self._left(item, known, needed=True)
-        return [] if left is None else [[required, *left]]
+        """Return what is left of the demand for one property whose value is in a state: schemas beside each other often have the same ones."""
+        key = item.name, item.conj
+        found = known.pairs.get(key)
+        if found is None:
+            left = None if known.forbids(item.name) else self._left(item, known, needed=True)
+            found = known.pairs[key] = [] if left is None else [[required, *left]]
+        return found
 
     def _ways(self, known: Known, some: Some) -> Alternatives:
         """Return the ways to have some property: by name, where the names are few."""
@@ -141,9 +145,8 @@ class Narrowing:
             met = any(matches(some.regex, name) and not self._said(some.conj, known.of(name)) for name in known.required)
             return TRUE if met else [[some]]
         ways: Alternatives = []
-        for name in known.closed:
-            if matches(some.regex, name):
-                ways += self._pair(known, Required(name), Property(name, some.conj))
+        for name in matching(some.regex, known.closed):
+            ways += self._pair(known, Required(name), Property(name, some.conj))
         return ways
 
     def _left(self, item: Property, known: Known, *, needed: bool) -> list[Atom] | None:
