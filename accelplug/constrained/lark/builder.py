@@ -61,9 +61,10 @@ class Builder:
 
     def string(self, regex: Regex) -> str | None:
         """Return the terminal of the JSON strings whose value matches, None if there are none."""
-        if regex not in self._strings:
-            self._strings[regex] = self._new_string(regex)
-        return self._strings[regex]
+        found = self._strings.get(regex, "")  # which no terminal is called
+        if found == "":
+            found = self._strings[regex] = self._new_string(regex)
+        return found
 
     def _new_string(self, regex: Regex) -> str | None:
         name = _name(regex) if regex.op == "cat" else None

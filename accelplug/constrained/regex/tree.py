@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from operator import attrgetter
 from typing import Final
 
 Ranges = tuple[tuple[int, int], ...]
@@ -16,6 +17,7 @@ MOST_CHARACTERS: Final = 32
 """A set of more characters than these is not written out."""
 _OPS: Final = {"set": 0, "cat": 1, "alt": 2, "and": 3, "not": 4, "rep": 5}
 _ALGEBRAIC: Final = frozenset({"and", "not"})
+_BY_HASH: Final = attrgetter("_hash")
 
 
 class Regex:
@@ -183,7 +185,7 @@ def alt(*parts: Regex) -> Regex:
                 flat[one] = None
     if single:
         flat[chars(single)] = None
-    return next(iter(flat), NOTHING) if len(flat) < 2 else Regex("alt", tuple(sorted(flat, key=hash)))
+    return next(iter(flat), NOTHING) if len(flat) < 2 else Regex("alt", tuple(sorted(flat, key=_BY_HASH)))
 
 
 def both(*parts: Regex) -> Regex:
@@ -194,28 +196,35 @@ def both(*parts: Regex) -> Regex:
             flat.update(dict.fromkeys(part.parts))
         elif part.op != "rep" or part != EVERY:
             flat[part] = None
+    if len(flat) < 2:
+        return next(iter(flat), EVERY)
     sets = [one for one in flat if one.op == "set"]
     if sets:
-        ranges = sets[0].ranges
-        for one in sets[1:]:
-            ranges = common(ranges, one.ranges)
-        if not ranges:
+        character = _in_all(sets)
+        if character == NOTHING:
             return NOTHING
-        if len(sets) > 1:
-            flat = {chars(ranges): None, **{one: None for one in flat if one.op != "set"}}
+        flat = {character: None, **{one: None for one in flat if one.op != "set"}}
     forbidden = [one.parts[0] for one in flat if one.op == "not"]
     if forbidden:
-        refused, wanted = alt(*forbidden), [one for one in flat if one.op != "not"]
-        if refused == EVERY or any(_within(one, refused) for one in wanted):
+        refused, wanted = forbidden[0] if len(forbidden) == 1 else alt(*forbidden), [one for one in flat if one.op != "not"]
+        if refused == EVERY or _is_one_within(wanted, refused):
             return NOTHING
         flat = dict.fromkeys([*wanted, without(refused)])
-    return next(iter(flat), EVERY) if len(flat) < 2 else Regex("and", tuple(sorted(flat, key=hash)))
+    return next(iter(flat), EVERY) if len(flat) < 2 else Regex("and", tuple(sorted(flat, key=_BY_HASH)))
 
 
-def _within(one: Regex, other: Regex) -> bool:
-    """Whether one is part of the other, as seen from their alternatives."""
+def _in_all(sets: list[Regex]) -> Regex:
+    """Return the characters that are in all of several sets."""
+    ranges = sets[0].ranges
+    for one in sets[1:]:
+        ranges = common(ranges, one.ranges)
+    return chars(ranges)
+
+
+def _is_one_within(several: list[Regex], other: Regex) -> bool:
+    """Whether one of several is part of another, as seen from their alternatives."""
     alternatives = set(other.parts) if other.op == "alt" else {other}
-    return all(part in alternatives for part in (one.parts if one.op == "alt" else (one,)))
+    return any(alternatives.issuperset(one.parts if one.op == "alt" else (one,)) for one in several)
 
 
 def without(part: Regex) -> Regex:

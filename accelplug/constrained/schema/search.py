@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from accelplug.constrained.schema.atoms import Absent, Atom, Inexact, Property, Required, Some
 from accelplug.constrained.schema.clauses import Alternative, Alternatives
 from accelplug.constrained.schema.document import Node, Signed, State
-from accelplug.constrained.schema.ledger import Branch, Choice, Fork, Ledger, Path
+from accelplug.constrained.schema.ledger import Branch, Fork, Ledger, Path
 from accelplug.constrained.schema.narrowing import Known, Narrowing
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class Search:
         return found
 
     def _fork(self, alternatives: Alternatives) -> Fork:
-        return [Choice.of(tuple(dict.fromkeys(map(self._ledger.number, one)))) for one in alternatives]
+        return [self._ledger.choice(one) for one in alternatives]
 
     def _choices(self, item: Signed, kind: str, *, loose: bool) -> list[Alternatives]:
         sign, node = item

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Final
 
 from accelplug.constrained.regex.tree import Regex, alt, both, literal
 from accelplug.constrained.schema.atoms import Atom, Inexact, Text, Values
 from accelplug.constrained.schema.document import Document, State
 from accelplug.constrained.schema.ledger import Branch
+
+_OF_STRINGS: Final = (Text, Values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Texts:
 
 def text_of(branch: Branch) -> Regex:
     """Return the strings of one branch."""
-    return both(*(_of_atom(atom) for atom in branch if isinstance(atom, Text | Values)))
+    return both(*[_of_atom(atom) for atom in branch if isinstance(atom, _OF_STRINGS)])
 
 
 def _of_atom(atom: Atom) -> Regex:
