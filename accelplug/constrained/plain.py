@@ -169,5 +169,5 @@ class _Reader:
         for _ in range(_LONGEST_CHAIN):
             if not (isinstance(schema, dict) and "$ref" in schema and (self.document.draft <= 7 or len(schema) == 1)):
                 break
-            schema = self.document.pointed(schema["$ref"])
+            schema = self.document.names.pointed(schema["$ref"])
         return schema

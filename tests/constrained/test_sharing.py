@@ -24,7 +24,7 @@ from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.walking import legal_by_mask
 
-BY_FEW_KEYS = {"bytes_only", "enforces", "handlers_of", "label", "later_than", "spoken_in", "shapes_of", "tekken", "validator_class"}
+BY_FEW_KEYS = {"bytes_only", "enforces", "handlers_of", "label", "later_than", "spoken_in", "shapes_of", "tekken", "telling", "validator_class"}
 """Caches whose keys are engines, features and drafts, or that have none: nothing of a schema stays in them."""
 
 

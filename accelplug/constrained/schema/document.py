@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.drafts import declared, draft_of
+from accelplug.constrained.schema.names import Names, has_anchor, is_name
 from accelplug.constrained.schema.seen import NAMING, Seen, escaped
 from accelplug.constrained.schema.shapes import check_shapes, shapes_of
 from accelplug.constrained.schema.validation import Checking, translated, validator_class
@@ -23,14 +23,11 @@ if TYPE_CHECKING:
     from accelplug.constrained.schema.branches import Tableau
 
 MOST_DEPTH: Final = 150
-_POINTER: Final = re.compile("#(/[^%/]*)*")
 _MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
 _BESIDE_NOTHING: Final = frozenset(
     {"$ref", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
 )
 """What may stand beside a reference that is all that a schema says."""
-_NAMES: Final = (str, bool)
-_ANCHORS: Final = NAMING - {"$id", "id"}
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +67,7 @@ class Document:
         self.seen = Seen(schema)
         if self.seen.depth > MOST_DEPTH:
             raise ConstraintError(f"the schema is nested more than {MOST_DEPTH} deep; flatten it with $defs and $ref")
-        self.schema, self.asserted = schema, asserted
+        self.schema, self.asserted, self.names = schema, asserted, Names(schema, self.seen)
         self.draft = draft_of(schema, self.seen)
         self._nodes: dict[int, Node] = {}
         self._meanings: dict[int, Node] = {}
@@ -81,7 +78,7 @@ class Document:
         self._targets: dict[tuple[int, str], Node | None] = {}
         self._telling = telling()
         self.shapes = shapes_of(self.draft, declared=self.names_draft)
-        self._shaped = check_shapes(schema, self.shapes, self.pointed) if isinstance(schema, dict) else set[int]()
+        self._shaped = check_shapes(schema, self.shapes, self.names.pointed) if isinstance(schema, dict) else set[int]()
 
     @property
     def false(self) -> Node:
@@ -122,7 +119,7 @@ class Document:
     def root(self) -> Node:
         """The whole schema."""
         self.checking  # noqa: B018  # said early: jsonschema is missing
-        return self.node(self.schema, "#", self._resolver if self.names_inside else None)
+        return self.node(self.schema, "#", self._resolver if self.names.inside else None)
 
     @cached_property
     def _resolver(self) -> Resolver[Any]:
@@ -130,14 +127,9 @@ class Document:
         return found
 
     @cached_property
-    def _names_parts(self) -> bool:
-        """Whether the document names parts of itself, so that a reference means what it does by where it stands."""
-        return any(map(_names_itself, self.seen.naming))
-
-    @cached_property
-    def names_inside(self) -> bool:
-        """Whether it names more than the whole: where ``$id`` of the whole is all, every pointer means the same as without it."""
-        return any(not _ANCHORS.isdisjoint(one) if one is self.schema else _names_itself(one) for one in self.seen.naming)
+    def _crawled(self) -> Resolver[Any]:
+        """The same with all names known: where it has not gone through the whole, each look for a name does."""
+        return self._resolver._registry.crawl().resolver(self._resolver._base_uri)
 
     def is_shaped(self, value: Any) -> bool:
         """Whether the keywords of a schema object are known to have values of their shapes: what only a reference leads to was not looked at."""
@@ -228,14 +220,15 @@ class Document:
 
     def _looked_up(self, node: Node, keyword: str) -> Node | None:
         reference = node.value[keyword]
-        if keyword != "$ref" and self._anchors(reference) > 1:
+        if keyword != "$ref" and self.names.anchors(reference) > 1:
             if keyword == "$dynamicRef":
                 return self._from_the_root(node, reference)
-            return self.root if self._is_one_resource else None
-        if node.resolver is None and (pointed := self.at(reference)) is not None:
+            return self.root if self.names.is_one_resource else None
+        if node.resolver is None and (pointed := self.names.at(reference)) is not None:
             return self.node(pointed, reference, None)
+        resolver = node.resolver or self._resolver
         try:
-            found = (node.resolver or self._resolver).lookup(reference)
+            found = (self._crawled if resolver is self._resolver and is_name(reference) else resolver).lookup(reference)
         except Exception as exc:
             raise ConstraintError(
                 f"{node.place}/{keyword} names {reference!r:.100}, which is not in the schema; nothing is fetched"
@@ -249,38 +242,11 @@ class Document:
             outermost, found = self._resolver.lookup(f"#{name}"), (node.resolver or self._resolver).lookup(reference)
         except Exception:  # noqa: BLE001  said where it is checked
             return None
-        if not _has_anchor(outermost.contents, name):
+        if not has_anchor(outermost.contents, name):
             return None
-        if _has_anchor(found.contents, name):
+        if has_anchor(found.contents, name):
             return self.node(outermost.contents, f"#{name}", outermost.resolver)
         return self.node(found.contents, str(reference), found.resolver)
-
-    @cached_property
-    def _is_one_resource(self) -> bool:
-        """Whether nothing inside the document has an identity of its own, so that the whole is the only place to come back to."""
-        inside = (one for one in self.seen.naming if one is not self.schema)
-        outermost = isinstance(self.schema, dict) and self.schema.get("$recursiveAnchor") is True
-        return outermost and not any(isinstance(one.get("$id"), str) for one in inside)
-
-    def pointed(self, reference: Any) -> Any:
-        """Return what a plain pointer into a document that names no part of itself leads to, None where `referencing` should say."""
-        return None if self._names_parts else self.at(reference)
-
-    def at(self, reference: Any) -> Any:
-        """Return what a plain pointer leads to in a document that names no more than the whole, None where it is none, or leads nowhere."""
-        if not isinstance(reference, str) or not _POINTER.fullmatch(reference):
-            return None
-        found: Any = self.schema
-        for step in reference.split("/")[1:]:
-            if not isinstance(found, dict):
-                return None
-            found = found.get(step.replace("~1", "/").replace("~0", "~"))
-        return found
-
-    def _anchors(self, reference: Any) -> int:
-        name = str(reference).rpartition("#")[2]
-        named = [one for one in self.seen.naming if one.get("$dynamicAnchor") == name or "$recursiveAnchor" in one]
-        return len(named) + any("$recursiveAnchor" in one for one in named)
 
     def holds(self, signed: Signed, value: Any) -> bool:
         """Whether a value satisfies a node, or does not, as the sign asks."""
@@ -300,12 +266,3 @@ def telling() -> frozenset[str]:
     from accelplug.constrained.schema.vocabulary import SPEAKING
 
     return SPEAKING | NAMING
-
-
-def _names_itself(one: dict[str, Any]) -> bool:
-    return any(isinstance(one.get(name), _NAMES) for name in NAMING)
-
-
-def _has_anchor(value: Any, name: str) -> bool:
-    """Whether a schema is one to which a dynamic reference may come back."""
-    return isinstance(value, dict) and value.get("$dynamicAnchor") == name

@@ -22,7 +22,7 @@ def plainly_ends(document: Document) -> bool:
 
     What is said of parts of a value does not matter: such a value has none.
     """
-    if document.draft <= 3 or document.names_inside or not _TO_BE_TRIED.isdisjoint(document.seen.keywords):
+    if document.draft <= 3 or document.names.inside or not _TO_BE_TRIED.isdisjoint(document.seen.keywords):
         return False
     level, steps = [document.schema], 0
     for _ in range(MOST_DEPTH):
@@ -49,7 +49,7 @@ def _is_plain(document: Document, schema: Any) -> bool:
 def _in_place(document: Document, schema: dict[str, Any]) -> Iterator[Any]:
     """Return what is said of the same value."""
     if "$ref" in schema:
-        yield document.at(schema["$ref"])
+        yield document.names.at(schema["$ref"])
         if document.draft <= 7:
             return
     for keyword in _LISTS:
