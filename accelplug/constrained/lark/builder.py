@@ -9,7 +9,7 @@ from itertools import permutations
 from typing import Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.lark.finished import Symbols, alive, finished
+from accelplug.constrained.lark.finished import Symbols, finished
 from accelplug.constrained.lark.terminals import choice, terminal
 from accelplug.constrained.regex.derive import is_empty_if_decided
 from accelplug.constrained.regex.quoted import quoted
@@ -154,17 +154,14 @@ class Builder:
 
     def write(self, start: str) -> str | None:
         """Return the grammar's text, None where it has no text at all. What can never be finished is left out."""
-        rules = self.rules
-        living = alive(rules)
-        if start not in living:
+        rules = finished(self.rules, start)
+        if rules is None:
             return None
-        lines, all_alive, used = [f"start: {start}"], len(living) == len(rules), set[str]()
+        lines, used = [f"start: {start}"], set[str]()
         for name, alternatives in rules.items():
-            if name in living:
-                given = alternatives if all_alive else list(finished(alternatives, rules, living))
-                kept = dict.fromkeys([" ".join(symbols) or '""' for symbols in given])
-                used.update(*given)
-                lines.append(f"{name}: " + "\n  | ".join(kept))
+            kept = dict.fromkeys([" ".join(symbols) or '""' for symbols in alternatives])
+            used.update(*alternatives)
+            lines.append(f"{name}: " + "\n  | ".join(kept))
         lines.extend(f"{name}: {text}" for text, name in self._terminals.items() if name in used)
         if self.whitespace == "any":
             lines.append(r"%ignore /[ \t\r\n]+/")

@@ -12,32 +12,42 @@ MOST_LOOKS: Final = 3
 """So often all rules are looked at again before it is counted what they wait for, which takes longer for the few rules that most grammars are."""
 
 
-def alive(rules: Rules) -> set[str]:
+def finished(rules: Rules, start: str) -> Rules | None:
+    """Return the rules that lead to a finished text, None where the first does not; without what may be left out and does not."""
+    needed = {name: [_needed(symbols, rules) for symbols in alternatives] for name, alternatives in rules.items()}
+    alive = _alive(needed)
+    if start not in alive:
+        return None
+    if len(alive) == len(rules):
+        return rules
+    return {name: list(_left(rules[name], needed[name], alive)) for name in rules if name in alive}
+
+
+def _left(alternatives: list[Symbols], needed: list[Symbols], alive: set[str]) -> Iterator[Symbols]:
+    for symbols, rules in zip(alternatives, needed, strict=True):
+        if alive.issuperset(rules):
+            yield [symbol for symbol in symbols if not symbol[0].islower() or symbol.partition("{")[0] in alive]
+
+
+def _alive(needed: Rules) -> set[str]:
     """Return the rules that lead to a finished text. They are looked at from the first on, then from the last, as most lead on one way."""
     found: set[str] = set()
-    left = list(rules)
+    left = list(needed)
     for _ in range(MOST_LOOKS):
         before = len(left)
-        left = _others(left, rules, found)[::-1]
+        left = _others(left, needed, found)[::-1]
         if not left or len(left) == before:
             return found
-    _count(left, rules, found)
+    _count(left, needed, found)
     return found
 
 
-def finished(alternatives: list[Symbols], rules: Rules, alive_ones: set[str]) -> Iterator[Symbols]:
-    """Return the alternatives that lead to a finished text, without what may be left out and does not."""
-    for symbols in alternatives:
-        if alive_ones.issuperset(_needed(symbols, rules)):
-            yield [symbol for symbol in symbols if not symbol[0].islower() or symbol.partition("{")[0] in alive_ones]
-
-
-def _others(names: list[str], rules: Rules, found: set[str]) -> list[str]:
+def _others(names: list[str], needed: Rules, found: set[str]) -> list[str]:
     """Add what is seen to lead to a finished text by what was found before; return the other rules."""
     others = []
     for name in names:
-        for symbols in rules[name]:
-            if found.issuperset(_needed(symbols, rules)):
+        for rules in needed[name]:
+            if found.issuperset(rules):
                 found.add(name)
                 break
         else:
@@ -45,17 +55,17 @@ def _others(names: list[str], rules: Rules, found: set[str]) -> list[str]:
     return others
 
 
-def _count(names: list[str], rules: Rules, found: set[str]) -> None:
+def _count(names: list[str], needed: Rules, found: set[str]) -> None:
     """Add what else leads to a finished text, by counting what each alternative still waits for."""
     waiting: defaultdict[str, list[list[Any]]] = defaultdict(list)
     ready: list[str] = []
     for name in names:
-        for symbols in rules[name]:
-            needed = [one for one in _needed(symbols, rules) if one not in found]
-            left: list[Any] = [name, len(needed)]
-            for one in needed:
+        for rules in needed[name]:
+            others = [one for one in rules if one not in found]
+            left: list[Any] = [name, len(others)]
+            for one in others:
                 waiting[one].append(left)
-            if not needed:
+            if not others:
                 ready.append(name)
     while ready:
         name = ready.pop()

@@ -91,14 +91,19 @@ def _sets(regex: Regex) -> Iterator[Ranges]:
 
 def representatives(regex: Regex) -> list[int]:
     """Return one code point of every class that the expression tells apart, printable ones where there are any."""
-    sets = list(dict.fromkeys(_sets(regex)))
-    edges = sorted({0x61, 0x20, *(point for ranges in sets for low, high in ranges for point in (low, high + 1))})
-    found: dict[tuple[bool, ...], int] = {}
-    for point in edges:
-        if point <= 0x10FFFF and not 0xD800 <= point <= 0xDFFF:
-            kind = tuple(contains(ranges, point) for ranges in sets)
-            if kind not in found or _printable(point) > _printable(found[kind]):
-                found[kind] = point
+    edges = {0x61: 0, 0x20: 0}  # where sets begin or end, with the bits of those
+    for number, ranges in enumerate(dict.fromkeys(_sets(regex))):
+        for low, high in ranges:
+            edges[low] = edges.get(low, 0) ^ 1 << number
+            edges[high + 1] = edges.get(high + 1, 0) ^ 1 << number
+    found: dict[int, int] = {}
+    inside = 0  # the bits of the sets that a point is in
+    for point in sorted(edges):
+        inside ^= edges[point]
+        if point <= 0x10FFFF and not 0xD800 <= point <= 0xDFFF and (
+            inside not in found or _printable(point) > _printable(found[inside])
+        ):
+            found[inside] = point
     return list(found.values())
 
 
