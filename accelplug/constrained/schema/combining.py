@@ -7,7 +7,7 @@ from itertools import combinations
 from math import comb
 
 from accelplug.constrained.schema.atoms import Absent, Required
-from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternatives, Clause, Place
+from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternative, Alternatives, Clause, Place
 from accelplug.constrained.schema.document import Node
 
 MOST_PAIRS = 200
@@ -38,8 +38,9 @@ def any_of(place: Place) -> Iterator[Clause]:
 def one_of(place: Place) -> Iterator[Clause]:
     """``oneOf``: each alternative with the negation of all others. Branches that cannot meet are told apart elsewhere."""
     parts = _parts(place)
+    denied: Alternative = [(False, part) for part in parts]
     holds: Alternatives = [  # told apart by where they stand: `true` is one node, however often it is written
-        [(True, part), *((False, other) for other in parts[:index] + parts[index + 1 :])] for index, part in enumerate(parts)
+        [(True, part), *denied[:index], *denied[index + 1 :]] for index, part in enumerate(parts)
     ]
     if comb(len(parts), 2) > MOST_PAIRS:
         yield Clause(holds, place.unknown().fails)

@@ -58,6 +58,11 @@ class Ledger:
                 numbers.append(found)
         return Choice(tuple(numbers), bits)
 
+    def joined(self, choices: Iterable[Choice]) -> Choice:
+        """Return the alternative that says what all of these say."""
+        numbers = tuple(dict.fromkeys(number for one in choices for number in one.numbers))
+        return Choice(numbers, _bits(numbers))
+
     def within(self, bits: int) -> Iterator[Atom | Signed | None]:
         """Return the items of these bits, in the order of their numbers."""
         while bits:

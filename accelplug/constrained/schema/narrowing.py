@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 from accelplug.constrained.regex.derive import matches, matching
 from accelplug.constrained.regex.tree import Regex
 from accelplug.constrained.schema.atoms import Absent, Atom, Keys, Property, Required, Some
-from accelplug.constrained.schema.clauses import TRUE, Alternative, Alternatives
+from accelplug.constrained.schema.clauses import Alternative, Alternatives
 from accelplug.constrained.schema.document import Signed, State
+from accelplug.constrained.schema.ledger import Fork, Ledger
 
 if TYPE_CHECKING:
     from accelplug.constrained.schema.branches import Tableau
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MOST_NAMES: Final = 40
 """A demand for some property is not divided among more names than these."""
 _NOTHING: Final[State] = frozenset()
+_OF_ONE_PROPERTY: Final = (Required, Property, Absent)
 
 
 def is_certain(signed: Signed) -> bool:
@@ -48,7 +50,7 @@ class Known:
         self._named: dict[str, State] = {}
         self._states: dict[str, State] = {}
         self._keys: list[Keys] = []
-        self.pairs: dict[tuple[str, State], Alternatives] = {}
+        self.pairs: dict[tuple[str, State], Fork] = {}
         for atom in atoms:
             if isinstance(atom, Property):
                 self._named[atom.name] = self._named.get(atom.name, _NOTHING) | atom.conj
@@ -92,32 +94,38 @@ class Known:
 class Narrowing:
     """Narrows the choices of one tableau."""
 
-    def __init__(self, tableau: Tableau) -> None:
-        self._tableau = tableau
+    def __init__(self, tableau: Tableau, ledger: Ledger) -> None:
+        self._tableau, self._ledger = tableau, ledger
 
-    def narrowed(self, alternatives: Alternatives, known: Known) -> Alternatives:
-        """Return what is left of alternatives: none where none is possible, ``TRUE`` where one of them holds anyway."""
-        found: Alternatives = []
+    def narrowed(self, alternatives: Alternatives, known: Known) -> Fork:
+        """Return what is left of alternatives: none where none is possible, one that says nothing where one of them holds anyway."""
+        found: Fork = []
         for alternative in alternatives:
             for one in self._under(known, alternative):
-                if not one:
-                    return TRUE
+                if not one.numbers:
+                    return [one]
                 found.append(one)
         return found
 
-    def _under(self, known: Known, alternative: Alternative) -> Alternatives:
+    def _under(self, known: Known, alternative: Alternative) -> Fork:
         """Return one alternative as it is under what is known: none, one, or several where a property must be one of few."""
-        if len(alternative) == 2:
-            first, second = alternative
-            if isinstance(first, Required) and isinstance(second, Property) and first.name == second.name:
-                return self._pair(known, first, second)  # as most are
+        first = alternative[0] if alternative else None
+        if isinstance(first, Required) and len(alternative) == 2:
+            second = alternative[1]
+            if isinstance(second, Property) and first.name == second.name:
+                return self._pair(known, first.name, second.conj)  # as most are
+        if isinstance(first, Some) and len(alternative) == 1:
+            return self._ways(known, first)
+        return self._one_by_one(known, alternative)
+
+    def _one_by_one(self, known: Known, alternative: Alternative) -> Fork:
         required = [item.name for item in alternative if isinstance(item, Required)]
         kept: Alternative = []
-        several: list[Alternatives] = []
+        several: list[Fork] = []
         for item in alternative:
             if isinstance(item, Some):
                 several.append(self._ways(known, item))
-            elif not isinstance(item, Required | Property | Absent):
+            elif not isinstance(item, _OF_ONE_PROPERTY):
                 kept.append(item)
             elif known.forbids(item.name):
                 if item.name in required:
@@ -128,25 +136,26 @@ class Narrowing:
                 return []
             else:
                 kept.extend(left)
-        return [[*kept, *(item for way in ways for item in way)] for ways in product(*several)] if several else [kept]
+        mine = self._ledger.choice(kept)
+        return [self._ledger.joined([mine, *ways]) for ways in product(*several)] if several else [mine]
 
-    def _pair(self, known: Known, required: Required, item: Property) -> Alternatives:
+    def _pair(self, known: Known, name: str, conj: State) -> Fork:
         """Return what is left of the demand for one property whose value is in a state: schemas beside each other often have the same ones."""
-        key = item.name, item.conj
+        key = name, conj
         found = known.pairs.get(key)
         if found is None:
-            left = None if known.forbids(item.name) else self._left(item, known, needed=True)
-            found = known.pairs[key] = [] if left is None else [[required, *left]]
+            left = None if known.forbids(name) else self._left(Property(name, conj), known, needed=True)
+            found = known.pairs[key] = [] if left is None else [self._ledger.choice([Required(name), *left])]
         return found
 
-    def _ways(self, known: Known, some: Some) -> Alternatives:
+    def _ways(self, known: Known, some: Some) -> Fork:
         """Return the ways to have some property: by name, where the names are few."""
         if known.closed is None or len(known.closed) > MOST_NAMES:
             met = any(matches(some.regex, name) and not self._said(some.conj, known.of(name)) for name in known.required)
-            return TRUE if met else [[some]]
-        ways: Alternatives = []
+            return [self._ledger.choice([] if met else [some])]
+        ways: Fork = []
         for name in matching(some.regex, known.closed):
-            ways += self._pair(known, Required(name), Property(name, some.conj))
+            ways += self._pair(known, name, some.conj)
         return ways
 
     def _left(self, item: Property, known: Known, *, needed: bool) -> list[Atom] | None:

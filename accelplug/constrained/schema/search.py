@@ -35,7 +35,8 @@ class Search:
     """Finds branches; what signed nodes leave open is worked out once for all states of a tableau."""
 
     def __init__(self, tableau: Tableau) -> None:
-        self._tableau, self._narrowing, self._ledger = tableau, Narrowing(tableau), Ledger()
+        self._tableau, self._ledger = tableau, Ledger()
+        self._narrowing = Narrowing(tableau, self._ledger)
         self._expanded: dict[tuple[int, str, bool], tuple[list[tuple[Alternatives, bool]], list[Fork] | None]] = {}
         self._narrowed: dict[tuple[int, bool, int], list[Fork]] = {}
         self._facts: dict[int, Known] = {}
@@ -165,7 +166,7 @@ class Search:
         found = self._narrowed.get(key)
         if found is None:
             facts = self._facts_of(key[2])
-            found = self._narrowed[key] = [self._fork(self._narrowing.narrowed(one, facts) if narrows else one) for one, narrows in choices]
+            found = self._narrowed[key] = [self._narrowing.narrowed(one, facts) if narrows else self._fork(one) for one, narrows in choices]
         return found
 
     def _facts_of(self, bits: int) -> Known:
