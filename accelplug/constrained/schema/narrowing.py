@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MOST_NAMES: Final = 40
 """A demand for some property is not divided among more names than these."""
+Pair = tuple[str, State]
+Readied = list[tuple[Pair | None, Alternative]]
 _NOTHING: Final[State] = frozenset()
 _OF_ONE_PROPERTY: Final = (Required, Property, Absent)
 
@@ -50,7 +52,7 @@ class Known:
         self._named: dict[str, State] = {}
         self._states: dict[str, State] = {}
         self._keys: list[Keys] = []
-        self.pairs: dict[tuple[str, State], Fork] = {}
+        self.pairs: dict[Pair, Fork] = {}
         for atom in atoms:
             if isinstance(atom, Property):
                 self._named[atom.name] = self._named.get(atom.name, _NOTHING) | atom.conj
@@ -91,17 +93,28 @@ class Known:
         return found
 
 
+def readied(alternatives: Alternatives) -> Readied:
+    """Return alternatives with what most of them demand: one property whose value is in a state."""
+    return [(_pair_of(*one) if len(one) == 2 else None, one) for one in alternatives]
+
+
+def _pair_of(first: Atom | Signed, second: Atom | Signed) -> Pair | None:
+    if isinstance(first, Required) and isinstance(second, Property) and first.name == second.name:
+        return second.name, second.conj
+    return None
+
+
 class Narrowing:
     """Narrows the choices of one tableau."""
 
     def __init__(self, tableau: Tableau, ledger: Ledger) -> None:
         self._tableau, self._ledger = tableau, ledger
 
-    def narrowed(self, alternatives: Alternatives, known: Known) -> Fork:
+    def narrowed(self, alternatives: Readied, known: Known) -> Fork:
         """Return what is left of alternatives: none where none is possible, one that says nothing where one of them holds anyway."""
         found: Fork = []
-        for alternative in alternatives:
-            for one in self._under(known, alternative):
+        for pair, alternative in alternatives:
+            for one in self._under(known, alternative) if pair is None else known.pairs.get(pair) or self._pair(known, *pair):
                 if not one.numbers:
                     return [one]
                 found.append(one)
@@ -109,16 +122,8 @@ class Narrowing:
 
     def _under(self, known: Known, alternative: Alternative) -> Fork:
         """Return one alternative as it is under what is known: none, one, or several where a property must be one of few."""
-        first = alternative[0] if alternative else None
-        if isinstance(first, Required) and len(alternative) == 2:
-            second = alternative[1]
-            if isinstance(second, Property) and first.name == second.name:
-                return self._pair(known, first.name, second.conj)  # as most are
-        if isinstance(first, Some) and len(alternative) == 1:
-            return self._ways(known, first)
-        return self._one_by_one(known, alternative)
-
-    def _one_by_one(self, known: Known, alternative: Alternative) -> Fork:
+        if len(alternative) == 1 and isinstance(some := alternative[0], Some):
+            return self._ways(known, some)
         required = [item.name for item in alternative if isinstance(item, Required)]
         kept: Alternative = []
         several: list[Fork] = []
