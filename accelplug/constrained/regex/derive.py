@@ -71,7 +71,7 @@ def matches(regex: Regex, text: str, what: str = "an expression") -> bool:
     for char in text:
         seconds_left(what)
         regex = derivative(regex, ord(char))
-        if regex == NOTHING:
+        if regex.op == "set" and not regex.ranges:
             return False
     return regex.nullable
 
@@ -125,7 +125,7 @@ def shortest(regex: Regex, most: int = MOST_STATES) -> str | None:
             return text
         for point in points:
             following = derivative(state, point)
-            if following != NOTHING and following not in seen:
+            if (following.op != "set" or following.ranges) and following not in seen:
                 seen.add(following)
                 waiting.append((following, text + chr(point)))
         if len(seen) > most:
@@ -140,6 +140,8 @@ def is_empty(regex: Regex) -> bool:
 
 def is_empty_if_decided(regex: Regex) -> bool | None:
     """Whether no text matches, None where that is not decided in reasonable time."""
+    if regex.nullable or regex.op == "set":
+        return not regex.nullable and not regex.ranges  # as most are
     try:
         return not _plainly_has_some(regex) and not _has_some(regex)
     except (OverflowError, RecursionError):
@@ -193,7 +195,7 @@ def _has_some(regex: Regex) -> bool:
             return True
         for point in reversed(points):
             following = derivative(state, point)
-            if following != NOTHING and following not in seen:
+            if (following.op != "set" or following.ranges) and following not in seen:
                 seen.add(following)
                 waiting.append(following)
         if len(seen) > MOST_STATES or work > MOST_WORK:

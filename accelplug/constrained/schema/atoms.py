@@ -162,18 +162,24 @@ class Property:
     conj: State
 
 
-@dataclass(slots=True, unsafe_hash=True)
+@dataclass(slots=True)
 class Required:
     """There is a property `name`."""
 
     name: str
 
+    def __hash__(self) -> int:
+        return hash(self.name)
 
-@dataclass(slots=True, unsafe_hash=True)
+
+@dataclass(slots=True)
 class Absent:
     """There is no property `name`."""
 
     name: str
+
+    def __hash__(self) -> int:
+        return ~hash(self.name)  # else each would be compared with the demand for it wherever both are looked for
 
 
 @dataclass(slots=True, unsafe_hash=True)

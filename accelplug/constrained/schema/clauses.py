@@ -40,17 +40,13 @@ class Clause:
 
 
 class Place(NamedTuple):
-    """A keyword of a node, in a document, for one type of value."""
+    """A keyword of a node, in a document, with what it says there, for one type of value."""
 
     document: Document
     node: Node
     keyword: str
     kind: str
-
-    @property
-    def value(self) -> Any:
-        """What the keyword says."""
-        return self.node.value[self.keyword]
+    value: Any
 
     @property
     def name(self) -> str:
@@ -101,7 +97,7 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
         handler = handlers.get(keyword)
         if handler is None:
             continue
-        place = Place(document, node, keyword, kind)
+        place = Place(document, node, keyword, kind, node.value[keyword])
         shape = shapes.get(keyword)
         if shape is not None and not shape.fits(place.value):
             raise misshapen(place.name, shape, place.value)
