@@ -17,7 +17,7 @@ from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.seen import Seen, escaped
 from accelplug.constrained.schema.vocabulary import MAPS
-from accelplug.constrained.statements import LISTS, ONES, Use
+from accelplug.constrained.statements import HOLDING, LISTS, ONES, Use
 
 _TOUCHED: Final = frozenset({"oneOf", "uniqueItems", "multipleOf"})
 MAY_CHANGE: Final = _TOUCHED | {"format"}
@@ -102,7 +102,7 @@ class _Reader:
             if keyword == "multipleOf" and self._drops_ones(schema, f"{place}/multipleOf"):
                 continue
             if keyword != "format" or self._keeps(value):
-                found[keyword] = self._below(keyword, value, f"{place}/{keyword}")
+                found[keyword] = self._below(keyword, value, f"{place}/{keyword}") if keyword in HOLDING else value
         if "oneOf" in found and self._is_any_of(schema):
             self.changed = True
             found = {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in found.items()}

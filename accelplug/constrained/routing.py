@@ -66,7 +66,7 @@ def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec
     if given.overlaps or not all(_knows(name, feature) for feature in given.features):
         return None
     left = {*given.checked, *(use.place for use in found if use.feature.endswith(BESIDE_OTHERS))}
-    checked = tuple(dict.fromkeys(use.place for use in found if use.place in left))
+    checked = tuple(dict.fromkeys(use.place for use in found if use.place in left)) if left else ()
     if checked and spec.strict:
         return None
     try:
