@@ -34,14 +34,16 @@ class TooLargeError(ConstraintError):
 class Builder:
     """Collects rules. A rule's name begins with a small letter, a terminal's with a capital; anything else is written as it is."""
 
-    def __init__(self, tableau: Tableau, whitespace: str, *, any_order: bool, coarse: bool = False) -> None:
+    def __init__(self, tableau: Tableau, whitespace: str, *, any_order: bool, coarse: bool = False, may_nest: bool = True) -> None:
         """Begin a grammar.
 
         :param whitespace: as in a GrammarSpec.
         :param any_order: whether an object's required properties may come in any order.
         :param coarse: leave intersections and complements of expressions to the final check.
+        :param may_nest: whether the engine takes a schema within a grammar, as it does not behind blanks in every release.
         """
         self.tableau, self.whitespace, self.any_order, self.coarse = tableau, whitespace, any_order, coarse
+        self.may_nest = may_nest
         self.comma, self.colon = _SEPARATORS[whitespace]
         self.rules: dict[str, list[Symbols]] = {}
         self.inexact: dict[str, None] = {}
