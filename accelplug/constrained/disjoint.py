@@ -79,7 +79,7 @@ class Disjoint:
             return Facts()
         if "$ref" not in schema:
             return _own(schema, self._document.draft)
-        referred = self._read(self._document.pointed(schema["$ref"]), left - 1)
+        referred = self._read(self._document.names.pointed(schema["$ref"]), left - 1)
         return referred if self._document.draft <= 7 else _together(referred, _own(schema, self._document.draft))
 
 

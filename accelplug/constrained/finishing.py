@@ -7,6 +7,7 @@ from typing import Any, Final, NoReturn
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.ending import plainly_ends
 from accelplug.constrained.schema.validation import translated
 from accelplug.constrained.time_limit import OutOfTimeError, within
 
@@ -66,7 +67,7 @@ def check_ends(document: Document) -> None:
     :raises ConstraintError: its references go round in a circle, or it cannot be checked at all.
     """
     document.checking  # noqa: B018  # said early: jsonschema is missing
-    if _UNSURE.isdisjoint(document.seen.keywords):
+    if _UNSURE.isdisjoint(document.seen.keywords) or plainly_ends(document):
         return  # what their keywords say was looked at, and they lead nowhere
     try:
         with translated():

@@ -17,7 +17,7 @@ from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.seen import Seen, escaped
 from accelplug.constrained.schema.vocabulary import MAPS
-from accelplug.constrained.statements import LISTS, ONES, Use
+from accelplug.constrained.statements import HOLDING, LISTS, ONES, Use
 
 _TOUCHED: Final = frozenset({"oneOf", "uniqueItems", "multipleOf"})
 MAY_CHANGE: Final = _TOUCHED | {"format"}
@@ -57,7 +57,8 @@ def plain(document: Document, found: list[Use], text: str) -> Plain:
         schema = reader.schema(document.schema, "#")
         if reader.changed:
             text = json.dumps(schema, ensure_ascii=False)
-    features = frozenset(reader.features.get(use.place, use.feature) for use in found) - {""}
+    written = reader.features
+    features = frozenset([written.get(use.place, use.feature) for use in found] if written else [use.feature for use in found]) - {""}
     return Plain(text, features, tuple(reader.checked), reader.overlaps)
 
 
@@ -102,11 +103,11 @@ class _Reader:
             if keyword == "multipleOf" and self._drops_ones(schema, f"{place}/multipleOf"):
                 continue
             if keyword != "format" or self._keeps(value):
-                found[keyword] = self._below(keyword, value, f"{place}/{keyword}")
+                found[keyword] = self._below(keyword, value, f"{place}/{keyword}") if keyword in HOLDING else value
         if "oneOf" in found and self._is_any_of(schema):
             self.changed = True
             found = {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in found.items()}
-        if self.features.get(f"{place}/multipleOf") == "":
+        if "multipleOf" in schema and self.features.get(f"{place}/multipleOf") == "":
             found["type"] = "integer"
         if "format" in schema and "format" not in found:
             self._other_format(found, schema["format"], f"{place}/format")
@@ -169,5 +170,5 @@ class _Reader:
         for _ in range(_LONGEST_CHAIN):
             if not (isinstance(schema, dict) and "$ref" in schema and (self.document.draft <= 7 or len(schema) == 1)):
                 break
-            schema = self.document.pointed(schema["$ref"])
+            schema = self.document.names.pointed(schema["$ref"])
         return schema

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.engines.known import begin, enforces, installed, label
+from accelplug.constrained.engines.known import begin, enforces, installed, label, nests_behind_blanks
 from accelplug.constrained.lark.compile import to_lark
 from accelplug.constrained.plain import MAY_CHANGE, plain
 from accelplug.constrained.schema.document import Document
@@ -65,12 +65,12 @@ def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec
     given = plain(document, found, spec.text)
     if given.overlaps or not all(_knows(name, feature) for feature in given.features):
         return None
-    left = {*given.checked, *(use.place for use in found if use.feature.endswith(BESIDE_OTHERS))}
-    checked = tuple(dict.fromkeys(use.place for use in found if use.place in left))
+    left = {*given.checked, *[use.place for use in found if use.feature.endswith(BESIDE_OTHERS)]}
+    checked = tuple(dict.fromkeys([use.place for use in found if use.place in left])) if left else ()
     if checked and spec.strict:
         return None
     try:
-        enforced = tuple(dict.fromkeys(use.place for use in found if use.place not in left))
+        enforced = tuple(dict.fromkeys([use.place for use in found if use.place not in left]))
         asked = spec if given.text is spec.text else replace(spec, text=given.text)
         return Route(begin(name, asked, vocabulary), GrammarStatement(label(name), enforced, checked))
     except ConstraintError:
@@ -84,11 +84,12 @@ def _knows(name: str, feature: str) -> bool:
 def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
     """Write the schema as a grammar of our own."""
     any_order, deadline = spec.order == "any", time.monotonic() + limits.seconds
-    written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order)
+    may_nest = spec.whitespace != "any" or nests_behind_blanks()
+    written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order, may_nest=may_nest)
     try:
         begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
     except ConstraintError:
-        written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order, coarse=True)
+        written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order, coarse=True, may_nest=may_nest)
         begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
     enforced, checked = split(found, written.inexact)
     return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))

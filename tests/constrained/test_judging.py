@@ -129,6 +129,7 @@ def test_numbers_without_a_meaning_are_usage_errors(tmp_path, asked, capsys):
             "type": "object",
             "properties": {"d": {"format": "date", "type": "string"}, "n": {"multipleOf": 3, "type": "integer"}},
             "required": ["d", "n"],
+            "additionalProperties": False,
         },
         {"oneOf": [{"type": "integer", "minimum": 10}, {"type": "string", "pattern": "^[a-c]{2,4}$"}], "not": {"const": "ab"}},
         {"type": "array", "contains": {"const": 1}, "items": {"enum": [1, 2, 3]}, "maxItems": 4},

@@ -6,6 +6,7 @@ The judge is Python's `fractions`: jsonschema divides floats, by which 0.3 is no
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from decimal import Decimal
 from fractions import Fraction
@@ -13,16 +14,22 @@ from fractions import Fraction
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from accelplug import ConstraintError
 from accelplug.constrained.regex.decimals import multiples, up_to
 from accelplug.constrained.regex.derive import matches
+from accelplug.constrained.schema.atoms import Bound, Integer
+from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.numbers import Numbers
 from accelplug.hooks import CompileLimits, GrammarSpec
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
 
 from accelplug.constrained.auto import Auto
+from accelplug.constrained.engines.known import label, nests_behind_blanks
+from accelplug.constrained.lark.compile import to_lark
 from accelplug.constrained.probes import bytes_only
 from accelplug.constrained.walking import legal_by_mask
 
@@ -115,6 +122,27 @@ def test_a_bound_tells_numbers_apart_in_every_spelling(bound, value, exclusive):
     wanted = value < bound or (value == bound and not exclusive)
     found = {text: matches(up_to(number(bound), exclusive=exclusive), text) for text in spellings(value)}
     assert found == dict.fromkeys(found, wanted)
+
+
+@PLAIN
+@given(st.none() | st.integers(-2000, 2000), st.none() | st.integers(-2000, 2000), st.integers(-3000, 3000))
+def test_an_interval_of_integers_holds_those_between_its_ends(low, high, value):
+    bounds = {"minimum": low, "maximum": high}
+    if low is not None and high is not None and low > high:
+        return
+    numbers = Numbers.of((Integer(), *[Bound(bound, lower=name == "minimum", exclusive=False) for name, bound in bounds.items() if bound is not None]))
+    sides = (numbers.magnitudes, value) if value >= 0 else (numbers.mirrored().magnitudes, -value)
+    assert matches(sides[0], str(sides[1])) == ((low is None or low <= value) and (high is None or value <= high))
+    assert not matches(sides[0], f"0{abs(value)}")
+
+
+def test_long_multiples_are_checked_where_the_engine_takes_no_schema_within_a_grammar():
+    """llguidance 1.8 and 1.9 take none behind blanks."""
+    document = Document({"type": "array", "items": {"type": "integer", "multipleOf": 7}, "uniqueItems": False}, asserted=True)
+    nested, checked = (to_lark(document, "any", time.monotonic() + 60, CompileLimits(), may_nest=may_nest) for may_nest in (True, False))
+    assert ("%json" in nested.text, "%json" in checked.text) == (True, False)
+    assert checked.inexact == ("*/multipleOf",)
+    assert nests_behind_blanks() is (Version(label("llguidance").partition(" ")[2]) < Version("1.8"))
 
 
 @PLAIN

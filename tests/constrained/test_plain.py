@@ -12,6 +12,7 @@ pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
 
 from accelplug.constrained.auto import Auto
+from accelplug.constrained.engines.known import enforces
 from accelplug.constrained.probes import bytes_only
 from accelplug.constrained.walking import legal_by_mask
 
@@ -149,6 +150,8 @@ def test_they_are_taken_as_they_are(name):
 
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_what_a_mask_can_decide_is_rewritten(name):
+    if name == "multiples below zero" and enforces("llguidance", "multipleOf"):
+        pytest.skip("this release of llguidance knows them")
     assert "rewritten" in compiled(REWRITTEN[name]).statement.engine
 
 

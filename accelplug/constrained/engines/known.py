@@ -11,11 +11,12 @@ from typing import Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.recorded import RECORDED
-from accelplug.constrained.probes import PROBES, seen
+from accelplug.constrained.probes import PROBES, bytes_only, seen
 from accelplug.constrained.worker import compiled_apart
 from accelplug.hooks import CompileLimits, GrammarSpec, Matcher, Vocabulary
 
 PACKAGES: Final = {"llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
+_NESTED: Final = 'start: "[" %json {"type": "integer"} "]"\n%ignore /[ ]+/\n'
 _MATCHERS: Final = {"llguidance": "LlguidanceMatcher", "xgrammar": "XgrammarMatcher", "outlines": "OutlinesMatcher"}
 
 
@@ -55,6 +56,18 @@ def begin(name: str, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileL
 def label(name: str) -> str:
     """Return an engine's name with its release."""
     return f"{name} {module_of(name).release()}"
+
+
+@cache
+def nests_behind_blanks() -> bool:
+    """Whether the installed release of llguidance takes a schema within a grammar behind blanks; 1.8 to 1.9 refuse it, or give the text up."""
+    if label("llguidance") in RECORDED:
+        return True
+    try:
+        matcher = begin("llguidance", GrammarSpec("lark", _NESTED), bytes_only())()
+        return matcher.accept(list(b"[ 1]")) == len(b"[ 1]")
+    except ConstraintError:
+        return False
 
 
 @cache

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from accelplug.constrained.lark.builder import Builder, Symbols
+from accelplug.constrained.lark.builder import Builder
+from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.scalars import fixed
 from accelplug.constrained.schema.alive import item_state
 from accelplug.constrained.schema.atoms import Contains, Inexact, Items, Size, Unique
@@ -23,6 +24,10 @@ class Shape(NamedTuple):
     tail: State
     low: int
     high: int | None
+
+
+_ANYTHING: Final = Shape([], frozenset(), 0, None)
+"""What `shape_of` returns of an array of which nothing is known: one is in most grammars."""
 
 
 def shape_of(builder: Builder, branch: Branch) -> Shape | None:
@@ -47,7 +52,7 @@ def array(builder: Builder, branch: Branch) -> list[Symbols]:
     given = fixed(builder, branch)
     if given is not None:
         return given
-    shape = shape_of(builder, branch)
+    shape = shape_of(builder, branch) if branch else _ANYTHING
     if shape is None:
         return []
     contained = [atom for atom in branch if isinstance(atom, Contains)]

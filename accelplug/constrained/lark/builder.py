@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from itertools import permutations
 from typing import Any, Final
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.lark.finished import Symbols, finished
 from accelplug.constrained.lark.terminals import choice, terminal
 from accelplug.constrained.regex.derive import is_empty_if_decided
 from accelplug.constrained.regex.quoted import quoted
 from accelplug.constrained.regex.tree import EVERY, Regex
-from accelplug.constrained.schema.atoms import Inexact
+from accelplug.constrained.schema.atoms import Inexact, written
 from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import State
 from accelplug.constrained.schema.ledger import Branch
 
-Symbols = list[str]
 Cell = tuple[Regex, frozenset[Regex]]
 MOST_SYMBOLS: Final = 60_000
 """llguidance makes a symbol of every rule, and of every step within an alternative, and numbers them in 16 bits."""
 MOST_PERMUTED: Final = 4
 FREE_STRING: Final = r'/"(\\(["\\\/bfnrt]|u[a-fA-F0-9]{4})|[^"\\\x00-\x1F])*"/'
-_SEPARATORS: Final = {"any": (",", ":"), "spaced": (", ", ": "), "compact": (",", ":")}
+_SEPARATORS: Final = {"any": ('","', '":"'), "spaced": ('", "', '": "'), "compact": ('","', '":"')}
 
 
 class TooLargeError(ConstraintError):
@@ -35,16 +34,17 @@ class TooLargeError(ConstraintError):
 class Builder:
     """Collects rules. A rule's name begins with a small letter, a terminal's with a capital; anything else is written as it is."""
 
-    def __init__(self, tableau: Tableau, whitespace: str, *, any_order: bool, coarse: bool = False) -> None:
+    def __init__(self, tableau: Tableau, whitespace: str, *, any_order: bool, coarse: bool = False, may_nest: bool = True) -> None:
         """Begin a grammar.
 
         :param whitespace: as in a GrammarSpec.
         :param any_order: whether an object's required properties may come in any order.
         :param coarse: leave intersections and complements of expressions to the final check.
+        :param may_nest: whether the engine takes a schema within a grammar, as it does not behind blanks in every release.
         """
         self.tableau, self.whitespace, self.any_order, self.coarse = tableau, whitespace, any_order, coarse
-        comma, colon = _SEPARATORS[whitespace]
-        self.comma, self.colon = json.dumps(comma), json.dumps(colon)
+        self.may_nest = may_nest
+        self.comma, self.colon = _SEPARATORS[whitespace]
         self.rules: dict[str, list[Symbols]] = {}
         self.inexact: dict[str, None] = {}
         self.cells: dict[tuple[tuple[str, ...], tuple[Regex, ...]], list[Cell]] = {}
@@ -62,9 +62,10 @@ class Builder:
 
     def string(self, regex: Regex) -> str | None:
         """Return the terminal of the JSON strings whose value matches, None if there are none."""
-        if regex not in self._strings:
-            self._strings[regex] = self._new_string(regex)
-        return self._strings[regex]
+        found = self._strings.get(regex, "")  # which no terminal is called
+        if found == "":
+            found = self._strings[regex] = self._new_string(regex)
+        return found
 
     def _new_string(self, regex: Regex) -> str | None:
         name = _name(regex) if regex.op == "cat" else None
@@ -103,18 +104,21 @@ class Builder:
 
     def checked(self, *atoms: object) -> None:
         """Note what is checked at the end."""
-        self.inexact.update((atom.place, None) for atom in atoms if isinstance(atom, Inexact))
+        for atom in atoms:
+            if isinstance(atom, Inexact):
+                self.inexact[atom.place] = None
 
     def value(self, state: State) -> str:
         """Return the rule of a state."""
+        name = self._states.get(state)
+        if name is not None:
+            return name
         said = [signed for signed in state if signed[1].value is not signed[0]]
         if len(said) < len(state):
-            state = frozenset(said)
-        name = self._states.get(state)
-        if name is None:
-            self._states[state] = name = f"v{len(self._states)}"
-            self.rules[name] = []
-            self._waiting.append((name, state))
+            return self.value(frozenset(said))
+        self._states[state] = name = f"v{len(self._states)}"
+        self.rules[name] = []
+        self._waiting.append((name, state))
         return name
 
     def work(self, shapes: dict[str, Callable[[Builder, Branch], list[Symbols]]]) -> None:
@@ -123,20 +127,21 @@ class Builder:
             name, state = self._waiting.pop()
             for kind, branches in self.tableau.kinds(state):
                 for branch in branches:
-                    for symbols in shapes[kind](self, branch):
+                    if (written := shapes[kind](self, branch)) and branch:
                         self.checked(*branch)
+                    for symbols in written:
                         self.add(name, *symbols)
 
     def literal(self, value: Any) -> Symbols:
         """Return the symbols of a fixed value, with freedom between its parts only."""
         if isinstance(value, dict) and value:
-            pairs = [[self.texts([json.dumps(key, ensure_ascii=False)]), self.colon, *self.literal(one)] for key, one in value.items()]
+            pairs = [[self.texts([written(key)]), self.colon, *self.literal(one)] for key, one in value.items()]
             return ['"{"', *self._in_order(pairs), '"}"']
         if isinstance(value, list) and value:
             return ['"["', *self._listed([self.literal(one) for one in value]), '"]"']
         if value in ({}, []) and not isinstance(value, bool | int | float):
             return ['"{"', '"}"'] if value == {} else ['"["', '"]"']
-        return [self.texts(spellings(json.dumps(value, ensure_ascii=False)))]
+        return [self.texts(spellings(written(value)))]
 
     def _in_order(self, pairs: list[Symbols]) -> Symbols:
         """Put a fixed object's properties one after the other, in any order where that is asked for and they are few."""
@@ -152,18 +157,14 @@ class Builder:
 
     def write(self, start: str) -> str | None:
         """Return the grammar's text, None where it has no text at all. What can never be finished is left out."""
-        rules = self.rules
-        needed = {name: [_needed(symbols, rules) for symbols in alternatives] for name, alternatives in rules.items()}
-        alive = _alive(needed)
-        if start not in alive:
+        rules = finished(self.rules, start)
+        if rules is None:
             return None
-        lines, all_alive, used = [f"start: {start}"], len(alive) == len(rules), set[str]()
+        lines, used = [f"start: {start}"], set[str]()
         for name, alternatives in rules.items():
-            if name in alive:
-                finished = alternatives if all_alive else list(_finished(alternatives, needed[name], alive))
-                kept = dict.fromkeys([" ".join(symbols) or '""' for symbols in finished])
-                used.update(*finished)
-                lines.append(f"{name}: " + "\n  | ".join(kept))
+            kept = dict.fromkeys([" ".join(symbols) or '""' for symbols in alternatives])
+            used.update(*alternatives)
+            lines.append(f"{name}: " + "\n  | ".join(kept))
         lines.extend(f"{name}: {text}" for text, name in self._terminals.items() if name in used)
         if self.whitespace == "any":
             lines.append(r"%ignore /[ \t\r\n]+/")
@@ -175,7 +176,7 @@ def _name(regex: Regex) -> str | None:
     """Return the terminal of one literal text, as most are: `_string` would come to the same."""
     if len(regex.literals) != 1 or not (text := next(iter(regex.literals))).isascii():
         return None
-    return choice([json.dumps(text)])
+    return choice([written(text)])
 
 
 @lru_cache(maxsize=256)
@@ -186,46 +187,5 @@ def _string(regex: Regex) -> str:
 
 def spellings(text: str) -> list[str]:
     """Return how a value that is no object and no list may be written: as the schema has it, and a whole number without its fraction."""
-    value = json.loads(text)
+    value = None if text[0] == '"' else json.loads(text)
     return [text, str(int(value))] if isinstance(value, float) and value.is_integer() else [text]
-
-
-def _alive(needed: dict[str, list[list[str]]]) -> set[str]:
-    """Return the rules that lead to a finished text, from what their alternatives need."""
-    alive: set[str] = set()
-    uses: defaultdict[str, list[list[Any]]] = defaultdict(list)
-    ready: list[str] = []
-    for name, alternatives in needed.items():
-        if [] in alternatives:
-            ready.append(name)
-            continue
-        for rules in alternatives:
-            left: list[Any] = [name, len(rules)]  # how many of them are not known to lead to a finished text
-            for one in rules:
-                uses[one].append(left)
-    while ready:
-        name = ready.pop()
-        if name in alive:
-            continue
-        alive.add(name)
-        for left in uses[name]:
-            left[1] -= 1
-            if not left[1]:
-                ready.append(left[0])
-    return alive
-
-
-def _needed(symbols: Symbols, rules: dict[str, list[Symbols]]) -> list[str]:
-    """Return the rules without which an alternative leads to no finished text: not those that may be left out."""
-    found = [symbol for symbol in symbols if symbol in rules]
-    repeated = symbols[-1] if symbols else ""
-    if repeated[-1:] == "}" and repeated[0].islower() and "{0," not in repeated:
-        found.append(repeated.partition("{")[0])
-    return found
-
-
-def _finished(alternatives: list[Symbols], needed: list[list[str]], alive: set[str]) -> Iterator[Symbols]:
-    """Return the alternatives that lead to a finished text, without what may be left out and does not."""
-    for symbols, rules in zip(alternatives, needed, strict=True):
-        if alive.issuperset(rules):
-            yield [symbol for symbol in symbols if not symbol[0].islower() or symbol.partition("{")[0] in alive]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import product
 
 from accelplug.constrained.lark.arrays import MOST_STATES, Shape, plain
-from accelplug.constrained.lark.builder import Builder, Symbols
+from accelplug.constrained.lark.builder import Builder
+from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.schema.atoms import Contains, Inexact
 from accelplug.constrained.schema.document import State
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from accelplug.constrained.lark.builder import Builder, Cell, Symbols
+from accelplug.constrained.lark.builder import Builder, Cell
+from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.scalars import fixed
+from accelplug.constrained.lark.sequences import sequence
 from accelplug.constrained.regex.derive import is_empty, matches
-from accelplug.constrained.regex.tree import Regex, alt, both, literal, without
+from accelplug.constrained.regex.tree import EVERY, Regex, alt, both, literal, without
 from accelplug.constrained.schema.alive import Properties, size_of
 from accelplug.constrained.schema.atoms import Inexact, Keys, Some
 from accelplug.constrained.schema.document import State
@@ -41,16 +43,18 @@ class Shape(NamedTuple):
     high: int | None
 
 
+_ANYTHING: Final = Shape([], [Pair(None, EVERY, frozenset(), ())], frozenset(), 0, 0, None)
+"""What `shape_of` returns of an object of which nothing is known: one is in most grammars."""
+
+
 def obj(builder: Builder, branch: Branch) -> list[Symbols]:
     """Objects."""
     given = fixed(builder, branch)
     if given is not None:
         return given
-    shape = shape_of(builder, branch)
+    shape = shape_of(builder, branch) if branch else _ANYTHING
     if shape is None:
         return []
-    from accelplug.constrained.lark.sequences import sequence
-
     return [['"{"', sequence(builder, shape), '"}"']]
 
 
@@ -94,10 +98,12 @@ def _divided(builder: Builder, names: tuple[str, ...], regexes: tuple[Regex, ...
 def _cells(names: tuple[str, ...], regexes: tuple[Regex, ...]) -> list[Cell]:
     """Return the names that are none of these, divided by which expressions they match, none of the parts empty."""
     cells: list[Cell] = [(without(alt(*map(literal, names))), frozenset())]
-    for regex in regexes:
-        split = [(both(cell, regex), inside | {regex}) for cell, inside in cells] + [
-            (both(cell, without(regex)), inside) for cell, inside in cells
-        ]
+    for at, regex in enumerate(regexes):
+        opposite = without(regex)
+        if opposite in regexes[:at]:  # which told the same apart
+            cells = [(cell, inside | {regex}) for cell, inside in cells if opposite not in inside] + [one for one in cells if opposite in one[1]]
+            continue
+        split = [(both(cell, regex), inside | {regex}) for cell, inside in cells] + [(both(cell, opposite), inside) for cell, inside in cells]
         cells = [(cell, inside) for cell, inside in split if not is_empty(cell)]
     return cells
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Final
 
-from accelplug.constrained.lark.builder import Builder, Symbols, spellings
+from accelplug.constrained.lark.builder import Builder, spellings
+from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.terminals import terminal
+from accelplug.constrained.regex.decimals import ANY, ANY_INTEGER, multiples
 from accelplug.constrained.regex.derive import is_empty
 from accelplug.constrained.regex.tree import NOTHING, cat, literal
-from accelplug.constrained.schema.atoms import Bound, Inexact, Values, in_all
+from accelplug.constrained.schema.atoms import Bound, Inexact, Values
 from accelplug.constrained.schema.ledger import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
-from accelplug.constrained.statements import MOST_COUNTED, MOST_STEP
+from accelplug.constrained.statements import MOST_STEP
 
 
 def values_of(branch: Branch) -> list[str] | None:
-    """Return the fixed values of a branch, as JSON, None where it has none."""
-    given = [atom for atom in branch if isinstance(atom, Values)]
-    return list(in_all(given)) if given else None
+    """Return the fixed values of a branch, as JSON, None where it has none: where it has, it has nothing else."""
+    return list(branch[0].texts) if branch and isinstance(branch[0], Values) else None
 
 
 def fixed(builder: Builder, branch: Branch) -> list[Symbols] | None:
@@ -52,46 +55,51 @@ def string(builder: Builder, branch: Branch) -> list[Symbols]:
 
 
 def number(builder: Builder, branch: Branch) -> list[Symbols]:
-    """Numbers; llguidance itself writes the expressions of integers' intervals, and of multiples that no short expression says."""
+    """Numbers; multiples that no short expression says are llguidance's."""
     given = fixed(builder, branch)
     if given is not None:
         return given
+    if not branch:
+        return [[builder.terminal(_ANY)]]
     numbers = Numbers.of(branch)
     if numbers.is_empty:
         return []
-    few = all(bound is None or abs(bound.value) <= MOST_COUNTED for bound in (numbers.low, numbers.high))
-    if not numbers.steps and not numbers.fractional and few and (numbers.integer or (numbers.low is numbers.high is None)):
-        return [[_json("integer" if numbers.integer else "number", numbers.low, numbers.high)]]
+    return _multiples(builder, numbers) if _is_long(numbers) else _between(builder, numbers)
+
+
+def _is_long(numbers: Numbers) -> bool:
+    """Whether numbers are multiples of a step of which no short expression says which those are."""
+    return bool(numbers.steps) and (numbers.step is None or multiples(numbers.step) is None)
+
+
+def _between(builder: Builder, numbers: Numbers) -> list[Symbols]:
+    """Write numbers by expressions for those from 0 on and for those below, or for both where there is no bound."""
+    if numbers.low is numbers.high is None and not numbers.steps and not numbers.fractional:
+        return [[builder.terminal(_ANY_INTEGER if numbers.integer else _ANY)]]
     above, below = numbers.magnitudes, numbers.mirrored()
     under = below.magnitudes if below.high is None or below.high.value > 0 else NOTHING
-    if above is None or under is None:
-        return _multiples(builder, numbers)
+    assert above is not None, "there is an expression"
+    assert under is not None, "there is an expression"
     return [[builder.terminal(terminal(one))] for one in (above, cat(literal("-"), under)) if not is_empty(one)]
 
 
 def _multiples(builder: Builder, numbers: Numbers) -> list[Symbols]:
     """Write multiples by llguidance's own arithmetic, which knows whole ones from 0 on; the others are checked."""
     step = numbers.step
-    if step is None or step.denominator != 1 or step > MOST_STEP:
+    if step is None or step.denominator != 1 or step > MOST_STEP or not builder.may_nest:
         builder.checked(Inexact("*/multipleOf"))
-        return [[_json("integer" if numbers.integer else "number", numbers.low, numbers.high)]]
+        return _between(builder, replace(numbers, steps=()))
     low, high = numbers.whole(int(step))
     found = []
     if high is None or high >= 0:
-        ends = (Bound(max(low or 0, 0), lower=True, exclusive=False), high if high is None else Bound(high, lower=False, exclusive=False))
-        found.append([_json("integer", *ends, int(step))])
+        ends = {"minimum": max(low or 0, 0)} | ({} if high is None else {"maximum": high})
+        found.append([f"%json {json.dumps({'type': 'integer', **ends, 'multipleOf': int(step)})}"])
     if low is None or low < 0:
         builder.checked(Inexact("*/multipleOf"))
         last = Bound(-1 if high is None else min(high, -1), lower=False, exclusive=False)
-        found.append([_json("integer", None if low is None else Bound(low, lower=True, exclusive=False), last)])
+        found += _between(builder, replace(numbers, integer=True, high=last, steps=()))
     return found
 
 
-def _json(kind: str, low: Bound | None, high: Bound | None, step: int | None = None) -> str:
-    schema: dict[str, object] = {"type": kind}
-    for bound, name, exclusive in ((low, "minimum", "exclusiveMinimum"), (high, "maximum", "exclusiveMaximum")):
-        if bound is not None:
-            schema[exclusive if bound.exclusive else name] = bound.value
-    if step is not None:
-        schema["multipleOf"] = step
-    return f"%json {json.dumps(schema)}"
+_ANY: Final = terminal(ANY)
+_ANY_INTEGER: Final = terminal(ANY_INTEGER)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from accelplug.constrained.lark.arrays import MOST_VALUES, Shape
-from accelplug.constrained.lark.builder import Builder, Symbols
+from accelplug.constrained.lark.builder import Builder
+from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.scalars import values_of
 from accelplug.constrained.schema.document import State
 

@@ -36,7 +36,16 @@ _MANTISSA: Final = cat(_digit(1, 9), _maybe(_FRACTION))
 _SMALL: Final = cat(_MANTISSA, _E, _MINUS, _ZEROS, _digit(1, 9), _DIGITS)
 INTEGER: Final = alt(literal("0"), cat(_digit(1, 9), _DIGITS))
 NUMBER: Final = alt(cat(INTEGER, _maybe(_FRACTION)), cat(_MANTISSA, _E, alt(_PLUS, _MINUS), _DIGIT, _DIGITS))
+ANY: Final = cat(_maybe(literal("-")), INTEGER, _maybe(_FRACTION), _maybe(cat(_E, alt(_PLUS, _MINUS), _DIGIT, _DIGITS)))
+"""Whatever JSON calls a number, its sign included."""
+ANY_INTEGER: Final = cat(_maybe(literal("-")), INTEGER)
 FRACTIONAL: Final = alt(cat(INTEGER, literal("."), _DIGITS, _digit(1, 9), _DIGITS), _SMALL)
+
+
+@lru_cache(maxsize=1024)
+def integers_up_to(bound: int) -> Regex:
+    """Return the integers from 0 to a bound that is no less, written without a point."""
+    return alt(_integers_below(str(bound)), literal(str(bound)))
 
 
 @lru_cache(maxsize=1024)

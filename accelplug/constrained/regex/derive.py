@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final
 
@@ -32,14 +32,28 @@ def derivative(regex: Regex, point: int) -> Regex:
     if regex.op == "set":
         return EMPTY if contains(regex.ranges, point) else NOTHING
     if regex.op == "alt":
-        return alt(*(derivative(part, point) for part in regex.parts))
+        return _first(alt(*[derivative(part, point) for part in regex.parts]))
     if regex.op == "and":
-        return both(*(derivative(part, point) for part in regex.parts))
+        return _first(_of_intersection(regex, point))
     if regex.op == "not":
-        return without(derivative(regex.parts[0], point))
-    if regex.op == "rep":
-        return _of_repeat(regex, point)
-    return _of_sequence(regex, point)
+        return _first(without(derivative(regex.parts[0], point)))
+    return _first((_of_repeat if regex.op == "rep" else _of_sequence)(regex, point))
+
+
+@lru_cache(maxsize=1 << 14)
+def _first(regex: Regex) -> Regex:
+    """Return the first of equal expressions: derivatives come back to few, which are then told by their identity, not part by part."""
+    return regex
+
+
+def _of_intersection(regex: Regex, point: int) -> Regex:
+    found = []
+    for part in regex.parts:
+        following = derivative(part, point)
+        if following.op == "set" and not following.ranges:
+            return NOTHING  # whatever the others are
+        found.append(following)
+    return both(*found)
 
 
 def _of_repeat(regex: Regex, point: int) -> Regex:
@@ -71,9 +85,15 @@ def matches(regex: Regex, text: str, what: str = "an expression") -> bool:
     for char in text:
         seconds_left(what)
         regex = derivative(regex, ord(char))
-        if regex == NOTHING:
+        if regex.op == "set" and not regex.ranges:
             return False
     return regex.nullable
+
+
+def matching(regex: Regex, texts: Iterable[str]) -> list[str]:
+    """Return those of several texts that match."""
+    refused = regex.parts[0].texts if regex.op == "not" else None
+    return [text for text in texts if matches(regex, text)] if refused is None else [text for text in texts if text not in refused]
 
 
 def _sets(regex: Regex) -> Iterator[Ranges]:
@@ -85,14 +105,19 @@ def _sets(regex: Regex) -> Iterator[Ranges]:
 
 def representatives(regex: Regex) -> list[int]:
     """Return one code point of every class that the expression tells apart, printable ones where there are any."""
-    sets = list(dict.fromkeys(_sets(regex)))
-    edges = sorted({0x61, 0x20, *(point for ranges in sets for low, high in ranges for point in (low, high + 1))})
-    found: dict[tuple[bool, ...], int] = {}
-    for point in edges:
-        if point <= 0x10FFFF and not 0xD800 <= point <= 0xDFFF:
-            kind = tuple(contains(ranges, point) for ranges in sets)
-            if kind not in found or _printable(point) > _printable(found[kind]):
-                found[kind] = point
+    edges = {0x61: 0, 0x20: 0}  # where sets begin or end, with the bits of those
+    for number, ranges in enumerate(dict.fromkeys(_sets(regex))):
+        for low, high in ranges:
+            edges[low] = edges.get(low, 0) ^ 1 << number
+            edges[high + 1] = edges.get(high + 1, 0) ^ 1 << number
+    found: dict[int, int] = {}
+    inside = 0  # the bits of the sets that a point is in
+    for point in sorted(edges):
+        inside ^= edges[point]
+        if point <= 0x10FFFF and not 0xD800 <= point <= 0xDFFF and (
+            inside not in found or _printable(point) > _printable(found[inside])
+        ):
+            found[inside] = point
     return list(found.values())
 
 
@@ -114,7 +139,7 @@ def shortest(regex: Regex, most: int = MOST_STATES) -> str | None:
             return text
         for point in points:
             following = derivative(state, point)
-            if following != NOTHING and following not in seen:
+            if (following.op != "set" or following.ranges) and following not in seen:
                 seen.add(following)
                 waiting.append((following, text + chr(point)))
         if len(seen) > most:
@@ -129,6 +154,8 @@ def is_empty(regex: Regex) -> bool:
 
 def is_empty_if_decided(regex: Regex) -> bool | None:
     """Whether no text matches, None where that is not decided in reasonable time."""
+    if regex.nullable or regex.op == "set":
+        return not regex.nullable and not regex.ranges  # as most are
     try:
         return not _plainly_has_some(regex) and not _has_some(regex)
     except (OverflowError, RecursionError):
@@ -182,7 +209,7 @@ def _has_some(regex: Regex) -> bool:
             return True
         for point in reversed(points):
             following = derivative(state, point)
-            if following != NOTHING and following not in seen:
+            if (following.op != "set" or following.ranges) and following not in seen:
                 seen.add(following)
                 waiting.append(following)
         if len(seen) > MOST_STATES or work > MOST_WORK:

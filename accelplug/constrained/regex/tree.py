@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from operator import attrgetter
 from typing import Final
 
 Ranges = tuple[tuple[int, int], ...]
@@ -16,6 +17,7 @@ MOST_CHARACTERS: Final = 32
 """A set of more characters than these is not written out."""
 _OPS: Final = {"set": 0, "cat": 1, "alt": 2, "and": 3, "not": 4, "rep": 5}
 _ALGEBRAIC: Final = frozenset({"and", "not"})
+_BY_HASH: Final = attrgetter("_hash")
 
 
 class Regex:
@@ -35,11 +37,15 @@ class Regex:
         self._hash = hash((_OPS[op], parts, ranges, low, -1 if high is None else high))  # numbers only: the same in every process
         self._literals: frozenset[str] | None = None
         self._unwritten: tuple[Regex, ...] | None = None
-        self.size, self.is_algebraic = 1, op in _ALGEBRAIC
+        size, algebraic, some, every = 1, op in _ALGEBRAIC, False, op != "set"
         for part in parts:
-            self.size += part.size
-            self.is_algebraic |= part.is_algebraic
-        self.nullable: bool = op != "set" and self._is_nullable()
+            size += part.size
+            algebraic |= part.is_algebraic
+            some |= part.nullable
+            every &= part.nullable
+        self.size: int = size
+        self.is_algebraic: bool = algebraic
+        self.nullable: bool = self._is_nullable(some=some, every=every)
 
     def __hash__(self) -> int:
         return self._hash
@@ -50,7 +56,10 @@ class Regex:
         return (
             isinstance(other, Regex)
             and self._hash == other._hash
-            and (self.op, self.ranges, self.low, self.high) == (other.op, other.ranges, other.low, other.high)
+            and self.op == other.op
+            and self.ranges == other.ranges
+            and self.low == other.low
+            and self.high == other.high
             and self.parts == other.parts
         )
 
@@ -97,14 +106,13 @@ class Regex:
         """Whether this is one certain character."""
         return self.op == "set" and len(self.ranges) == 1 and self.ranges[0][0] == self.ranges[0][1]
 
-    def _is_nullable(self) -> bool:
+    def _is_nullable(self, *, some: bool, every: bool) -> bool:
+        """Whether the empty text matches, by whether some and every part matches it."""
         if self.op == "rep":
-            return self.low == 0 or self.parts[0].nullable
-        if self.op == "alt":
-            return any(part.nullable for part in self.parts)
+            return self.low == 0 or some
         if self.op == "not":
-            return not self.parts[0].nullable
-        return all(part.nullable for part in self.parts)
+            return not some
+        return some if self.op == "alt" else every
 
 
 NOTHING: Final = Regex("set")
@@ -183,7 +191,7 @@ def alt(*parts: Regex) -> Regex:
                 flat[one] = None
     if single:
         flat[chars(single)] = None
-    return next(iter(flat), NOTHING) if len(flat) < 2 else Regex("alt", tuple(sorted(flat, key=hash)))
+    return next(iter(flat), NOTHING) if len(flat) < 2 else Regex("alt", tuple(sorted(flat, key=_BY_HASH)))
 
 
 def both(*parts: Regex) -> Regex:
@@ -194,35 +202,44 @@ def both(*parts: Regex) -> Regex:
             flat.update(dict.fromkeys(part.parts))
         elif part.op != "rep" or part != EVERY:
             flat[part] = None
+    if len(flat) < 2:
+        return next(iter(flat), EVERY)
     sets = [one for one in flat if one.op == "set"]
-    if sets:
-        ranges = sets[0].ranges
-        for one in sets[1:]:
-            ranges = common(ranges, one.ranges)
-        if not ranges:
-            return NOTHING
-        if len(sets) > 1:
-            flat = {chars(ranges): None, **{one: None for one in flat if one.op != "set"}}
+    if len(sets) > 1:
+        flat = {_in_all(sets): None, **{one: None for one in flat if one.op != "set"}}
     forbidden = [one.parts[0] for one in flat if one.op == "not"]
-    if forbidden:
-        refused, wanted = alt(*forbidden), [one for one in flat if one.op != "not"]
-        if refused == EVERY or any(_within(one, refused) for one in wanted):
-            return NOTHING
-        flat = dict.fromkeys([*wanted, without(refused)])
-    return next(iter(flat), EVERY) if len(flat) < 2 else Regex("and", tuple(sorted(flat, key=hash)))
+    wanted = [one for one in flat if one.op != "not"]
+    if len(forbidden) > 1:
+        forbidden = [alt(*forbidden)]
+        flat = dict.fromkeys([*wanted, without(forbidden[0])])
+    if any(one.op == "set" and not one.ranges for one in wanted) or (forbidden and _is_one_within(wanted, forbidden[0])):
+        return NOTHING
+    return next(iter(flat), EVERY) if len(flat) < 2 else Regex("and", tuple(sorted(flat, key=_BY_HASH)))
 
 
-def _within(one: Regex, other: Regex) -> bool:
-    """Whether one is part of the other, as seen from their alternatives."""
+def _in_all(sets: list[Regex]) -> Regex:
+    """Return the characters that are in all of several sets."""
+    ranges = sets[0].ranges
+    for one in sets[1:]:
+        ranges = common(ranges, one.ranges)
+    return chars(ranges)
+
+
+def _is_one_within(several: list[Regex], other: Regex) -> bool:
+    """Whether one of several is part of another, as seen from their alternatives, or that is every text."""
+    if other.op == "rep" and other == EVERY:
+        return True
     alternatives = set(other.parts) if other.op == "alt" else {other}
-    return all(part in alternatives for part in (one.parts if one.op == "alt" else (one,)))
+    return any(alternatives.issuperset(one.parts if one.op == "alt" else (one,)) for one in several)
 
 
 def without(part: Regex) -> Regex:
     """Every text that `part` does not match."""
     if part.op == "not":
         return part.parts[0]
-    return NOTHING if part == EVERY else EVERY if part == NOTHING else Regex("not", (part,))
+    if part.op == "set" and not part.ranges:
+        return EVERY
+    return NOTHING if part.op == "rep" and part == EVERY else Regex("not", (part,))
 
 
 @lru_cache(maxsize=1 << 12)

@@ -16,10 +16,13 @@ from accelplug.constrained.regex.derive import matches
 from accelplug.constrained.regex.tree import Regex
 from accelplug.constrained.schema.document import State
 
+written: Final = json.JSONEncoder(ensure_ascii=False).encode
+"""Write a JSON value, as `json.dumps` does, which would make an encoder each time."""
+
 
 def canonical(text: str) -> str:
-    """Return a JSON value as a text that is equal for equal values: 1 and 1.0, and objects in whatever order."""
-    return json.dumps(_whole(json.loads(text)), sort_keys=True)
+    """Return a JSON value, which `written` wrote, as a text that is equal for equal values: 1 and 1.0, and objects in whatever order."""
+    return text if text[0] == '"' else json.dumps(_whole(json.loads(text)), sort_keys=True)
 
 
 def _whole(value: Any) -> Any:
@@ -44,6 +47,7 @@ _KIND_OF: Final[dict[type, str]] = {
 
 _ALL_KINDS: Final = frozenset(KINDS)
 _KINDS_NAMED: Final = {"integer": "number", **{kind: kind for kind in KINDS}}
+_ONLY: Final = {name: frozenset({kind}) for name, kind in _KINDS_NAMED.items()}
 
 
 def kind_of(value: Any) -> str:
@@ -53,7 +57,9 @@ def kind_of(value: Any) -> str:
 
 def kinds_named(named: Any) -> frozenset[str]:
     """Return the types that the value of a ``type`` names, all of them where it is none, or names what no type is."""
-    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    if isinstance(named, str):
+        return _ONLY.get(named, _ALL_KINDS)
+    names = named if isinstance(named, list) else []
     if not names or not all(isinstance(name, str) and name in _KINDS_NAMED for name in names):
         return _ALL_KINDS
     return frozenset(_KINDS_NAMED[name] for name in names)
@@ -159,18 +165,24 @@ class Property:
     conj: State
 
 
-@dataclass(slots=True, unsafe_hash=True)
+@dataclass(slots=True)
 class Required:
     """There is a property `name`."""
 
     name: str
 
+    def __hash__(self) -> int:
+        return hash(self.name)
 
-@dataclass(slots=True, unsafe_hash=True)
+
+@dataclass(slots=True)
 class Absent:
     """There is no property `name`."""
 
     name: str
+
+    def __hash__(self) -> int:
+        return ~hash(self.name)  # else each would be compared with the demand for it wherever both are looked for
 
 
 @dataclass(slots=True, unsafe_hash=True)

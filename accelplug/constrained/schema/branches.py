@@ -10,18 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from itertools import combinations
-from typing import cast
+from typing import Final, cast
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.disjoint import Disjoint
+from accelplug.constrained.schema.alive import is_possible
 from accelplug.constrained.schema.atoms import Absent, Atom, Bound
-from accelplug.constrained.schema.clauses import Clause, clauses
+from accelplug.constrained.schema.clauses import Clause
 from accelplug.constrained.schema.document import Document, Node, Signed, State
 from accelplug.constrained.schema.fixed import with_values
 from accelplug.constrained.schema.kinds import Kinds
 from accelplug.constrained.schema.ledger import Branch, apart
+from accelplug.constrained.schema.reading import clauses
 from accelplug.constrained.schema.search import MOST_BRANCHES, Search, TooManyBranchesError
 from accelplug.hooks import CompileLimits
+
+_OF_ANYTHING: Final[list[Branch]] = [()]
 
 
 class Tableau:
@@ -53,13 +57,16 @@ class Tableau:
 
         :raises ConstraintError: the deadline has passed.
         """
+        if not state:
+            return _OF_ANYTHING
         key = state, kind
-        if key not in self._branches:
+        found = self._branches.get(key)
+        if found is None:
             self.limits.check_wanted()
             if time.monotonic() > self.deadline:
                 raise ConstraintError("the schema takes longer to compile than its limit; raise seconds, or simplify its combinations")
-            self._branches[key] = with_values(self.document, state, self._all(state, kind))
-        return self._branches[key]
+            found = self._branches[key] = with_values(self.document, state, self._all(state, kind))
+        return found
 
     def kinds(self, state: State) -> Iterator[tuple[str, list[Branch]]]:
         """Return every type with its branches."""
@@ -68,12 +75,10 @@ class Tableau:
                 yield kind, found
 
     def _all(self, state: State, kind: str) -> list[Branch]:
-        if not state:
-            return [()]
         for sign, node in state:
             if sign and kind not in self.kinds_of(node):
                 return []
-        start = sorted(state, key=lambda signed: (signed[1].number, signed[0]))
+        start = list(state) if len(state) == 1 else sorted(state, key=lambda signed: (signed[1].number, signed[0]))
         plain = self._without_choice(start, kind)
         if plain is not None:
             return plain
@@ -129,10 +134,8 @@ class Tableau:
         """Whether some value may satisfy a state; True while that is being worked out."""
         found = self._possible.get(state)
         if found is None:
-            from accelplug.constrained.schema.alive import possible
-
             self._possible[state] = True
-            found = self._possible[state] = any(possible(self, state, kind) for kind in self.viable(state))
+            found = self._possible[state] = any(is_possible(self, state, kind) for kind in self.viable(state))
         return found
 
     def disjoint(self, one: Node, other: Node) -> bool:
@@ -148,10 +151,8 @@ class Tableau:
         """Whether certainly no value of a type satisfies both nodes."""
         key = (one, other, kind) if one.number < other.number else (other, one, kind)
         if key not in self._apart:
-            from accelplug.constrained.schema.alive import possible
-
             self._apart[key] = None  # while it is being worked out: the answer that claims nothing
-            self._apart[key] = not possible(self, frozenset({(True, one), (True, other)}), kind)
+            self._apart[key] = not is_possible(self, frozenset({(True, one), (True, other)}), kind)
         found = self._apart[key]
         self.guesses += found is None
         return bool(found)

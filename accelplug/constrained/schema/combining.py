@@ -7,7 +7,7 @@ from itertools import combinations
 from math import comb
 
 from accelplug.constrained.schema.atoms import Absent, Required
-from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternatives, Clause, Place
+from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternative, Alternatives, Clause, Place
 from accelplug.constrained.schema.document import Node
 
 MOST_PAIRS = 200
@@ -26,20 +26,21 @@ def _parts(place: Place) -> list[Node]:
 def all_of(place: Place) -> Iterator[Clause]:
     """``allOf``."""
     parts = _parts(place)
-    yield Clause([[(True, part) for part in parts]], [[(False, part)] for part in parts])
+    yield Clause([[(True, part) for part in parts]], lambda: [[(False, part)] for part in parts])
 
 
 def any_of(place: Place) -> Iterator[Clause]:
     """``anyOf``."""
     parts = _parts(place)
-    yield Clause([[(True, part)] for part in parts], [[(False, part) for part in parts]])
+    yield Clause([[(True, part)] for part in parts], lambda: [[(False, part) for part in parts]])
 
 
 def one_of(place: Place) -> Iterator[Clause]:
     """``oneOf``: each alternative with the negation of all others. Branches that cannot meet are told apart elsewhere."""
     parts = _parts(place)
+    denied: Alternative = [(False, part) for part in parts]
     holds: Alternatives = [  # told apart by where they stand: `true` is one node, however often it is written
-        [(True, part), *((False, other) for other in parts[:index] + parts[index + 1 :])] for index, part in enumerate(parts)
+        [(True, part), *denied[:index], *denied[index + 1 :]] for index, part in enumerate(parts)
     ]
     if comb(len(parts), 2) > MOST_PAIRS:
         yield Clause(holds, place.unknown().fails)
@@ -51,7 +52,7 @@ def one_of(place: Place) -> Iterator[Clause]:
 def extends(place: Place) -> Iterator[Clause]:
     """``extends`` of draft 3: one schema or several."""
     parts = _parts(place) if isinstance(place.value, list) else [place.below()]
-    yield Clause([[(True, part) for part in parts]], [[(False, part)] for part in parts])
+    yield Clause([[(True, part) for part in parts]], lambda: [[(False, part)] for part in parts])
 
 
 def disallow(place: Place) -> Iterator[Clause]:

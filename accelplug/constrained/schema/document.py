@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.schema.seen import Seen, escaped, objects
+from accelplug.constrained.schema.drafts import declared, draft_of
+from accelplug.constrained.schema.names import Names, has_anchor, is_name
+from accelplug.constrained.schema.seen import NAMING, Seen, escaped
 from accelplug.constrained.schema.shapes import check_shapes, shapes_of
 from accelplug.constrained.schema.validation import Checking, translated, validator_class
+from accelplug.hooks import CompileLimits
 
 if TYPE_CHECKING:
     from referencing._core import Resolver
 
-DRAFTS: Final = {
-    "draft-03": 3,
-    "draft-04": 4,
-    "draft-06": 6,
-    "draft-07": 7,
-    "2019-09": 2019,
-    "2020-12": 2020,
-}
+    from accelplug.constrained.schema.branches import Tableau
+
 MOST_DEPTH: Final = 150
-_POINTER: Final = re.compile("#(/[^%/]*)*")
 _MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
 _BESIDE_NOTHING: Final = frozenset(
     {"$ref", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
 )
 """What may stand beside a reference that is all that a schema says."""
-_NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Node:
     """A subschema, equal to itself alone. The same text at several places is one node, as far as it means the same there.
+
+    Never changed once it is made, and not frozen because that doubles the time of making one.
 
     :param number: in the order of the first visit, the same in every process.
     :param place: where it was met first, for sentences.
@@ -50,6 +47,7 @@ class Node:
     resolver: Any = field(repr=False)
 
 
+_in_order: Final = json.JSONEncoder(sort_keys=True).encode
 Signed = tuple[bool, Node]
 """A node, True where a value must satisfy it and False where it must not."""
 State = frozenset[Signed]
@@ -70,8 +68,8 @@ class Document:
         self.seen = Seen(schema)
         if self.seen.depth > MOST_DEPTH:
             raise ConstraintError(f"the schema is nested more than {MOST_DEPTH} deep; flatten it with $defs and $ref")
-        self.schema, self.asserted = schema, asserted
-        self.draft = _draft_of(schema, self.seen)
+        self.schema, self.asserted, self.names = schema, asserted, Names(schema, self.seen)
+        self.draft = draft_of(schema, self.seen)
         self._nodes: dict[int, Node] = {}
         self._meanings: dict[int, Node] = {}
         self._truths: dict[bool, Node] = {value: Node(number, value, "", None) for number, value in enumerate((False, True))}
@@ -79,9 +77,9 @@ class Document:
         self._by_text: dict[tuple[str, str], Node] = {}
         self._again: dict[str, list[str]] = {}
         self._targets: dict[tuple[int, str], Node | None] = {}
+        self._telling = telling()
         self.shapes = shapes_of(self.draft, declared=self.names_draft)
-        if isinstance(schema, dict):
-            check_shapes(schema, self.shapes, self.pointed)
+        self._shaped = check_shapes(schema, self.shapes, self.names.pointed) if isinstance(schema, dict) else set[int]()
 
     @property
     def false(self) -> Node:
@@ -96,7 +94,7 @@ class Document:
     @property
     def names_draft(self) -> bool:
         """Whether the schema says which draft it is written in."""
-        return _declared(self.schema) is not None
+        return declared(self.schema) is not None
 
     @cached_property
     def validator(self) -> Any:
@@ -112,10 +110,17 @@ class Document:
         return validator_class(self.draft, declared=self.names_draft)
 
     @cached_property
+    def strings(self) -> Tableau:
+        """What is known of strings alone, such as names, where nothing else is asked."""
+        from accelplug.constrained.schema.branches import Tableau
+
+        return Tableau(self, math.inf, CompileLimits())
+
+    @cached_property
     def root(self) -> Node:
         """The whole schema."""
         self.checking  # noqa: B018  # said early: jsonschema is missing
-        return self.node(self.schema, "#", self._resolver if self._names_parts else None)
+        return self.node(self.schema, "#", self._resolver if self.names.inside else None)
 
     @cached_property
     def _resolver(self) -> Resolver[Any]:
@@ -123,10 +128,13 @@ class Document:
         return found
 
     @cached_property
-    def _names_parts(self) -> bool:
-        """Whether the document names parts of itself, so that a reference means what it does by where it stands."""
-        given = _NAMING & self.seen.keywords
-        return bool(given) and any(isinstance(one.get(name), str | bool) for one in objects(self.schema) for name in given)
+    def _crawled(self) -> Resolver[Any]:
+        """The same with all names known: where it has not gone through the whole, each look for a name does."""
+        return self._resolver._registry.crawl().resolver(self._resolver._base_uri)
+
+    def is_shaped(self, value: Any) -> bool:
+        """Whether the keywords of a schema object are known to have values of their shapes: what only a reference leads to was not looked at."""
+        return id(value) in self._shaped
 
     def node(self, value: Any, place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema.
@@ -146,10 +154,8 @@ class Document:
 
     def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema met for the first time, an older one where that says the same, whatever it is called."""
-        from accelplug.constrained.schema.vocabulary import SPEAKING
-
         node = Node(len(self._nodes) + 2, value, place, resolver)
-        text = repr({keyword: said for keyword, said in value.items() if keyword in SPEAKING or keyword in _NAMING})
+        text = repr(value if self._telling.issuperset(value) else {word: said for word, said in value.items() if word in self._telling})
         if resolver is not None and any(sign in text for sign in _MEANT_BY_PLACE):
             return node
         found = self._by_text.setdefault((text, resolver._base_uri if resolver is not None and "'$ref'" in text else ""), node)
@@ -191,15 +197,15 @@ class Document:
 
     def _meant(self, node: Node) -> Node:
         """Return what a node stands for that is no more than a reference: one node, however one comes there."""
-        met = {node}
+        met = set[Node]()
         while isinstance(node.value, dict) and "$ref" in node.value and (self.draft <= 7 or node.value.keys() <= _BESIDE_NOTHING):
+            met.add(node)
             try:
                 target = self.target(node, "$ref")
             except ConstraintError:  # said where somebody asks what the node says
                 return node
             if target is None or target in met:
                 return node
-            met.add(target)
             node = target
         return node
 
@@ -215,14 +221,15 @@ class Document:
 
     def _looked_up(self, node: Node, keyword: str) -> Node | None:
         reference = node.value[keyword]
-        if keyword != "$ref" and self._anchors(reference) > 1:
+        if keyword != "$ref" and self.names.anchors(reference) > 1:
             if keyword == "$dynamicRef":
                 return self._from_the_root(node, reference)
-            return self.root if self._is_one_resource else None
-        if node.resolver is None and (pointed := self.pointed(reference)) is not None:
+            return self.root if self.names.is_one_resource else None
+        if node.resolver is None and (pointed := self.names.at(reference)) is not None:
             return self.node(pointed, reference, None)
+        resolver = node.resolver or self._resolver
         try:
-            found = (node.resolver or self._resolver).lookup(reference)
+            found = (self._crawled if resolver is self._resolver and is_name(reference) else resolver).lookup(reference)
         except Exception as exc:
             raise ConstraintError(
                 f"{node.place}/{keyword} names {reference!r:.100}, which is not in the schema; nothing is fetched"
@@ -236,61 +243,27 @@ class Document:
             outermost, found = self._resolver.lookup(f"#{name}"), (node.resolver or self._resolver).lookup(reference)
         except Exception:  # noqa: BLE001  said where it is checked
             return None
-        if not _has_anchor(outermost.contents, name):
+        if not has_anchor(outermost.contents, name):
             return None
-        if _has_anchor(found.contents, name):
+        if has_anchor(found.contents, name):
             return self.node(outermost.contents, f"#{name}", outermost.resolver)
         return self.node(found.contents, str(reference), found.resolver)
-
-    @cached_property
-    def _is_one_resource(self) -> bool:
-        """Whether nothing inside the document has an identity of its own, so that the whole is the only place to come back to."""
-        inside = (one for one in objects(self.schema) if one is not self.schema)
-        outermost = isinstance(self.schema, dict) and self.schema.get("$recursiveAnchor") is True
-        return outermost and not any(isinstance(one.get("$id"), str) for one in inside)
-
-    def pointed(self, reference: Any) -> Any:
-        """Return what a plain pointer into a document that names no part of itself leads to, None where `referencing` should say."""
-        if self._names_parts or not isinstance(reference, str) or not _POINTER.fullmatch(reference):
-            return None
-        found: Any = self.schema
-        for step in reference.split("/")[1:]:
-            if not isinstance(found, dict):
-                return None
-            found = found.get(step.replace("~1", "/").replace("~0", "~"))
-        return found
-
-    def _anchors(self, reference: Any) -> int:
-        name = str(reference).rpartition("#")[2]
-        named = [one for one in objects(self.schema) if one.get("$dynamicAnchor") == name or "$recursiveAnchor" in one]
-        return len(named) + any("$recursiveAnchor" in one for one in named)
 
     def holds(self, signed: Signed, value: Any) -> bool:
         """Whether a value satisfies a node, or does not, as the sign asks."""
         sign, node = signed
         if isinstance(node.value, bool):
             return node.value is sign
-        key = (node.number, json.dumps(value, sort_keys=True))
+        key = (node.number, _in_order(value))
         if key not in self._valid:
             with translated():
                 self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver or self._resolver).is_valid(value)
         return self._valid[key] is sign
 
 
-def _declared(schema: Any) -> str | None:
-    given = schema.get("$schema") if isinstance(schema, dict) else None
-    return given if isinstance(given, str) else None
+@cache
+def telling() -> frozenset[str]:
+    """Return the keywords that say what a schema is, or what it is called."""
+    from accelplug.constrained.schema.vocabulary import SPEAKING
 
-
-def _draft_of(schema: Any, seen: Seen) -> int:
-    """Return the draft that a schema declares; without one 2020-12, or 2019-09 where ``items`` is a list."""
-    declared = _declared(schema)
-    for name, draft in DRAFTS.items():
-        if declared and name in declared:
-            return draft
-    return 2019 if seen.lists_items else 2020
-
-
-def _has_anchor(value: Any, name: str) -> bool:
-    """Whether a schema is one to which a dynamic reference may come back."""
-    return isinstance(value, dict) and value.get("$dynamicAnchor") == name
+    return SPEAKING | NAMING

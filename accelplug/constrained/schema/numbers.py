@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Final
 
-from accelplug.constrained.regex.decimals import FRACTIONAL, INTEGER, NUMBER, multiples, up_to
+from accelplug.constrained.regex.decimals import FRACTIONAL, INTEGER, NUMBER, integers_up_to, multiples, up_to
 from accelplug.constrained.regex.tree import EVERY, NOTHING, Regex, both, without
 from accelplug.constrained.schema.atoms import Atom, Bound, Fractional, Integer, Multiple
 
@@ -72,6 +72,8 @@ class Numbers:
         """The numbers from 0 on as an expression, None where multiples of the step have none."""
         if self.high is not None and (self.high.value < 0 or (self.high.value == 0 and self.high.exclusive)):
             return NOTHING
+        if self.integer and not self.steps:
+            return _integers(*self.whole(1))
         stepped = None if not self.steps or self.step is None else multiples(self.step)
         if self.steps and stepped is None:
             return None
@@ -79,6 +81,12 @@ class Numbers:
         high = EVERY if self.high is None else up_to(self.high.value, exclusive=self.high.exclusive)
         low = NOTHING if self.low is None or self.low.value < 0 else up_to(self.low.value, exclusive=not self.low.exclusive)
         return both(shape, stepped or EVERY, high, without(low))
+
+
+def _integers(low: int | None, high: int | None) -> Regex:
+    """Return the integers between two bounds, those from 0 on."""
+    found = INTEGER if high is None else integers_up_to(high) if high >= 0 else NOTHING
+    return found if low is None or low <= 0 else both(found, without(integers_up_to(low - 1)))
 
 
 def _reached(bound: Bound) -> Iterator[Bound]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from accelplug.constrained.schema.atoms import Absent, Atom, Inexact, Property, Required, Some
 from accelplug.constrained.schema.clauses import Alternative, Alternatives
 from accelplug.constrained.schema.document import Node, Signed, State
-from accelplug.constrained.schema.ledger import Branch, Choice, Fork, Ledger, Path
-from accelplug.constrained.schema.narrowing import Known, Narrowing
+from accelplug.constrained.schema.ledger import Branch, Fork, Ledger, Path
+from accelplug.constrained.schema.narrowing import Known, Narrowing, Readied, readied
 
 if TYPE_CHECKING:
     from accelplug.constrained.schema.branches import Tableau
@@ -35,8 +35,9 @@ class Search:
     """Finds branches; what signed nodes leave open is worked out once for all states of a tableau."""
 
     def __init__(self, tableau: Tableau) -> None:
-        self._tableau, self._narrowing, self._ledger = tableau, Narrowing(tableau), Ledger()
-        self._expanded: dict[tuple[int, str, bool], tuple[list[tuple[Alternatives, bool]], list[Fork] | None]] = {}
+        self._tableau, self._ledger = tableau, Ledger()
+        self._narrowing = Narrowing(tableau, self._ledger)
+        self._expanded: dict[tuple[int, str, bool], tuple[list[tuple[Alternatives, Readied | None]], list[Fork] | None]] = {}
         self._narrowed: dict[tuple[int, bool, int], list[Fork]] = {}
         self._facts: dict[int, Known] = {}
         self._hopeless: dict[int, bool] = {}
@@ -152,20 +153,20 @@ class Search:
         if expanded is None:
             before = self._tableau.guesses
             found = self._choices(item, kind, loose=loose)
-            narrows = [kind == "object" and _may_narrow(one, negative=not item[0]) for one in found]
+            narrows = [readied(one) if kind == "object" and _may_narrow(one, negative=not item[0]) else None for one in found]
             expanded = list(zip(found, narrows, strict=True)), None if any(narrows) else list(map(self._fork, found))
             if self._tableau.guesses == before:  # else something was not told apart yet that may be later
                 self._expanded[key] = expanded
         choices, forks = expanded
         return self._beside(number, choices, known, loose=loose) if forks is None else forks
 
-    def _beside(self, number: int, choices: list[tuple[Alternatives, bool]], known: int, *, loose: bool) -> list[Fork]:
+    def _beside(self, number: int, choices: list[tuple[Alternatives, Readied | None]], known: int, *, loose: bool) -> list[Fork]:
         """Return choices about an object as what is known of it narrows them. What is none keeps the names that it only puts in order."""
         key = number, loose, known & self._ledger.of_objects
         found = self._narrowed.get(key)
         if found is None:
             facts = self._facts_of(key[2])
-            found = self._narrowed[key] = [self._fork(self._narrowing.narrowed(one, facts) if narrows else one) for one, narrows in choices]
+            found = self._narrowed[key] = [self._fork(one) if narrows is None else self._narrowing.narrowed(narrows, facts) for one, narrows in choices]
         return found
 
     def _facts_of(self, bits: int) -> Known:
@@ -175,7 +176,7 @@ class Search:
         return found
 
     def _fork(self, alternatives: Alternatives) -> Fork:
-        return [Choice.of(tuple(dict.fromkeys(map(self._ledger.number, one)))) for one in alternatives]
+        return [self._ledger.choice(one) for one in alternatives]
 
     def _choices(self, item: Signed, kind: str, *, loose: bool) -> list[Alternatives]:
         sign, node = item
@@ -192,19 +193,16 @@ class Search:
         if len(alternatives) < 2:
             return alternatives
         found: Alternatives = []
+        kinds_of = self._tableau.kinds_of
         for alternative in alternatives:
             first = alternative[0] if alternative else None
             if not isinstance(first, tuple) or not first[0]:
                 found.append(alternative)
-            elif kind in self._tableau.kinds_of(first[1]):
-                others = [item for item in alternative[1:] if not self._is_of_another_type(item, kind)]
+            elif kind in kinds_of(first[1]):
+                others = [item for item in alternative[1:] if not isinstance(item, tuple) or item[0] or kind in kinds_of(item[1])]
                 if not any(self._denies_all(item, kind) for item in others):
                     found.append([first, *self._denied_beside(first, others, kind, loose=loose)])
         return found
-
-    def _is_of_another_type(self, item: Atom | Signed, kind: str) -> bool:
-        """Whether this denies what holds of other types alone."""
-        return isinstance(item, tuple) and not item[0] and kind not in self._tableau.kinds_of(item[1])
 
     def _denies_all(self, item: Atom | Signed, kind: str) -> bool:
         """Whether this denies what says nothing about a type."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Final
 
+NAMING: Final = frozenset({"$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
+"""Keywords by which a schema may name itself, or a part of it."""
 _PARTS: Final = (dict, list)
 
 
@@ -15,12 +17,14 @@ class Seen:
     :param keywords: all names in it.
     :param beside_references: those that stand beside a ``$ref``, it included.
     :param formats: what stands as ``format``.
+    :param naming: the objects that may name themselves.
     :param lists_items: whether ``items`` is a list somewhere.
     """
 
     def __init__(self, schema: Any) -> None:
         self.keywords, self.beside_references = set[str](), set[str]()
         self.formats: list[Any] = []
+        self.naming: list[dict[str, Any]] = []
         self.lists_items = False
         self.depth, level = 0, [schema]
         while level:
@@ -34,20 +38,13 @@ class Seen:
         self.keywords.update(one)
         if "$ref" in one:
             self.beside_references.update(one)
+        if not NAMING.isdisjoint(one):
+            self.naming.append(one)
         if "format" in one:
             self.formats.append(one["format"])
         if "items" in one and isinstance(one["items"], list):
             self.lists_items = True
         return one.values()
-
-
-def objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every object in a value, itself first."""
-    if isinstance(value, dict):
-        yield value
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for child in children:
-        yield from objects(child)
 
 
 def escaped(step: str | int) -> str:

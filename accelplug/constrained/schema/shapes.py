@@ -14,9 +14,12 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.schema.seen import escaped
 
 TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "string")
-Parts = Iterable[tuple[str | int, Any]]
+Parts = Iterable[tuple[str | int | None, Any]]
+Trail = tuple[Any, ...]
+"""How one came to a schema: the trail to the one above, the keyword there, and the step below it, None for no step. For sentences alone."""
 
 
 class Shape(NamedTuple):
@@ -32,30 +35,40 @@ class Shape(NamedTuple):
     parts: Callable[[Any], Parts] | None = None
 
 
-def check_shapes(schema: dict[str, Any], shapes: Mapping[str, Shape], pointed: Callable[[str], Any]) -> None:
-    """Refuse a schema in which a keyword has a value that means nothing.
+def check_shapes(schema: dict[str, Any], shapes: Mapping[str, Shape], pointed: Callable[[str], Any]) -> set[int]:
+    """Refuse a schema in which a keyword has a value that means nothing; return the identities of the schemas in it that were looked at.
 
     :param pointed: what a reference leads to, where that is known at sight; elsewhere than among definitions nothing else leads there.
     :raises ConstraintError: naming the place, and what should be there.
     """
-    waiting: list[tuple[str, Any]] = [("#", schema)]
-    referred = {"#"}
+    waiting: list[tuple[Trail, Any]] = [(("#",), schema)]
+    referred, seen = {"#"}, set[int]()
     while waiting:
-        place, one = waiting.pop()
+        trail, one = waiting.pop()
+        seen.add(id(one))
         for keyword, value in one.items():
             shape = shapes.get(keyword)
             if shape is None:
                 continue
             if not shape.fits(value):
-                raise misshapen(f"{place}/{keyword}", shape, value)
+                raise misshapen(f"{_place(trail)}/{keyword}", shape, value)
             if shape.parts is not None:
                 for step, part in shape.parts(value):
                     if isinstance(part, dict):
-                        waiting.append((f"{place}/{keyword}{step}", part))
+                        waiting.append(((trail, keyword, step), part))
             elif keyword == "$ref" and value not in referred and not value.startswith(("#/definitions/", "#/$defs/")):
                 referred.add(value)
                 if isinstance(part := pointed(value), dict):
-                    waiting.append((value, part))
+                    waiting.append(((value,), part))
+    return seen
+
+
+def _place(trail: Trail) -> str:
+    """Write where a trail leads."""
+    if len(trail) == 1:
+        return str(trail[0])
+    before, keyword, step = trail
+    return "/".join([_place(before), keyword, *([] if step is None else [escaped(step)])])
 
 
 def misshapen(place: str, shape: Shape, value: Any) -> ConstraintError:
@@ -112,19 +125,19 @@ def _is_type(value: Any) -> bool:
 
 
 def _itself(value: Any) -> Parts:
-    return (("", value),)
+    return ((None, value),)
 
 
 def _each(value: Any) -> Parts:
-    return ((f"/{number}", one) for number, one in enumerate(value)) if isinstance(value, list) else ()
+    return enumerate(value) if isinstance(value, list) else ()
 
 
 def _each_or_itself(value: Any) -> Parts:
-    return _each(value) if isinstance(value, list) else (("", value),)
+    return enumerate(value) if isinstance(value, list) else ((None, value),)
 
 
 def _named(value: dict[str, Any]) -> Parts:
-    return ((f"/{name.replace('~', '~0').replace('/', '~1')}", one) for name, one in value.items())
+    return value.items()
 
 
 NUMBER: Final = Shape("a number", _is_number)

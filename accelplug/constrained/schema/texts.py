@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Final
 
 from accelplug.constrained.regex.tree import Regex, alt, both, literal
 from accelplug.constrained.schema.atoms import Atom, Inexact, Text, Values
-from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import Document, State
 from accelplug.constrained.schema.ledger import Branch
-from accelplug.hooks import CompileLimits
+
+_OF_STRINGS: Final = (Text, Values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Texts:
 
 def text_of(branch: Branch) -> Regex:
     """Return the strings of one branch."""
-    return both(*(_of_atom(atom) for atom in branch if isinstance(atom, Text | Values)))
+    return both(*[_of_atom(atom) for atom in branch if isinstance(atom, _OF_STRINGS)])
 
 
 def _of_atom(atom: Atom) -> Regex:
@@ -35,6 +36,6 @@ def _of_atom(atom: Atom) -> Regex:
 
 def texts_of(document: Document, state: State) -> Texts:
     """Return the strings of a state."""
-    branches = Tableau(document, float("inf"), CompileLimits()).branches(state, "string")
+    branches = document.strings.branches(state, "string")
     inexact = dict.fromkeys(atom for branch in branches for atom in branch if isinstance(atom, Inexact))
     return Texts(alt(*map(text_of, branches)), tuple(inexact))
