@@ -24,7 +24,7 @@ from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.walking import legal_by_mask
 
-BY_FEW_KEYS = {"bytes_only", "enforces", "handlers_of", "label", "later_than", "spoken_in", "shapes_of", "tekken", "telling", "validator_class"}
+BY_FEW_KEYS = {"bytes_only", "enforces", "handlers_of", "in_order", "label", "later_than", "spoken_in", "shapes_of", "tekken", "telling", "validator_class"}
 """Caches whose keys are engines, features and drafts, or that have none: nothing of a schema stays in them."""
 
 
@@ -59,7 +59,7 @@ def test_what_never_ends_is_left_out():
 def test_types_are_seen_through_references():
     document = Document({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"enum": ["x", None]}}}, asserted=True)
     tableau = Tableau(document, float("inf"), CompileLimits())
-    assert tableau.viable(frozenset({(True, document.root)})) == ["null", "string"]
+    assert tableau.viable(frozenset({(True, document.root)})) == ("null", "string")
     circle = Document({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#"}}}, asserted=True)
     assert len(Tableau(circle, float("inf"), CompileLimits()).viable(frozenset({(True, circle.root)}))) == 6
 

@@ -24,7 +24,7 @@ MOST_SYMBOLS: Final = 60_000
 """llguidance makes a symbol of every rule, and of every step within an alternative, and numbers them in 16 bits."""
 MOST_PERMUTED: Final = 4
 FREE_STRING: Final = r'/"(\\(["\\\/bfnrt]|u[a-fA-F0-9]{4})|[^"\\\x00-\x1F])*"/'
-_SEPARATORS: Final = {"any": (",", ":"), "spaced": (", ", ": "), "compact": (",", ":")}
+_SEPARATORS: Final = {"any": ('","', '":"'), "spaced": ('", "', '": "'), "compact": ('","', '":"')}
 
 
 class TooLargeError(ConstraintError):
@@ -42,8 +42,7 @@ class Builder:
         :param coarse: leave intersections and complements of expressions to the final check.
         """
         self.tableau, self.whitespace, self.any_order, self.coarse = tableau, whitespace, any_order, coarse
-        comma, colon = _SEPARATORS[whitespace]
-        self.comma, self.colon = json.dumps(comma), json.dumps(colon)
+        self.comma, self.colon = _SEPARATORS[whitespace]
         self.rules: dict[str, list[Symbols]] = {}
         self.inexact: dict[str, None] = {}
         self.cells: dict[tuple[tuple[str, ...], tuple[Regex, ...]], list[Cell]] = {}

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from accelplug.constrained.lark.builder import Builder, Cell
 from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.scalars import fixed
+from accelplug.constrained.lark.sequences import sequence
 from accelplug.constrained.regex.derive import is_empty, matches
 from accelplug.constrained.regex.tree import EVERY, Regex, alt, both, literal, without
 from accelplug.constrained.schema.alive import Properties, size_of
@@ -54,8 +55,6 @@ def obj(builder: Builder, branch: Branch) -> list[Symbols]:
     shape = shape_of(builder, branch) if branch else _ANYTHING
     if shape is None:
         return []
-    from accelplug.constrained.lark.sequences import sequence
-
     return [['"{"', sequence(builder, shape), '"}"']]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from accelplug.constrained.lark.builder import Builder
-from accelplug.constrained.lark.objects import Pair, Shape
 from accelplug.constrained.schema.atoms import Inexact
 from accelplug.constrained.schema.document import State
+
+if TYPE_CHECKING:
+    from accelplug.constrained.lark.objects import Pair, Shape
 
 MOST_RULES: Final = 4000
 MOST_IN_ANY_ORDER: Final = 6000

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from accelplug.constrained.regex.derive import is_empty, matches
 from accelplug.constrained.schema.atoms import Absent, Items, Keys, Property, Required, Size, Some, Values
-from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import State
 from accelplug.constrained.schema.ledger import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
 
+if TYPE_CHECKING:
+    from accelplug.constrained.schema.branches import Tableau
+
 _NOTHING_KNOWN: Final[State] = frozenset()
 
 
-def possible(tableau: Tableau, state: State, kind: str) -> bool:
+def is_possible(tableau: Tableau, state: State, kind: str) -> bool:
     """Whether some value of one type may satisfy a state."""
     return any(_some(tableau, branch, kind) for branch in tableau.branches(state, kind))
 

@@ -14,12 +14,14 @@ from typing import cast
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.disjoint import Disjoint
+from accelplug.constrained.schema.alive import is_possible
 from accelplug.constrained.schema.atoms import Absent, Atom, Bound
-from accelplug.constrained.schema.clauses import Clause, clauses
+from accelplug.constrained.schema.clauses import Clause
 from accelplug.constrained.schema.document import Document, Node, Signed, State
 from accelplug.constrained.schema.fixed import with_values
 from accelplug.constrained.schema.kinds import Kinds
 from accelplug.constrained.schema.ledger import Branch, apart
+from accelplug.constrained.schema.reading import clauses
 from accelplug.constrained.schema.search import MOST_BRANCHES, Search, TooManyBranchesError
 from accelplug.hooks import CompileLimits
 
@@ -130,10 +132,8 @@ class Tableau:
         """Whether some value may satisfy a state; True while that is being worked out."""
         found = self._possible.get(state)
         if found is None:
-            from accelplug.constrained.schema.alive import possible
-
             self._possible[state] = True
-            found = self._possible[state] = any(possible(self, state, kind) for kind in self.viable(state))
+            found = self._possible[state] = any(is_possible(self, state, kind) for kind in self.viable(state))
         return found
 
     def disjoint(self, one: Node, other: Node) -> bool:
@@ -149,10 +149,8 @@ class Tableau:
         """Whether certainly no value of a type satisfies both nodes."""
         key = (one, other, kind) if one.number < other.number else (other, one, kind)
         if key not in self._apart:
-            from accelplug.constrained.schema.alive import possible
-
             self._apart[key] = None  # while it is being worked out: the answer that claims nothing
-            self._apart[key] = not possible(self, frozenset({(True, one), (True, other)}), kind)
+            self._apart[key] = not is_possible(self, frozenset({(True, one), (True, other)}), kind)
         found = self._apart[key]
         self.guesses += found is None
         return bool(found)

@@ -7,14 +7,11 @@ is one choice between all `fails`, and negation is only ever of a keyword, whose
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-from accelplug._errors import ConstraintError
 from accelplug.constrained.schema.atoms import Atom, Inexact
 from accelplug.constrained.schema.document import Document, Node, Signed, State
-from accelplug.constrained.schema.shapes import misshapen
 
 Alternative = list["Atom | Signed"]
 Alternatives = list[Alternative]
@@ -80,31 +77,3 @@ def just(*signed: Signed) -> State:
 def always(clause: Alternatives) -> Clause:
     """Return a clause from what satisfies it, which is all or nothing."""
     return Clause(clause, FALSE if clause else TRUE)
-
-
-def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
-    """Return what a schema object says about values of one type.
-
-    :raises ConstraintError: a keyword's value is not what the specification asks for.
-    """
-    from accelplug.constrained.schema.vocabulary import handlers_of
-
-    handlers = handlers_of(kind, document.draft)
-    keywords = ["$ref"] if document.draft <= 7 and "$ref" in node.value else list(node.value)
-    found: list[Clause] = []
-    shapes = {} if document.is_shaped(node.value) else document.shapes
-    for keyword in keywords:
-        handler = handlers.get(keyword)
-        if handler is None:
-            continue
-        place = Place(document, node, keyword, kind, node.value[keyword])
-        shape = shapes.get(keyword)
-        if shape is not None and not shape.fits(place.value):
-            raise misshapen(place.name, shape, place.value)
-        try:
-            found.extend(handler(place))
-        except (TypeError, ValueError, AttributeError, LookupError) as exc:
-            if isinstance(exc, ConstraintError):
-                raise
-            raise ConstraintError(f"{place.name} is {json.dumps(place.value):.60}, which the specification does not know there") from exc
-    return found

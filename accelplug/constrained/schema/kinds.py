@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 from accelplug.constrained.schema.atoms import KINDS, kind_of, kinds_named
@@ -9,6 +10,13 @@ from accelplug.constrained.schema.document import Document, Node, State
 
 ALL: Final = frozenset(KINDS)
 _NONE: Final = frozenset[str]()
+_COMBINING: Final = frozenset({"allOf", "anyOf", "oneOf"})
+
+
+@cache
+def in_order(kinds: frozenset[str]) -> tuple[str, ...]:
+    """Return types in the order in which they are written."""
+    return tuple([kind for kind in KINDS if kind in kinds])
 
 
 class Kinds:
@@ -26,13 +34,13 @@ class Kinds:
             found = self._found[node.number] = self._at_sight(node)
         return found
 
-    def left_by(self, state: State) -> list[str]:
+    def left_by(self, state: State) -> tuple[str, ...]:
         """Return the types that no schema of a state rules out by what is seen at sight, in the order in which types are written."""
         left = ALL
         for sign, node in state:
             if sign:
-                left &= self.of(node)
-        return [kind for kind in KINDS if kind in left]
+                left = self.of(node) & left
+        return in_order(left)
 
     def _at_sight(self, node: Node) -> frozenset[str]:
         schema = node.value
@@ -48,7 +56,7 @@ class Kinds:
         listed = schema.get("enum")
         if isinstance(listed, list):
             left = left.intersection(map(kind_of, listed))
-        return left & self._combined(node, schema) if self._document.draft > 3 else left
+        return left if self._document.draft <= 3 or _COMBINING.isdisjoint(schema) else left & self._combined(node, schema)
 
     def _combined(self, node: Node, schema: dict[str, Any]) -> frozenset[str]:
         """Return the types that combinations leave."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from accelplug.constrained.schema.atoms import Absent, Atom, Bound, Keys, Property, Required
@@ -56,7 +57,7 @@ class Ledger:
             if not bits >> found & 1:
                 bits |= 1 << found
                 numbers.append(found)
-        return Choice(tuple(numbers), bits)
+        return _choice((tuple(numbers), bits))
 
     def joined(self, choices: Iterable[Choice]) -> Choice:
         """Return the alternative that says what all of these say."""
@@ -95,6 +96,9 @@ class Choice(NamedTuple):
 
     numbers: tuple[int, ...]
     bits: int
+
+
+_choice: Final[Callable[[tuple[tuple[int, ...], int]], Choice]] = partial(tuple.__new__, Choice)  # a third of the time of calling the class
 
 
 Fork = list[Choice]

@@ -9,6 +9,7 @@ from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import Regex, alt, literal, without
 from accelplug.constrained.schema.atoms import Absent, Keys, Property, Required, Size, Some
 from accelplug.constrained.schema.clauses import FALSE, Alternative, Alternatives, Clause, Place, just
+from accelplug.constrained.schema.texts import texts_of
 
 
 def properties(place: Place) -> Iterator[Clause]:
@@ -66,8 +67,6 @@ def others(place: Place) -> Regex:
 
 def property_names(place: Place) -> Iterator[Clause]:
     """``propertyNames``: names that are strings against the schema are forbidden."""
-    from accelplug.constrained.schema.texts import texts_of
-
     if place.kind != "object" or place.document.draft < 6:
         return
     node, never = place.below(), just((True, place.document.false))
