@@ -102,7 +102,9 @@ class Builder:
 
     def checked(self, *atoms: object) -> None:
         """Note what is checked at the end."""
-        self.inexact.update((atom.place, None) for atom in atoms if isinstance(atom, Inexact))
+        for atom in atoms:
+            if isinstance(atom, Inexact):
+                self.inexact[atom.place] = None
 
     def value(self, state: State) -> str:
         """Return the rule of a state."""

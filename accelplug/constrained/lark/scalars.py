@@ -10,7 +10,7 @@ from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.terminals import terminal
 from accelplug.constrained.regex.derive import is_empty
 from accelplug.constrained.regex.tree import NOTHING, cat, literal
-from accelplug.constrained.schema.atoms import Bound, Inexact, Values, in_all
+from accelplug.constrained.schema.atoms import Bound, Inexact, Values
 from accelplug.constrained.schema.ledger import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
@@ -18,9 +18,8 @@ from accelplug.constrained.statements import MOST_COUNTED, MOST_STEP
 
 
 def values_of(branch: Branch) -> list[str] | None:
-    """Return the fixed values of a branch, as JSON, None where it has none."""
-    given = [atom for atom in branch if isinstance(atom, Values)] if branch else None
-    return list(in_all(given)) if given else None
+    """Return the fixed values of a branch, as JSON, None where it has none: where it has, it has nothing else."""
+    return list(branch[0].texts) if branch and isinstance(branch[0], Values) else None
 
 
 def fixed(builder: Builder, branch: Branch) -> list[Symbols] | None:

@@ -23,7 +23,7 @@ def is_possible(tableau: Tableau, state: State, kind: str) -> bool:
 
 
 def _some(tableau: Tableau, branch: Branch, kind: str) -> bool:
-    if not branch or any(isinstance(atom, Values) for atom in branch):
+    if not branch or isinstance(branch[0], Values):  # which are alone in a branch
         return True
     if kind == "string":
         return not is_empty(text_of(branch))

@@ -72,7 +72,8 @@ class Known:
                 names = texts if names is None else names & texts
         if names is None:
             return None
-        return dict.fromkeys(name for name in sorted(names) if len(self.never) == 1 or not self._is_never(name))
+        left = names if len(self.never) == 1 else [name for name in names if not self._is_never(name)]
+        return dict.fromkeys(sorted(left))
 
     def _is_never(self, name: str) -> bool:
         return any(matches(regex, name) for regex in self.never)
