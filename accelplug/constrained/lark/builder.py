@@ -14,7 +14,7 @@ from accelplug.constrained.lark.terminals import choice, terminal
 from accelplug.constrained.regex.derive import is_empty_if_decided
 from accelplug.constrained.regex.quoted import quoted
 from accelplug.constrained.regex.tree import EVERY, Regex
-from accelplug.constrained.schema.atoms import Inexact
+from accelplug.constrained.schema.atoms import Inexact, written
 from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import State
 from accelplug.constrained.schema.ledger import Branch
@@ -133,13 +133,13 @@ class Builder:
     def literal(self, value: Any) -> Symbols:
         """Return the symbols of a fixed value, with freedom between its parts only."""
         if isinstance(value, dict) and value:
-            pairs = [[self.texts([json.dumps(key, ensure_ascii=False)]), self.colon, *self.literal(one)] for key, one in value.items()]
+            pairs = [[self.texts([written(key)]), self.colon, *self.literal(one)] for key, one in value.items()]
             return ['"{"', *self._in_order(pairs), '"}"']
         if isinstance(value, list) and value:
             return ['"["', *self._listed([self.literal(one) for one in value]), '"]"']
         if value in ({}, []) and not isinstance(value, bool | int | float):
             return ['"{"', '"}"'] if value == {} else ['"["', '"]"']
-        return [self.texts(spellings(json.dumps(value, ensure_ascii=False)))]
+        return [self.texts(spellings(written(value)))]
 
     def _in_order(self, pairs: list[Symbols]) -> Symbols:
         """Put a fixed object's properties one after the other, in any order where that is asked for and they are few."""
@@ -174,7 +174,7 @@ def _name(regex: Regex) -> str | None:
     """Return the terminal of one literal text, as most are: `_string` would come to the same."""
     if len(regex.literals) != 1 or not (text := next(iter(regex.literals))).isascii():
         return None
-    return choice([json.dumps(text)])
+    return choice([written(text)])
 
 
 @lru_cache(maxsize=256)
@@ -185,5 +185,5 @@ def _string(regex: Regex) -> str:
 
 def spellings(text: str) -> list[str]:
     """Return how a value that is no object and no list may be written: as the schema has it, and a whole number without its fraction."""
-    value = json.loads(text)
+    value = None if text[0] == '"' else json.loads(text)
     return [text, str(int(value))] if isinstance(value, float) and value.is_integer() else [text]

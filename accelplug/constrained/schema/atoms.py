@@ -16,6 +16,9 @@ from accelplug.constrained.regex.derive import matches
 from accelplug.constrained.regex.tree import Regex
 from accelplug.constrained.schema.document import State
 
+written: Final = json.JSONEncoder(ensure_ascii=False).encode
+"""Write a JSON value, as `json.dumps` does, which would make an encoder each time."""
+
 
 def canonical(text: str) -> str:
     """Return a JSON value as a text that is equal for equal values: 1 and 1.0, and objects in whatever order."""

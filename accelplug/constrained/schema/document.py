@@ -47,6 +47,7 @@ class Node:
     resolver: Any = field(repr=False)
 
 
+_in_order: Final = json.JSONEncoder(sort_keys=True).encode
 Signed = tuple[bool, Node]
 """A node, True where a value must satisfy it and False where it must not."""
 State = frozenset[Signed]
@@ -253,7 +254,7 @@ class Document:
         sign, node = signed
         if isinstance(node.value, bool):
             return node.value is sign
-        key = (node.number, json.dumps(value, sort_keys=True))
+        key = (node.number, _in_order(value))
         if key not in self._valid:
             with translated():
                 self._valid[key] = self.validator.evolve(schema=node.value, _resolver=node.resolver or self._resolver).is_valid(value)

@@ -10,7 +10,7 @@ from accelplug._errors import ConstraintError
 from accelplug.constrained.regex.backtracking import backtracking
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import alt, length, literal, without
-from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values, kind_of
+from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values, kind_of, written
 from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternative, Alternatives, Clause, Place, always
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.numbers import MOST_SIZE
@@ -57,7 +57,7 @@ def _one_of(place: Place, values: list[Any]) -> Clause:
     mine = [value for value in values if kind_of(value) == place.kind]
     if not mine:
         return always(FALSE)
-    texts = tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in mine))
+    texts = tuple(dict.fromkeys(map(written, mine)))
     return Clause([[Values(texts)]], lambda: _other_than(place, mine))
 
 
