@@ -80,7 +80,7 @@ def _count(names: list[str], needed: Rules, found: set[str]) -> None:
 
 def _needed(symbols: Symbols, rules: Rules) -> list[str]:
     """Return the rules without which an alternative leads to no finished text: not those that may be left out."""
-    found = [symbol for symbol in symbols if symbol in rules]
+    found = list(filter(rules.__contains__, symbols))
     repeated = symbols[-1] if symbols else ""
     if repeated[-1:] == "}" and repeated[0].islower() and "{0," not in repeated:
         found.append(repeated.partition("{")[0])

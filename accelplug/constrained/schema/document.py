@@ -155,7 +155,7 @@ class Document:
     def _met(self, value: dict[str, Any], place: str, resolver: Resolver[Any] | None) -> Node:
         """Return the node of a subschema met for the first time, an older one where that says the same, whatever it is called."""
         node = Node(len(self._nodes) + 2, value, place, resolver)
-        text = repr({keyword: said for keyword, said in value.items() if keyword in self._telling})
+        text = repr(value if self._telling.issuperset(value) else {word: said for word, said in value.items() if word in self._telling})
         if resolver is not None and any(sign in text for sign in _MEANT_BY_PLACE):
             return node
         found = self._by_text.setdefault((text, resolver._base_uri if resolver is not None and "'$ref'" in text else ""), node)

@@ -32,9 +32,13 @@ def with_values(document: Document, state: State, branches: list[Branch]) -> lis
 
 def _holds(document: Document, state: State, others: list[Atom], value: Any) -> bool:
     """Whether a fixed value satisfies what else is known of it: the atoms themselves where they say it, else the whole state."""
-    said = [_object_is(document, atom, value) if isinstance(value, dict) else satisfies(atom, value) for atom in others]
-    if None not in said and (all(said) or isinstance(value, str)):
-        return all(said)
+    if isinstance(value, dict):
+        if all(_object_is(document, atom, value) for atom in others):
+            return True
+    else:
+        said = [satisfies(atom, value) for atom in others]
+        if None not in said and (all(said) or isinstance(value, str)):
+            return all(said)
     return _is(document, value, state)  # it may satisfy the state in another way, by which it would be written otherwise
 
 

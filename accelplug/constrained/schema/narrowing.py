@@ -115,7 +115,10 @@ class Narrowing:
         """Return what is left of alternatives: none where none is possible, one that says nothing where one of them holds anyway."""
         found: Fork = []
         for pair, alternative in alternatives:
-            for one in self._under(known, alternative) if pair is None else known.pairs.get(pair) or self._pair(known, *pair):
+            ways = None if pair is None else known.pairs.get(pair)
+            if ways is None:
+                ways = self._under(known, alternative) if pair is None else self._pair(known, *pair)
+            for one in ways:
                 if not one.numbers:
                     return [one]
                 found.append(one)
@@ -138,7 +141,7 @@ class Narrowing:
                     return []
             elif not isinstance(item, Property):
                 kept.append(item)
-            elif (left := self._left(item, known, needed=item.name in required or item.name in known.required)) is None:
+            elif (left := self._left(item.name, item.conj, known, needed=item.name in required or item.name in known.required)) is None:
                 return []
             else:
                 kept.extend(left)
@@ -150,7 +153,7 @@ class Narrowing:
         key = name, conj
         found = known.pairs.get(key)
         if found is None:
-            left = None if known.forbids(name) else self._left(Property(name, conj), known, needed=True)
+            left = None if known.forbids(name) else self._left(name, conj, known, needed=True)
             found = known.pairs[key] = [] if left is None else [self._ledger.choice([Required(name), *left])]
         return found
 
@@ -164,19 +167,19 @@ class Narrowing:
             ways += self._pair(known, name, some.conj)
         return ways
 
-    def _left(self, item: Property, known: Known, *, needed: bool) -> list[Atom] | None:
+    def _left(self, name: str, conj: State, known: Known, *, needed: bool) -> list[Atom] | None:
         """Return what a property's state says beyond what is known of it, None where it must be there and nothing is left for it."""
-        before = known.of(item.name)
+        before = known.of(name)
         if needed:
-            for sign, node in item.conj:
+            for sign, node in conj:
                 if (not sign, node) in before:
                     return None
-        conj = self._said(item.conj, before)
-        if not conj:
+        said = self._said(conj, before)
+        if not said:
             return []
-        if needed and not self._tableau.possible(before | conj):
+        if needed and not self._tableau.possible(before | said):
             return None
-        return [Property(item.name, conj)]
+        return [Property(name, said)]
 
     def _said(self, conj: State, before: State) -> State:
         """Return what of a state does not follow from another."""
