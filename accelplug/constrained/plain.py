@@ -57,7 +57,8 @@ def plain(document: Document, found: list[Use], text: str) -> Plain:
         schema = reader.schema(document.schema, "#")
         if reader.changed:
             text = json.dumps(schema, ensure_ascii=False)
-    features = frozenset(reader.features.get(use.place, use.feature) for use in found) - {""}
+    written = reader.features
+    features = frozenset([written.get(use.place, use.feature) for use in found] if written else [use.feature for use in found]) - {""}
     return Plain(text, features, tuple(reader.checked), reader.overlaps)
 
 
@@ -106,7 +107,7 @@ class _Reader:
         if "oneOf" in found and self._is_any_of(schema):
             self.changed = True
             found = {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in found.items()}
-        if self.features.get(f"{place}/multipleOf") == "":
+        if "multipleOf" in schema and self.features.get(f"{place}/multipleOf") == "":
             found["type"] = "integer"
         if "format" in schema and "format" not in found:
             self._other_format(found, schema["format"], f"{place}/format")

@@ -65,12 +65,12 @@ def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec
     given = plain(document, found, spec.text)
     if given.overlaps or not all(_knows(name, feature) for feature in given.features):
         return None
-    left = {*given.checked, *(use.place for use in found if use.feature.endswith(BESIDE_OTHERS))}
-    checked = tuple(dict.fromkeys(use.place for use in found if use.place in left)) if left else ()
+    left = {*given.checked, *[use.place for use in found if use.feature.endswith(BESIDE_OTHERS)]}
+    checked = tuple(dict.fromkeys([use.place for use in found if use.place in left])) if left else ()
     if checked and spec.strict:
         return None
     try:
-        enforced = tuple(dict.fromkeys(use.place for use in found if use.place not in left))
+        enforced = tuple(dict.fromkeys([use.place for use in found if use.place not in left]))
         asked = spec if given.text is spec.text else replace(spec, text=given.text)
         return Route(begin(name, asked, vocabulary), GrammarStatement(label(name), enforced, checked))
     except ConstraintError:

@@ -175,14 +175,14 @@ def split(all_uses: list[Use], inexact: Iterable[str]) -> tuple[tuple[str, ...],
     """
     vague = frozenset(inexact)
     if not vague:
-        return tuple(dict.fromkeys(use.place for use in all_uses)), ()
+        return tuple(dict.fromkeys([use.place for use in all_uses])), ()
     known = {use.place for use in all_uses}
     if all(place in known or place.startswith("*/") or any(one.startswith(f"{place}/") for one in known) for place in vague):
         checked = [use.place for use in all_uses if f"*/{use.keyword}" in vague or _is_below(use.place, vague)]
     else:
         checked = [use.place for use in all_uses]
     kept = dict.fromkeys(checked)
-    return tuple(dict.fromkeys(use.place for use in all_uses if use.place not in kept)), tuple(kept)
+    return tuple(dict.fromkeys([use.place for use in all_uses if use.place not in kept])), tuple(kept)
 
 
 def _is_below(place: str, vague: frozenset[str]) -> bool:
