@@ -14,7 +14,11 @@ MOST_LOOKS: Final = 3
 
 def finished(rules: Rules, start: str) -> Rules | None:
     """Return the rules that lead to a finished text, None where the first does not; without what may be left out and does not."""
-    needed = {name: [_needed(symbols, rules) for symbols in alternatives] for name, alternatives in rules.items()}
+    is_rule = rules.__contains__
+    needed = {
+        name: [_needed(symbols, rules) if symbols and symbols[-1][-1] == "}" else list(filter(is_rule, symbols)) for symbols in alternatives]
+        for name, alternatives in rules.items()
+    }
     alive = _alive(needed)
     if start not in alive:
         return None
@@ -79,9 +83,9 @@ def _count(names: list[str], needed: Rules, found: set[str]) -> None:
 
 
 def _needed(symbols: Symbols, rules: Rules) -> list[str]:
-    """Return the rules without which an alternative leads to no finished text: not those that may be left out."""
+    """Return the rules without which an alternative that ends in a repetition leads to no finished text: not those that may be left out."""
     found = list(filter(rules.__contains__, symbols))
-    repeated = symbols[-1] if symbols else ""
-    if repeated[-1:] == "}" and repeated[0].islower() and "{0," not in repeated:
+    repeated = symbols[-1]
+    if repeated[0].islower() and "{0," not in repeated:
         found.append(repeated.partition("{")[0])
     return found
