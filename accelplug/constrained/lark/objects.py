@@ -98,10 +98,12 @@ def _divided(builder: Builder, names: tuple[str, ...], regexes: tuple[Regex, ...
 def _cells(names: tuple[str, ...], regexes: tuple[Regex, ...]) -> list[Cell]:
     """Return the names that are none of these, divided by which expressions they match, none of the parts empty."""
     cells: list[Cell] = [(without(alt(*map(literal, names))), frozenset())]
-    for regex in regexes:
-        split = [(both(cell, regex), inside | {regex}) for cell, inside in cells] + [
-            (both(cell, without(regex)), inside) for cell, inside in cells
-        ]
+    for at, regex in enumerate(regexes):
+        opposite = without(regex)
+        if opposite in regexes[:at]:  # which told the same apart
+            cells = [(cell, inside | {regex}) for cell, inside in cells if opposite not in inside] + [one for one in cells if opposite in one[1]]
+            continue
+        split = [(both(cell, regex), inside | {regex}) for cell, inside in cells] + [(both(cell, opposite), inside) for cell, inside in cells]
         cells = [(cell, inside) for cell, inside in split if not is_empty(cell)]
     return cells
 
