@@ -54,7 +54,8 @@ def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], plac
             continue
         here = f"{place}/{keyword}"
         if keyword in spoken and (not alone or keyword == "$ref") and (keyword != "format" or _asserted(document, value)):
-            found.append(_use((here, keyword, _feature({keyword: value} if alone else schema, keyword))))
+            feature = keyword if keyword not in _FORMED else _feature({keyword: value} if alone else schema, keyword)
+            found.append(_use((here, keyword, feature)))
         if keyword in HOLDING and isinstance(value, _PARTS):
             for below, child in _children(keyword, value, here):
                 _add_uses(found, document, child, below, spoken)
@@ -76,8 +77,8 @@ def _asserted(document: Document, name: object) -> bool:
 def _feature(schema: dict[str, Any], keyword: str) -> str:
     """Name what an engine must be able to do: a keyword, or one form of it."""
     value = schema[keyword]
-    if keyword not in _FORMS_OF:
-        return f"format {value}" if keyword == "format" else keyword
+    if keyword == "format":
+        return f"format {value}"
     for form, applies in _FORMS_OF[keyword]:
         if applies(schema, value):
             return form.format(keyword)
@@ -166,6 +167,10 @@ _FORMS_OF: Final = {
     keyword: tuple((form, applies) for form, (keywords, applies) in _FORMS.items() if keyword in keywords)
     for keyword in {keyword for keywords, _ in _FORMS.values() for keyword in keywords}
 }
+
+
+_FORMED: Final = frozenset({*_FORMS_OF, "format"})
+"""The keywords of which one form or another is a feature of its own."""
 
 
 def split(all_uses: list[Use], inexact: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -16,8 +16,9 @@ def properties(place: Place) -> Iterator[Clause]:
     """``properties``."""
     if place.kind == "object":
         nodes = [(name, place.below(name)) for name in place.value]
-        needed = [name for name, node in nodes if place.document.draft == 3 and isinstance(node.value, dict) and node.value.get("required")]
-        if needed:
+        if place.document.draft == 3 and (
+            needed := [name for name, node in nodes if isinstance(node.value, dict) and node.value.get("required")]
+        ):
             yield Clause([list(map(Required, needed))], [[Absent(name)] for name in needed])
         yield Clause(
             [[Property(name, just((True, node))) for name, node in nodes]],
