@@ -125,7 +125,7 @@ class Builder:
             name, state = self._waiting.pop()
             for kind, branches in self.tableau.kinds(state):
                 for branch in branches:
-                    if written := shapes[kind](self, branch):
+                    if (written := shapes[kind](self, branch)) and branch:
                         self.checked(*branch)
                     for symbols in written:
                         self.add(name, *symbols)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from itertools import combinations
-from typing import cast
+from typing import Final, cast
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.disjoint import Disjoint
@@ -24,6 +24,8 @@ from accelplug.constrained.schema.ledger import Branch, apart
 from accelplug.constrained.schema.reading import clauses
 from accelplug.constrained.schema.search import MOST_BRANCHES, Search, TooManyBranchesError
 from accelplug.hooks import CompileLimits
+
+_OF_ANYTHING: Final[list[Branch]] = [()]
 
 
 class Tableau:
@@ -55,6 +57,8 @@ class Tableau:
 
         :raises ConstraintError: the deadline has passed.
         """
+        if not state:
+            return _OF_ANYTHING
         key = state, kind
         found = self._branches.get(key)
         if found is None:
@@ -71,8 +75,6 @@ class Tableau:
                 yield kind, found
 
     def _all(self, state: State, kind: str) -> list[Branch]:
-        if not state:
-            return [()]
         for sign, node in state:
             if sign and kind not in self.kinds_of(node):
                 return []

@@ -26,13 +26,13 @@ def _parts(place: Place) -> list[Node]:
 def all_of(place: Place) -> Iterator[Clause]:
     """``allOf``."""
     parts = _parts(place)
-    yield Clause([[(True, part) for part in parts]], [[(False, part)] for part in parts])
+    yield Clause([[(True, part) for part in parts]], lambda: [[(False, part)] for part in parts])
 
 
 def any_of(place: Place) -> Iterator[Clause]:
     """``anyOf``."""
     parts = _parts(place)
-    yield Clause([[(True, part)] for part in parts], [[(False, part) for part in parts]])
+    yield Clause([[(True, part)] for part in parts], lambda: [[(False, part) for part in parts]])
 
 
 def one_of(place: Place) -> Iterator[Clause]:
@@ -52,7 +52,7 @@ def one_of(place: Place) -> Iterator[Clause]:
 def extends(place: Place) -> Iterator[Clause]:
     """``extends`` of draft 3: one schema or several."""
     parts = _parts(place) if isinstance(place.value, list) else [place.below()]
-    yield Clause([[(True, part) for part in parts]], [[(False, part)] for part in parts])
+    yield Clause([[(True, part) for part in parts]], lambda: [[(False, part)] for part in parts])
 
 
 def disallow(place: Place) -> Iterator[Clause]:

@@ -9,6 +9,7 @@ from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import Regex, alt, literal, without
 from accelplug.constrained.schema.atoms import Absent, Keys, Property, Required, Size, Some
 from accelplug.constrained.schema.clauses import FALSE, Alternative, Alternatives, Clause, Place, just
+from accelplug.constrained.schema.document import Node
 from accelplug.constrained.schema.texts import texts_of
 
 
@@ -29,7 +30,7 @@ def properties(place: Place) -> Iterator[Clause]:
 def required(place: Place) -> Iterator[Clause]:
     """``required``, a list; draft 3 had a truth value here, which later ones pass over."""
     if place.kind == "object" and place.document.draft > 3 and not isinstance(place.value, bool):
-        yield Clause([list(map(Required, place.value))], [[Absent(name)] for name in place.value])
+        yield Clause([list(map(Required, place.value))], lambda: [[Absent(name)] for name in place.value])
 
 
 def pattern_properties(place: Place) -> Iterator[Clause]:
@@ -43,8 +44,7 @@ def pattern_properties(place: Place) -> Iterator[Clause]:
             backtracking(pattern)
             yield place.unknown()
         else:
-            node = place.below(pattern)
-            yield Clause([[Keys(regex, just((True, node)), place.name)]], [[Some(regex, just((False, node)), place.name)]])
+            yield _of_all(place, regex, place.below(pattern))
 
 
 def additional_properties(place: Place) -> Iterator[Clause]:
@@ -56,8 +56,12 @@ def additional_properties(place: Place) -> Iterator[Clause]:
     except (UnsupportedPatternError, RecursionError):
         yield place.unknown()
         return
-    node = place.below()
-    yield Clause([[Keys(regex, just((True, node)), place.name)]], [[Some(regex, just((False, node)), place.name)]])
+    yield _of_all(place, regex, place.below())
+
+
+def _of_all(place: Place, names: Regex, node: Node) -> Clause:
+    """Return that all properties of some names satisfy a node."""
+    return Clause([[Keys(names, just((True, node)), place.name)]], lambda: [[Some(names, just((False, node)), place.name)]])
 
 
 def others(place: Place) -> Regex:

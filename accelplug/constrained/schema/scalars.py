@@ -136,7 +136,7 @@ def pattern(place: Place) -> Iterator[Clause]:
             backtracking(place.value)
             yield place.unknown()
         else:
-            yield Clause([[Text(found)]], [[Text(without(found))]])
+            yield Clause([[Text(found)]], lambda: [[Text(without(found))]])
 
 
 def format_(place: Place) -> Iterator[Clause]:
