@@ -32,14 +32,18 @@ def derivative(regex: Regex, point: int) -> Regex:
     if regex.op == "set":
         return EMPTY if contains(regex.ranges, point) else NOTHING
     if regex.op == "alt":
-        return alt(*(derivative(part, point) for part in regex.parts))
+        return _first(alt(*[derivative(part, point) for part in regex.parts]))
     if regex.op == "and":
-        return both(*(derivative(part, point) for part in regex.parts))
+        return _first(both(*[derivative(part, point) for part in regex.parts]))
     if regex.op == "not":
-        return without(derivative(regex.parts[0], point))
-    if regex.op == "rep":
-        return _of_repeat(regex, point)
-    return _of_sequence(regex, point)
+        return _first(without(derivative(regex.parts[0], point)))
+    return _first((_of_repeat if regex.op == "rep" else _of_sequence)(regex, point))
+
+
+@lru_cache(maxsize=1 << 14)
+def _first(regex: Regex) -> Regex:
+    """Return the first of equal expressions: derivatives come back to few, which are then told by their identity, not part by part."""
+    return regex
 
 
 def _of_repeat(regex: Regex, point: int) -> Regex:
