@@ -34,7 +34,7 @@ def derivative(regex: Regex, point: int) -> Regex:
     if regex.op == "alt":
         return _first(alt(*[derivative(part, point) for part in regex.parts]))
     if regex.op == "and":
-        return _first(both(*[derivative(part, point) for part in regex.parts]))
+        return _first(_of_intersection(regex, point))
     if regex.op == "not":
         return _first(without(derivative(regex.parts[0], point)))
     return _first((_of_repeat if regex.op == "rep" else _of_sequence)(regex, point))
@@ -44,6 +44,16 @@ def derivative(regex: Regex, point: int) -> Regex:
 def _first(regex: Regex) -> Regex:
     """Return the first of equal expressions: derivatives come back to few, which are then told by their identity, not part by part."""
     return regex
+
+
+def _of_intersection(regex: Regex, point: int) -> Regex:
+    found = []
+    for part in regex.parts:
+        following = derivative(part, point)
+        if following.op == "set" and not following.ranges:
+            return NOTHING  # whatever the others are
+        found.append(following)
+    return both(*found)
 
 
 def _of_repeat(regex: Regex, point: int) -> Regex:
