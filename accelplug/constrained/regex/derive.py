@@ -82,6 +82,8 @@ def matches(regex: Regex, text: str, what: str = "an expression") -> bool:
         return all(matches(part, text, what) for part in regex.parts)
     if regex.op == "alt":
         return text in regex.literals or any(matches(part, text, what) for part in regex.unwritten)
+    if regex.op == "set":
+        return len(text) == 1 and contains(regex.ranges, ord(text))
     for char in text:
         seconds_left(what)
         regex = derivative(regex, ord(char))
