@@ -58,8 +58,8 @@ class Forward:
         self.side = "decoder_" if model.config.is_encoder_decoder else ""  # the encoder's arguments have the plain names
         self.widest = widest_step(model, len(input_ids))
         outputs = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
-        if self.past is None:  # some make it themselves
-            self.past = outputs.get(self.cache_name)
+        if (made := outputs.get(self.cache_name)) is not None:  # some make it themselves, Phi-3 in place of the one it is given for a long prompt
+            self.past = made
         if self.past is None:
             raise state_elsewhere(model)
         self.cache = growing(self.past)

@@ -54,7 +54,7 @@ def test_a_call_that_reads_as_far_as_the_positions_stay_is_exact(kind):
     assert found == plain
 
 
-@pytest.mark.parametrize(("kind", "use_cache"), [("longrope", True), ("longrope", False), ("phi3", False)])
+@pytest.mark.parametrize(("kind", "use_cache"), [("longrope", True), ("longrope", False), ("phi3", True), ("phi3", False)])
 def test_a_call_that_begins_behind_the_change_is_exact(kind, use_cache):
     plain, found = decoded(MODELS[kind], LENGTH + 1, 20, use_cache=use_cache)
     assert found == plain
