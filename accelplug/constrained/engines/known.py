@@ -16,7 +16,7 @@ from accelplug.constrained.worker import compiled_apart
 from accelplug.hooks import CompileLimits, GrammarSpec, Matcher, Vocabulary
 
 PACKAGES: Final = {"llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
-_NESTED: Final = 'start: "[" %json {"type": "integer"} "]"\n%ignore /[ ]+/\n'
+_NESTED: Final = 'start: "[" %json {"type": "integer"} "]"\n%ignore /[ \\t\\r\\n]+/\n'  # blanks as in grammars of our own
 _MATCHERS: Final = {"llguidance": "LlguidanceMatcher", "xgrammar": "XgrammarMatcher", "outlines": "OutlinesMatcher"}
 
 
