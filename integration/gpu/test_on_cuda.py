@@ -177,8 +177,7 @@ def test_what_drafts_were_drawn_from_is_laid_without_a_wait():
         of, chosen = torch.tensor(slots, device=device), tokens.to(device)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            logits.choose(of, chosen)
-            logits.draw(of, rows)
+            logits.lay(of, chosen, rows)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return logits.tensor.cpu()

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,14 @@ def biased(expected: dict[tuple[int, ...], float], draft: tuple[int, ...], by: f
     return {tokens: (1 - by) * p + drafted.get(tokens, 0.0) for tokens, p in expected.items()}
 
 
+def check_distribution(outputs: list[dict[str, Any]], expected: dict[tuple[int, ...], float], bias: float) -> None:
+    """Check that outputs have the expected distribution, and are enough to see that they have not a biased one."""
+    counts = Counter(tuple(output["token_ids"]) for output in outputs)
+    assert set(counts) <= set(expected), "a token outside top-k was sampled"
+    assert p_value(counts, expected) > NEVER
+    assert p_value(counts, biased(expected, max(expected, key=expected.__getitem__), bias)) < NEVER, "too few samples to see such a bias"
+
+
 @pytest.mark.parametrize("runner", ["v1", "v2"])
 def test_joint_distribution_is_the_models(runner: str, run_shared: Run, model_dir: Path, tmp_path: Path) -> None:
     samples, bias = SAMPLES[runner]
@@ -72,10 +81,7 @@ def test_joint_distribution_is_the_models(runner: str, run_shared: Run, model_di
     assert "error" not in done, done
     stats = done["status"][0]["stats"]
     assert 0.2 < stats["acceptance"] < 0.9, "some drafts must be accepted and some rejected"
-    counts = Counter(tuple(output["token_ids"]) for output in done["outputs"][0])
-    assert set(counts) <= set(expected), "a token outside top-k was sampled"
-    assert p_value(counts, expected) > NEVER
-    assert p_value(counts, biased(expected, likely, bias)) < NEVER, "too few samples to see such a bias"
+    check_distribution(done["outputs"][0], expected, bias)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +108,7 @@ def test_a_plugins_drafts_that_were_drawn(runner: str, chosen: bool, verifier: s
     assert "switched_off" not in status["verifier"], status
     acceptance = status["stats"]["acceptance"]
     assert 0.8 < acceptance < 0.98, "nearly all must be accepted, which takes the probabilities, and some rejected"
-    counts = Counter(tuple(output["token_ids"]) for output in done["outputs"][0])
-    assert set(counts) <= set(expected), "a token outside top-k was sampled"
-    assert p_value(counts, expected) > NEVER
-    assert p_value(counts, biased(expected, max(expected, key=expected.__getitem__), bias)) < NEVER, "too few samples to see such a bias"
+    check_distribution(done["outputs"][0], expected, bias)
 
 
 def test_drafts_that_were_drawn(run: Run, model_dir: Path, tmp_path: Path) -> None:
@@ -124,9 +127,6 @@ def test_drafts_that_were_drawn(run: Run, model_dir: Path, tmp_path: Path) -> No
         assert status["drafter"]["name"] == "draft_model"
         assert "switched_off" not in status["verifier"], status
         assert 0 < status["stats"]["accepted"] < status["stats"]["drafted"]
-        counts = Counter(tuple(output["token_ids"]) for output in done[name]["outputs"][0])
-        assert set(counts) <= set(expected), "a token outside top-k was sampled"
-        assert p_value(counts, expected) > NEVER
-        assert p_value(counts, biased(expected, max(expected, key=expected.__getitem__), bias)) < NEVER, "too few samples to see such a bias"
+        check_distribution(done[name]["outputs"][0], expected, bias)
     (tokens,) = tiny_model.continue_greedily(model_dir, [PROMPT], len(PROMPT) + 24)
     assert done["block"]["outputs"][1][0]["token_ids"] == tokens

@@ -38,7 +38,7 @@ def without_positions(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any
 
     Such a model counts cache slots, padding among them: given positions behind the prompt alone, it would see wrong distances to it.
     """
-    own = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
+    own = prepares_itself(model)
     if not own or model.config.is_encoder_decoder or model_kwargs.get("position_ids") is None or has_virtual_tokens(model):
         return model_kwargs
     given = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
@@ -54,6 +54,11 @@ def uncounted_token(model: Any) -> int | None:
 def asks_ahead(model: Any) -> bool:
     """Whether what a step is given can only be had from the model, or from PEFT in its place."""
     return model.config.model_type in LOOKS_AGAIN or has_virtual_tokens(model)
+
+
+def prepares_itself(model: Any) -> bool:
+    """Whether a model has a way of its own to prepare what a forward pass is given."""
+    return type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
 
 
 def has_virtual_tokens(model: Any) -> bool:
@@ -93,7 +98,7 @@ def left_out(model: Any, input_ids: Tensor, outputs: Any, model_kwargs: dict[str
     Beside what all leave out, these are patches of Kosmos-2.5, and sounds of Inkling and of VibeVoice ASR: given them again, the first two fail,
     and the last puts them into the answer.
     """
-    if model.config.is_encoder_decoder or type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
+    if model.config.is_encoder_decoder or not prepares_itself(model):
         return frozenset()
     given = inputs_ahead(model, input_ids, outputs, model_kwargs)
     return frozenset(name for name in model_kwargs if given.get(name) is None)

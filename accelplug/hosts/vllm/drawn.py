@@ -112,23 +112,23 @@ class DraftLogits:
         self.tensor = torch.zeros(num_slots, num_tokens, vocab_size, device=temperature.device)
         self._places = torch.arange(num_tokens, device=temperature.device)
 
-    def choose(self, slots: Tensor, tokens: Tensor) -> None:
-        """Give each of these slots' drafts all probability.
+    def lay(self, slots: Tensor, tokens: Tensor, rows: Mapping[int, Tensor]) -> None:
+        """Write what these slots' drafts have: those of `rows` what they were drawn from, all others all probability.
 
         :param slots: [num_reqs] int64.
         :param tokens: [num_reqs, num_tokens] int64, with padding.
+        :param rows: place in `slots` -> [num_drafts, vocab_size], of its first drafts.
         """
+        self.choose(slots, tokens)
+        if rows:
+            self._draw(slots, rows)
+
+    def choose(self, slots: Tensor, tokens: Tensor) -> None:
+        """Give each of these slots' drafts all probability; parameters as for `lay`."""
         self.tensor.index_fill_(0, slots, -torch.inf)
         self.tensor[slots.unsqueeze(1), self._places, tokens] = 0.0
 
-    def draw(self, slots: Tensor, rows: Mapping[int, Tensor]) -> None:
-        """Give the first drafts of some of these slots the probabilities that they were drawn from.
-
-        :param slots: [num_reqs] int64.
-        :param rows: place in `slots` -> [num_drafts, vocab_size].
-        """
-        if not rows:
-            return
+    def _draw(self, slots: Tensor, rows: Mapping[int, Tensor]) -> None:
         device = self.tensor.device
         counts = [(place, draft) for place, own in rows.items() for draft in range(len(own))]
         places, drafts = async_tensor_h2d(np.array(counts, dtype=np.int64).T.copy(), device)

@@ -79,8 +79,7 @@ class HostSource:
         slots_on_device = input_batch.idx_mapping.long()
         self.real[slots_on_device] = both[:, -1]
         if self._laid is not None and self.chains.drawn is not None:
-            self._laid.choose(slots_on_device, drafts)
-            self._laid.draw(slots_on_device, self.chains.drawn.rows_at(input_batch.req_ids))
+            self._laid.lay(slots_on_device, drafts, self.chains.drawn.rows_at(input_batch.req_ids))
 
     def counts(self, req_ids: Sequence[str]) -> list[int]:
         """Return how many drafts of each request are no padding."""
