@@ -13,7 +13,7 @@ from accelplug.constrained.lark.terminals import plain as rust
 from accelplug.constrained.probes import PROBES
 from accelplug.constrained.regex.parse import parse
 from accelplug.constrained.schema.atoms import kinds_named
-from accelplug.constrained.schema.document import Document
+from accelplug.constrained.schema.document import BESIDE_NOTHING, Document
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.seen import Seen, escaped
 from accelplug.constrained.schema.vocabulary import MAPS
@@ -22,7 +22,8 @@ from accelplug.constrained.statements import HOLDING, LISTS, ONES, Use
 _TOUCHED: Final = frozenset({"oneOf", "uniqueItems", "multipleOf"})
 MAY_CHANGE: Final = _TOUCHED | {"format"}
 """Keywords that may be written otherwise."""
-_BESIDE_A_REFERENCE: Final = frozenset({"$ref", "$schema", "$id", "id", "$defs", "definitions"})
+_BESIDE_A_REFERENCE: Final = BESIDE_NOTHING | {"$schema", "$id", "id", "$defs", "definitions"}
+_LOOKED_AT: Final = HOLDING | MAY_CHANGE | {"$ref"}
 _MANY: Final = frozenset({"string", "number", "integer", "array", "object"})
 """Types of which there are more values than a mask remembers, unless they are listed."""
 _FEWER_VALUES: Final = frozenset({"const", "enum", "$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if"})
@@ -91,7 +92,7 @@ class _Reader:
 
     def schema(self, schema: Any, place: str) -> Any:
         """Return a schema as an engine should see it."""
-        if not isinstance(schema, dict):
+        if not isinstance(schema, dict) or _LOOKED_AT.isdisjoint(schema):
             return schema
         if "$ref" in schema and self._ignores(schema.keys()):
             self.changed = True

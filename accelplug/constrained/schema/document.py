@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST_DEPTH: Final = 150
 _MEANT_BY_PLACE: Final = ("'$id'", "'id': '", "'id': \"", "'$dynamic", "'$recursive")
-_BESIDE_NOTHING: Final = frozenset(
+BESIDE_NOTHING: Final = frozenset(
     {"$ref", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
 )
 """What may stand beside a reference that is all that a schema says."""
@@ -198,7 +198,7 @@ class Document:
     def _meant(self, node: Node) -> Node:
         """Return what a node stands for that is no more than a reference: one node, however one comes there."""
         met = set[Node]()
-        while isinstance(node.value, dict) and "$ref" in node.value and (self.draft <= 7 or node.value.keys() <= _BESIDE_NOTHING):
+        while isinstance(node.value, dict) and "$ref" in node.value and (self.draft <= 7 or node.value.keys() <= BESIDE_NOTHING):
             met.add(node)
             try:
                 target = self.target(node, "$ref")
