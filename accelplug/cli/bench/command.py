@@ -34,7 +34,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--skip-own", action="store_true", help="leave out Transformers' own methods")
     parser.add_argument("--assistant", metavar="DIR_OR_HUB_ID", help="also Transformers' own assisted generation, by a second model with the same tokens")
     parser.add_argument(
-        "--early-exit", action="append", type=at_least(1, int), metavar="N", default=[], help="also Transformers' own early exit behind N layers; may be repeated"
+        "--early-exit", action="append", type=at_least(1, int), metavar="N", default=[], help="also Transformers' own early exit behind N layers; repeatable"
     )
     parser.add_argument(
         "--batch-size", action="append", type=at_least(1, int), metavar="N", help="prompts generated together; may be repeated (default: 1)"
