@@ -18,9 +18,9 @@ _READABLE = (str, int, float, list, tuple, dict, set, type(None))
 class Spec:
     """A technique by name, as the user wrote it. `distribution` is set by ``"distribution:name"``."""
 
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    distribution: str | None = None
+    name: str  # what it is registered under
+    options: Mapping[str, Any] = field(default_factory=dict)  # as the factory takes them
+    distribution: str | None = None  # whose it is to be; None: whoever offers it alone
 
     def __str__(self) -> str:
         prefix = f"{self.distribution}:" if self.distribution else ""
