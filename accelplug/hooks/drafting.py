@@ -236,7 +236,8 @@ class Drafter(Protocol):
     Optional beside `propose`: ``traits`` (DrafterTraits), ``start(slots)`` and ``finish(slots)`` (slots are recycled:
     `start` initialises everything), ``observe(view: CommitView)`` (called once per step, before `propose`), and
     ``propose_on_device(view: DeviceView) -> DeviceDrafts`` for asynchronous engines, without synchronisation and with
-    fixed shapes; it may be a property that is None where the options allow no such thing.
+    fixed shapes; it may be a property that is None where the options allow no such thing. One that remembers across requests
+    (``scope``) has ``kept_bytes``, about what that takes, which hosts report.
     The same inputs must give the same drafts on every rank: no clock, no private random numbers.
     """
 

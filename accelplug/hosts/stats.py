@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from accelplug.hooks.registry import Technique
@@ -10,7 +10,10 @@ from accelplug.hooks.registry import Technique
 
 @dataclass(slots=True)
 class TechniqueStats:
-    """One technique's share, with its attribution. For a verifier, `drafted` is what it judged, for a grammar what it forced."""
+    """One technique's share, with its attribution. For a verifier, `drafted` is what it judged, for a grammar what it forced.
+
+    :param instance: what is asked for the bytes that it keeps beyond its requests.
+    """
 
     kind: str
     name: str
@@ -19,11 +22,23 @@ class TechniqueStats:
     spec: str
     drafted: int = 0
     accepted: int = 0
+    instance: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, technique: Technique) -> TechniqueStats:
         """Start counting for a built technique."""
-        return cls(technique.kind, technique.name, technique.owner.distribution, technique.owner.version, technique.spec)
+        owner = technique.owner
+        return cls(technique.kind, technique.name, owner.distribution, owner.version, technique.spec, instance=technique.instance)
+
+    @property
+    def kept_bytes(self) -> int:
+        """About what the technique keeps in memory beyond its requests; 0 where it says nothing of that."""
+        return int(getattr(self.instance, "kept_bytes", 0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every counter as plain JSON values."""
+        counted = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "instance"}
+        return counted | {"kept_bytes": self.kept_bytes}
 
 
 @dataclass(slots=True)
@@ -75,4 +90,6 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """Return every counter, and the two ratios, as plain JSON values."""
-        return {**asdict(self), "acceptance": self.acceptance, "tokens_per_forward": self.tokens_per_forward}
+        counted = {one.name: getattr(self, one.name) for one in fields(self)}
+        said = {"techniques": [technique.as_dict() for technique in self.techniques]}
+        return counted | said | {"acceptance": self.acceptance, "tokens_per_forward": self.tokens_per_forward}
