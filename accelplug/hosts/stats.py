@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -50,7 +51,8 @@ class Stats:
     draft nodes that were verified, `accepted` those that became output. `lossy_accepts` counts accepted tokens that
     the lossless rule would have rejected with the same random number. `batches` says how the rows of the last batch
     advanced, "ragged" or "lockstep", where the host has both, and `lockstep_because` why not each at its own pace.
-    `pruned` counts draft nodes that a grammar cut before they were verified.
+    `pruned` counts draft nodes that a grammar cut before they were verified. `siblings` has [reached, accepted] for the first, second, ...
+    of the siblings in trees, in drawing order: how often their parent was output, and how often they were.
     """
 
     requests: int = 0
@@ -63,6 +65,7 @@ class Stats:
     propose_seconds: float = 0.0
     batches: str | None = None
     lockstep_because: str | None = None
+    siblings: list[list[int]] = field(default_factory=list)
     techniques: list[TechniqueStats] = field(default_factory=list)
 
     @property
@@ -74,6 +77,22 @@ class Stats:
     def tokens_per_forward(self) -> float:
         """Generated tokens per request and forward pass; 1 without speculation."""
         return self.tokens / self.forwards if self.forwards else 0.0
+
+    @property
+    def sibling_acceptance(self) -> list[float]:
+        """How often the first, second, ... sibling of a tree is the accepted one; empty for chains."""
+        return [accepted / reached for reached, accepted in self.siblings]
+
+    def count_siblings(self, siblings: Sequence[int], accepted: int) -> None:
+        """Add the nodes that followed one token of the output.
+
+        :param accepted: which of them became output, none where it is no sibling.
+        """
+        for rank, node in enumerate(siblings):
+            if rank == len(self.siblings):
+                self.siblings.append([0, 0])
+            self.siblings[rank][0] += 1
+            self.siblings[rank][1] += node == accepted
 
     def count(self, drafted: int, accepted: int, forced: tuple[int, int] = (0, 0)) -> None:
         """Add one step's drafts to the totals and to every technique.
@@ -89,7 +108,8 @@ class Stats:
             technique.accepted += accepted if of_all else forced[1] if of_grammar else accepted - forced[1]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every counter, and the two ratios, as plain JSON values."""
+        """Return every counter, and the ratios, as plain JSON values."""
         counted = {one.name: getattr(self, one.name) for one in fields(self)}
         said = {"techniques": [technique.as_dict() for technique in self.techniques]}
-        return counted | said | {"acceptance": self.acceptance, "tokens_per_forward": self.tokens_per_forward}
+        ratios = {name: getattr(self, name) for name in ("acceptance", "tokens_per_forward", "sibling_acceptance")}
+        return counted | said | ratios
