@@ -82,10 +82,15 @@ def _keywords(given: str, rest: str) -> dict[str, Any]:
 
 def _written(value: object) -> str:
     """Return what `parse_spec` reads as the value again; an object, which it cannot read, shortened."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(_written, value)) + ("," if isinstance(value, tuple) and len(value) == 1 else "")
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
     return repr(value) if isinstance(value, _READABLE) else _short(value)
 
 
 def _short(given: object) -> str:
     """Return how it was written, shortened where it would fill the screen."""
-    text = repr(given)
+    text = " ".join(repr(given).split())
     return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"

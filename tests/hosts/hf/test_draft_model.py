@@ -165,6 +165,21 @@ def test_how_often_each_sibling_is_accepted_is_measured_and_shapes_a_sequoia(ran
     assert session.stats.sibling_acceptance == []
 
 
+def test_as_one_source_of_a_fusion(random_models, noisy_models):
+    """As RASD has it: a model's tree and what was found in the text, in one tree."""
+    model, prompt = random_models["llama"], torch.tensor([[9, 8, 7, 6, 5, 9, 8, 7, 6, 5]])
+    plain = model.generate(prompt, max_new_tokens=60, do_sample=False)
+    second = {"name": "draft_model", "model": noisy_models["llama"], "tree": "top_k(width=3, depth=3)", "num_tokens": 8}
+    accepted = {}
+    for sources in (("suffix",), (second,), ("suffix", second)):
+        with accelplug.attach(model, drafter={"name": "fusion", "sources": sources}) as session:
+            assert model.generate(prompt, max_new_tokens=60, do_sample=False).tolist() == plain.tolist()
+        accepted[len(sources), sources[0] == "suffix"] = session.stats.accepted
+    assert 0 < session.stats.accepted < session.stats.drafted
+    assert accepted[2, True] >= max(accepted[1, True], accepted[1, False])
+    assert "\n" not in session.stats.techniques[0].spec
+
+
 def test_a_length_policy_stops_earlier_and_keeps_what_was_drawn(random_models, noisy_models):
     model = random_models["llama"]
     drafted = []
