@@ -5,9 +5,9 @@
 The weights are random except that the output matrix answers every token with the next id, by a wide margin: so the answer is known, no
 rounding changes it, and an oracle's acceptance is what it is told to be. Few layers make steps shorter than a whole model's: the loop's share
 of a step is then the greatest it can be. The limit is what bare forward passes allow, the prompt being read once in either: p + (n - 1) t(1)
-to p + steps t(k + 1), with p the time of ``generate()`` for one token. "Beside the forward" is what of decoding is not spent inside
-the model. ``--compiled`` compares the same on a static cache with a compiled forward pass, whose steps are padded to powers of two. It is compiled for one token and for several, which
-takes a minute or more on a CPU and is not timed.
+to p + steps t(k + 1), with p the time of ``generate()`` for one token. "Beside the forward" is what of decoding is not spent
+inside the model. ``--compiled`` compares the same on a static cache with a compiled forward pass, whose steps are padded to powers of two. It is
+compiled for one token and for several, which takes a minute or more on a CPU and is not timed.
 """
 
 from __future__ import annotations
