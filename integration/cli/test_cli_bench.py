@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from accelplug.cli.bench.tasks import EDITED
 from accelplug.cli.entry import main
 
 REPEATING = "".join(f"line {i % 3} of the same three lines\n" for i in range(6))
@@ -49,7 +50,7 @@ def test_every_task_is_measured_every_way(bench, tmp_path):
     assert status == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     tasks = ["lines", "asked", "adversarial"]
-    assert list(dict.fromkeys(row["task"] for row in found["rows"])) == [*tasks, "regimes"]
+    assert list(dict.fromkeys(row["task"] for row in found["rows"])) == [*tasks, "regimes", *EDITED]
     assert all(set(row) == ROW for row in found["rows"])
     for task in tasks:
         names = [row["technique"] for row in rows_of(found, task=task)]
@@ -59,7 +60,7 @@ def test_every_task_is_measured_every_way(bench, tmp_path):
     assert all(len(row["seconds"]) == 2 and row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in found["rows"])
     assert all(row["output"]["different"] == 0 for row in found["rows"])
     bins = [row for row in found["by_copy_ratio"] if row["family"] == "plain"]
-    assert sum(row["prompts"] for row in bins) == 3, "the prompts of the file, and no scripted ones"
+    assert sum(row["prompts"] for row in bins) == 3 + 2 * len(EDITED), "the prompts of the file, and of the scripted ones the edits"
     assert all(low <= row["copy_ratio"] <= high for row in found["by_copy_ratio"] for low, high in [row["copied"]])
     assert {tuple(sorted(row)) for row in found["by_copy_ratio"]} == {tuple(sorted({*ROW, "copied"}))}
     assert all(row["tokens_per_forward"] == 1 for row in rows_of(found, family="plain")), "one forward per token is what plain means"
@@ -67,7 +68,7 @@ def test_every_task_is_measured_every_way(bench, tmp_path):
     assert [row["name"] for row in found["techniques"]] == ["prompt_lookup", "token_wise"]
     assert {"accelplug", "torch", "transformers"} <= set(found["versions"])
     assert {"argv", "commit", "machine", "python", "dtype", "model", "method"} <= set(found)
-    assert [prompt["new_tokens"] for prompt in found["prompts"] if prompt["scripted"]] == [NEW] * 4
+    assert [prompt["new_tokens"] for prompt in found["prompts"] if prompt["scripted"]] == [NEW] * 2 * (2 + len(EDITED))
 
 
 def test_an_assistant_and_early_exits_are_transformers_own_too(bench):

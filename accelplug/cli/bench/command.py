@@ -240,7 +240,8 @@ def prompts_for(model: Any, tokenizer: Any, texts: Sequence[tasks.Text], argumen
     found, left_out = tasks.encoded(texts, tokenizer, most, limit)
     wanted = [task for task in tasks.SCRIPTED if not arguments.task or task in arguments.task]
     ordinary = tasks.ordinary_tokens(tokenizer, model.config.get_text_config(decoder=True).vocab_size, ways.eos_ids(model))
-    scripted, missing = tasks.scripted(wanted, ordinary, new, most + new, limit)
+    code = tasks.tokens_of_code(tokenizer, ordinary) if any(task in tasks.EDITED for task in wanted) else []
+    scripted, missing = tasks.scripted(wanted, ordinary, code, new, most + new, limit)
     if not found and not scripted:
         raise OptionError(
             f"no prompt fits the model, which takes prompts of {max(most, 0)} tokens with --max-new-tokens {new}; ask for fewer"
