@@ -13,7 +13,7 @@ from accelplug.constrained.tags import judged
 from accelplug.hooks import CompileLimits, GrammarSpec
 
 pytest.importorskip("xgrammar")
-COUNTED = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+COUNTED = {"type": "object", "properties": {"x": {"type": "integer"}, "s": {"type": "string"}}, "required": ["x"]}
 BRANCHES = {"allOf": [COUNTED, {"required": ["x"], "maxProperties": 1}]}
 UNIQUE = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
 
@@ -96,7 +96,7 @@ def test_strict_refuses_what_is_left_open_and_takes_the_rest(place):
 
 def test_what_is_required_and_not_declared_is_checked():
     grammar = compiled(triggered(tag(json_by({**COUNTED, "required": ["x", "z"], "additionalProperties": True}))))
-    assert {place.partition("#")[2] for place in grammar.statement.checked} == {"/required", "/properties", "/properties/x/type"}
+    assert {place.partition("#")[2] for place in grammar.statement.checked} == {"/required", "/properties", "/properties/x/type", "/properties/s/type"}
     assert admitted(grammar, '<a>{"x":1}</a>')
     assert grammar.check('<a>{"x":1}</a>').endswith("breaks required: 'z' is a required property")
     assert grammar.check('<a>{"x":1,"z":1}</a>') is None
@@ -169,7 +169,9 @@ def test_schemas_that_are_none_are_refused_by_their_place():
         compiled(older({"required": 1}))
     with pytest.raises(ConstraintError, match="xgrammar refuses the structural_tag"):
         compiled(older("{"))
-    with pytest.raises(ConstraintError, match="back to themselves"):
+    with pytest.raises(ConstraintError, match=r"in structural_tag/structures/0/schema: #/items/\$ref names 'https://e.org/a', which is not in the schema"):
+        compiled(older({"uniqueItems": True, "items": {"$ref": "https://e.org/a"}}))
+    with pytest.raises(ConstraintError, match=r"in structural_tag/structures/0/schema: .* back to themselves"):
         compiled(older({"allOf": [{"$ref": "#"}, {"$ref": "#"}]}))
 
 
@@ -198,3 +200,22 @@ def test_a_structural_tag_is_one_of_several_grammars():
     grammar = Auto().compile(GrammarSpec.of(both), bytes_only(), CompileLimits())
     assert "0: structural_tag/structures/0/schema#/allOf" in grammar.statement.checked
     assert "x breaks type" in grammar.check('<a>{"x":"r"}</a>')
+
+
+@pytest.mark.parametrize(
+    ("schema", "wrong"),
+    [
+        ({"minimum": 3}, "2"),
+        ({"type": ["integer", "string"], "minimum": 3}, "2"),
+        ({"anyOf": [{"type": "integer"}, {"type": "string"}], "minimum": 3}, "2"),
+        ({"$ref": "#/$defs/a", "maximum": 3, "$defs": {"a": {"type": "integer"}}}, "4"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "4"),
+        ({"type": "integer", "enum": [1, "a"]}, '"a"'),
+        ({"type": "integer", "anyOf": [{"minimum": 3}]}, "2"),
+    ],
+)
+def test_keywords_beside_others_are_checked(schema, wrong):
+    grammar = compiled(older(schema))
+    assert grammar.check(f"<a>{wrong}</a>").startswith("in structural_tag/structures/0/schema, the value breaks")
+    with pytest.raises(ConstraintError, match="strict: xgrammar does not enforce"):
+        compiled(older(schema), strict=True)

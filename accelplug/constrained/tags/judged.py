@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.known import begin, enforces
 from accelplug.constrained.engines.matching import Compiled
 from accelplug.constrained.finishing import CHECK_SECONDS, TOO_DEEP, check_ends, out_of_time
 from accelplug.constrained.probes import bytes_only
-from accelplug.constrained.schema.document import Document
 from accelplug.constrained.statements import BESIDE_OTHERS, Use, split, uses
+from accelplug.constrained.tags.doubts import at, beside_others, check_references
 from accelplug.constrained.tags.parts import Walk
 from accelplug.constrained.tags.reading import Form, Schema, read
 from accelplug.constrained.time_limit import OutOfTimeError, within
@@ -56,39 +56,40 @@ def with_final_check(compiled: CompiledGrammar, spec: GrammarSpec, limits: Compi
 
 def _of_one(schema: Schema, form: Form) -> _Places:
     found = uses(schema.document)
-    enforced, checked = (tuple(f"{schema.place}{place}" for place in places) for places in split(found, _doubtful(found, schema)))
+    lost = [use.place for use in found if not _is_enforced(use, schema)]
+    doubtful = (*lost, *beside_others(schema.document, found))  # and what stands below them
+    enforced, checked = (tuple(f"{schema.place}{place}" for place in places) for places in split(found, doubtful))
     if checked:
         if why := schema.hidden or form.hidden:
             raise ConstraintError(
-                f"{ENGINE} does not enforce {checked[0]}, and it cannot be checked at the end, since {why}; leave the keyword out"
+                f"{ENGINE} does not enforce {schema.place}{(lost or doubtful)[0]}, and it cannot be checked at the end, since {why}; leave the keyword out"
             )
-        check_ends(schema.document)
+        _check_checking(schema, found)
     return _Places(enforced, checked)
 
 
-def _doubtful(found: list[Use], schema: Schema) -> list[str]:
-    """Return the places of the keywords that the mask may not enforce; what stands below them is as doubtful."""
-    return [use.place for use in found if not _is_enforced(use, schema)]
+def _check_checking(schema: Schema, found: list[Use]) -> None:
+    """Refuse a schema whose final check could not be made.
+
+    :raises ConstraintError: naming the schema's place.
+    """
+    try:
+        check_references(schema.document, found)
+        check_ends(schema.document)
+    except ConstraintError as exc:
+        raise ConstraintError(f"in {schema.place}: {exc}") from exc
 
 
 def _is_enforced(use: Use, schema: Schema) -> bool:
+    """Whether the mask enforces a keyword, by itself."""
     if (use.keyword in _UNCOUNTED and schema.given.get("any_order")) or (use.keyword in _UNMEASURED and schema.given.get("excludes")):
         return False
     if enforces(ENGINE, use.feature):
         return True
-    holder = _holder(use, schema.document)
+    holder = at(schema.document.schema, use.place.rpartition("/")[0])
     if use.feature == "required":  # of declared properties it is enforced, of others it is not
-        return holder.get("type") == "object" and {*holder["required"]} <= {*holder.get("properties", ())}
+        return bool(holder.get("type") == "object" and {*holder["required"]} <= {*holder.get("properties", ())})
     return use.feature == f"properties{BESIDE_OTHERS}" and _OPENING.isdisjoint(holder) and closes_objects()
-
-
-def _holder(use: Use, document: Document) -> dict[str, Any]:
-    """Return the schema that a keyword stands in."""
-    found: Any = document.schema
-    for step in use.place.split("/")[1:-1]:
-        found = found[int(step) if isinstance(found, list) else step.replace("~1", "/").replace("~0", "~")]
-    holder: dict[str, Any] = found
-    return holder
 
 
 @cache

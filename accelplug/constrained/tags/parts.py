@@ -106,12 +106,12 @@ class Json:
         begin = _blanks(walk.text, start)
         try:
             value, end = _READER.raw_decode(walk.text, begin)
-            found = {end: self._problem(value)}
-            if isinstance(value, int | float) and not isinstance(value, bool) and end - begin < _LONG:
-                shorter = {to: walk.text[begin:to] for to in range(begin + 1, end)}
-                found |= {to: self._problem(json.loads(one)) for to, one in shorter.items() if _NUMBER.fullmatch(one)}
         except ValueError:
             return {}
+        found = {end: self._problem(value)}
+        if isinstance(value, int | float) and not isinstance(value, bool) and end - begin < _LONG:
+            shorter = {to: walk.text[begin:to] for to in range(begin + 1, end)}
+            found |= {to: self._problem(json.loads(one)) for to, one in shorter.items() if _NUMBER.fullmatch(one)}
         for end, problem in list(found.items()):
             merge(found, dict.fromkeys(range(end, _blanks(walk.text, end) + 1), problem))
         return found
