@@ -24,6 +24,7 @@ from accelplug.constrained.intersecting import intersected
 from accelplug.constrained.routing import Route, route_other, route_schema
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.statements import uses
+from accelplug.constrained.tags.judged import with_final_check
 from accelplug.constrained.time_limit import within
 from accelplug.constrained.worker import tried
 from accelplug.hooks import CompiledGrammar, CompileLimits, GrammarSpec, GrammarStatement, Vocabulary
@@ -53,6 +54,8 @@ class Cached:
             found: CompiledGrammar = intersected(parts, [self.compile(part, vocabulary, limits) for part in parts], vocabulary)
         else:
             found = self._compile(spec, vocabulary, limits)
+        if spec.kind == "structural_tag":
+            found = with_final_check(found, spec, limits)
         with self._lock:
             self._kept[key] = found
             if len(self._kept) > MOST_KEPT:
