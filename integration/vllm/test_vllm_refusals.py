@@ -172,6 +172,11 @@ ALLOWED_V2 = {
 REFUSED_V2 = {
     "environment forbids it": (accelplug(drafter="prompt_lookup", runner="v2"), "0", "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),
     "LoRA on a CPU": ({**LOOKUP, "enable_lora": True}, "1", "vLLM's V2 runner with LoRA on a CPU fails as soon as anything is drafted"),
+    "sharded sampling": (
+        {**LOOKUP, "tensor_parallel_size": 2, "enable_batch_sharded_sampling": True},
+        "1",
+        "with vLLM's enable_batch_sharded_sampling each tensor-parallel rank verifies requests of its own",
+    ),
     "environment forces it": (accelplug(drafter="prompt_lookup", runner="v1"), "1", "contradicts VLLM_USE_V2_MODEL_RUNNER=1"),
 }
 

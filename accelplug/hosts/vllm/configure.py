@@ -64,6 +64,7 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
     attaches = settings.drafts or _judges(settings)  # a grammar alone needs no worker of accelplug's
     if attaches:
         _refuse_early(config, settings, runner)
+        _refuse_shards(config)
     if runner == "V1" and attaches:
         _refuse_dropped_processors()
     if runner == "V2" and config.speculative_config is not None and config.lora_config is not None and config.device_config.device_type == "cpu":
@@ -85,6 +86,15 @@ def _refuse_early(config: Any, settings: Settings, runner: RunnerName) -> None:
     rule = refuse_unbuilt(settings, runner, config.parallel_config.tensor_parallel_size)
     if rule is not None and not verifier_traits(rule).standard:
         refuse_other_rules(rule, config)
+
+
+def _refuse_shards(config: Any) -> None:
+    """Each rank would judge its own requests, and only the first one's counters are read. No release before 0.32 has the setting."""
+    if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
+        raise HostError(
+            "with vLLM's enable_batch_sharded_sampling each tensor-parallel rank verifies requests of its own, which accelplug's counters would leave "
+            "out; turn that off"
+        )
 
 
 def _install_audits() -> None:
