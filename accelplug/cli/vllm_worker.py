@@ -19,7 +19,7 @@ from accelplug.cli.workload import check_length, missing_weights
 from accelplug.hooks.masking import CompileLimits, GrammarSpec
 from accelplug.hooks.spelling import Spec
 
-COUNTERS = ("requests", "forwards", "tokens", "drafted", "accepted", "lossy_accepts")
+COUNTERS = ("requests", "forwards", "tokens", "drafts", "drafted", "accepted", "lossy_accepts")
 VLLMS_WORDS = {
     "json_schema": "json", "regex": "regex", "ebnf": "grammar", "lark": "grammar", "choice": "choice", "structural_tag": "structural_tag"
 }  # fmt: skip
@@ -164,7 +164,7 @@ def since(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Return the counters that one round added, and the ratios made of them."""
     added = {name: after[name] - before[name] for name in COUNTERS}
     techniques = [
-        {**late, "drafted": late["drafted"] - early["drafted"], "accepted": late["accepted"] - early["accepted"]}
+        {**late, **{name: late[name] - early[name] for name in ("drafts", "drafted", "accepted")}}
         for early, late in zip(before["techniques"], after["techniques"], strict=True)
     ]
     acceptance = added["accepted"] / added["drafted"] if added["drafted"] else 0.0

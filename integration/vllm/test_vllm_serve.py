@@ -127,6 +127,9 @@ def check_metrics(metrics: str) -> None:
     drafter, rule = ('kind="drafter"', 'technique="oracle"', 'distribution="adversaries"', 'version="1.5"'), ('kind="verifier"', 'technique="halved"')
     drafted, accepted = sample_of(metrics, "accelplug_drafted_tokens_total", *drafter), sample_of(metrics, "accelplug_accepted_tokens_total", *drafter)
     assert 0 < accepted < drafted
+    drafts, judged = (sample_of(metrics, "accelplug_drafts_total", *who) for who in (drafter, rule))
+    assert 0 < accepted / drafts <= 4, "1 more than this is the mean length of a step with a draft"
+    assert judged == drafts
     assert sample_of(metrics, "accelplug_accepted_tokens_total", *rule) == accepted, "forced tokens are the grammars'"
     assert sample_of(metrics, "accelplug_plugin_seconds_total", *drafter) > 0
     assert sample_of(metrics, "accelplug_plugin_seconds_total", *rule) > 0

@@ -23,6 +23,7 @@ SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 LABELS: Final = ("kind", "technique", "distribution", "version", "engine")
 FIELDS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
+    ("counter", "accelplug_drafts", "Drafts of at least one token that were verified."),
     ("counter", "accelplug_drafted_tokens", "Drafted tokens that were verified."),
     ("counter", "accelplug_accepted_tokens", "Drafted tokens that the verifier kept."),
     ("counter", "accelplug_lossy_accepts", "Kept tokens that the lossless rule would have rejected."),
@@ -47,7 +48,7 @@ class Counters(NamedTuple):
     """
 
     who: tuple[str, str, str, str]
-    values: tuple[float, float, float, float, float]
+    values: tuple[float, float, float, float, float, float]
     of_grammars: tuple[float, ...] = ()
 
     def named(self) -> Iterator[tuple[Literal["counter", "gauge"], str, str, float]]:

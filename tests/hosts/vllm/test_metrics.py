@@ -31,7 +31,7 @@ class Attachment:
 
     def counters(self) -> list[Counters]:
         self.calls += 1
-        return [Counters(DRAFTER, (10.0, self.accepted, 0.0, 0.25, 1.0)), Counters(RULE, (10.0, self.accepted, 2.0, 0.5, 0.0))]
+        return [Counters(DRAFTER, (4.0, 10.0, self.accepted, 0.0, 0.25, 1.0)), Counters(RULE, (4.0, 10.0, self.accepted, 2.0, 0.5, 0.0))]
 
 
 def board(folder: Path, attachment: Attachment, *, engine: str = "0", waits: bool = False) -> Board:
@@ -57,6 +57,7 @@ def test_what_is_written_is_shown(tmp_path: Path, registry: CollectorRegistry) -
     attachment.accepted = 7.0
     written.write(attachment)
     for name, who, value in (
+        ("drafts_total", DRAFTER, 4.0),
         ("drafted_tokens_total", DRAFTER, 10.0),
         ("accepted_tokens_total", DRAFTER, 7.0),
         ("plugin_seconds_total", DRAFTER, 0.25),
@@ -74,13 +75,13 @@ def test_what_grammars_came_to_is_shown(tmp_path: Path, registry: CollectorRegis
     from accelplug.hosts.vllm.grammar_core import Tally
 
     who = ("grammar", "auto", "accelplug", "0.1.0")
-    tally = Tally(compiled=9, drafted=8, accepted=7, cut=6, answers=5, violations=4, failures=3, seconds=2.0)
+    tally = Tally(compiled=9, drafts=6, drafted=8, accepted=7, cut=6, answers=5, violations=4, failures=3, seconds=2.0)
     Board(tmp_path, "0", [tally.counters(who)], waits=False)
     shown = {name: registry.get_sample_value(f"accelplug_{name}_total", labels(who)) for name in SHOWN}
     assert shown == SHOWN
 
 
-SHOWN = {"drafted_tokens": 8, "accepted_tokens": 7, "cut_drafts": 6, "answers": 5, "violations": 4, "failed_requests": 3, "plugin_seconds": 2.0}
+SHOWN = {"drafts": 6, "drafted_tokens": 8, "accepted_tokens": 7, "cut_drafts": 6, "answers": 5, "violations": 4, "failed_requests": 3, "plugin_seconds": 2.0}
 
 
 def test_nothing_in_the_folder_stops_a_scrape(tmp_path: Path) -> None:
