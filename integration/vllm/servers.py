@@ -95,5 +95,11 @@ def sample_of(metrics: str, name: str, *labels: str) -> float:
     return float(line.rsplit(" ", 1)[1])
 
 
+def total_of(metrics: str, name: str, *labels: str) -> float:
+    """Return the sum of a metric's values over all lines that have the name and the labels; 0 where there is none."""
+    lines = (line for line in metrics.splitlines() if re.match(rf"{name}(?:{{|\s)", line) and all(label in line for label in labels))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
 Serving = Callable[[str], Server]
 """Returns the server of a runner that several modules ask."""

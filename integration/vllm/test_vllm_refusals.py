@@ -13,6 +13,7 @@ from jobs import environment
 
 CONFIGURE = """
 import json, os, sys
+from prometheus_client import REGISTRY
 from vllm import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -47,6 +48,8 @@ for given in json.loads(sys.argv[2]):
         plugin.unregister()
         assert plugin.wrapped() == [] and EngineArgs.create_engine_config is create.__accelplug_original__, "all of them go"
         plugin.register()
+    shown = [metric for metric in REGISTRY.collect() if metric.name == "accelplug_refused_info"]
+    found[-1]["refused"] = [sample.labels["reason"] for metric in shown for sample in metric.samples]
     found[-1]["modules"] = sorted(name for name in sys.modules if name.startswith("accelplug"))
 print("RESULT" + json.dumps(found))
 """
@@ -244,6 +247,12 @@ def test_refused_before_weights_load(case: str, on_v1: dict[Any, dict[str, Any]]
 @pytest.mark.parametrize("case", ALLOWED_V1)
 def test_configured_for_v1(case: str, on_v1: dict[Any, dict[str, Any]]) -> None:
     assert on_v1[case]["outcome"] == ALLOWED_V1[case][1]
+
+
+def test_metrics_say_that_the_engine_serves_without_accelplug(on_v1: dict[Any, dict[str, Any]]) -> None:
+    assert not any(on_v1[case]["refused"] for case in REFUSED), "where the engine does not start nobody reads them"
+    shown = on_v1["refused for what it drafts, but serving"]["refused"]
+    assert any(reason.startswith("vllm's V1 runner cannot run this selection: drafter 'fusion'") for reason in shown), shown
 
 
 @pytest.mark.parametrize("case", ALLOWED_V2)

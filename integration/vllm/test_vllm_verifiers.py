@@ -57,6 +57,7 @@ def test_rules(runner: str, run_shared: Run, model_dir: Path, plain: dict[str, l
     anyway = done["serving anyway"]["status"][0]
     assert "drafter 'hidden' (adversaries 1.5) needs 'hidden.last'" in anyway["refused"]
     assert (anyway["drafter"], anyway["verifier"]) == (None, None)
+    assert anyway["refused"] in done["serving anyway"]["refused"], "on /metrics too"
     if runner == "v1":
         assert done["serving anyway"]["outputs"][1] == plain["seeded"], "as if nothing drafted, top-k too"
     assert done["unasked"]["error"] == "HostError"

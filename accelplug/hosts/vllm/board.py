@@ -36,6 +36,8 @@ OF_GRAMMARS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
     ("counter", "accelplug_cut_drafts", "Drafts that the grammar forbids, cut before they were verified."),
     ("counter", "accelplug_failed_requests", "Requests that ended in an error of the grammar's engine."),
 )
+REFUSED: Final = "accelplug_refused_info"
+REFUSED_SAID: Final = "1 where accelplug refused to run, and the engine serves without it, as on_refused='serve' asks."
 _INTERVAL: Final = 1.0  # seconds between looks at a device that has to be waited for, or at what is not news
 
 
@@ -104,6 +106,20 @@ def _key(kind: str, metric: str, said: str, labels: list[str]) -> str:
     name = f"{metric}_total" if kind == "counter" else metric
     key: str = mmap_key(metric, name, list(LABELS), labels, said)
     return key
+
+
+def tell_refused(reason: str) -> None:
+    """Write down why accelplug does not run in an engine whose model is loaded by now, and which serves without it."""
+    folder = folder_of()
+    if not folder:
+        return
+    file = Path(folder) / f"gauge_max_accelplug-refused-{os.getpid()}-{time.monotonic_ns()}.db"
+    hidden = file.with_suffix(".new")
+    try:
+        MmapedDict(str(hidden)).write_value(mmap_key(REFUSED, REFUSED, ["reason"], [reason], REFUSED_SAID), 1.0, 0.0)  # type: ignore[no-untyped-call]
+        hidden.rename(file)
+    except OSError as exc:
+        LOG.warning("accelplug: no refusal on /metrics, since %s cannot be written (%s)", folder, exc)
 
 
 def folder_of() -> str | None:

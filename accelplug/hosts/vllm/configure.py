@@ -12,7 +12,7 @@ from accelplug.hosts.vllm.building import refuse_unbuilt
 from accelplug.hosts.vllm.compat import ENGINE, V1_ONLY, RunnerName, require_audits, require_front_end, require_grammars
 from accelplug.hosts.vllm.grammar_front import compile_ahead
 from accelplug.hosts.vllm.log import LOG
-from accelplug.hosts.vllm.metrics import expose
+from accelplug.hosts.vllm.metrics import expose, tell_refused
 from accelplug.hosts.vllm.plugin import KEY, check_requests, wrapped
 from accelplug.hosts.vllm.scheduler import governed
 from accelplug.hosts.vllm.seat import refuse_other_rules
@@ -43,6 +43,7 @@ def configure(args: Any, create: Callable[[], Any]) -> Any:
         if not serves_anyway(settings):
             raise
         LOG.error("accelplug: %s; the engine serves without it, as on_refused='serve' asks", exc)
+        tell_refused(str(exc))
         args.additional_config = {name: value for name, value in (given or {}).items() if name != KEY}
         return create()
     finally:

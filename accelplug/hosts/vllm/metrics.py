@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from accelplug.hosts.vllm.board import FOLDER, SHARED
+from accelplug.hosts.vllm.board import FOLDER, REFUSED, REFUSED_SAID, SHARED
 
 _counters: dict[str, Counter] = {}
 """What this process counts itself, by name."""
@@ -17,11 +17,15 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 _read: list[MultiProcessCollector] = []
 """What shows them, once."""
 
+_refusals: list[Gauge] = []
+"""What says that accelplug refused to run here, once."""
+
 OF_REQUESTS = {
-    "accelplug_refused_requests": "Requests refused for what they set for a technique.",
-    "accelplug_audited_requests": "Greedy requests that were run again without drafts.",
-    "accelplug_audit_mismatches": "Audited requests whose tokens differ from those without drafts.",
+    "accelplug_refused_requests": ("Requests refused for what they set for a technique.", ("kind", "technique", "reason")),
+    "accelplug_audited_requests": ("Greedy requests that were run again without drafts.", ()),
+    "accelplug_audit_mismatches": ("Audited requests whose tokens differ from those without drafts.", ()),
 }
+"""What each counts, and the names of its labels."""
 
 
 def expose() -> None:
@@ -29,7 +33,7 @@ def expose() -> None:
 
     With several API servers vLLM shows every file of `SHARED`, where the workers write then.
     """
-    _counters.update({name: Counter(name, said) for name, said in OF_REQUESTS.items() if name not in _counters})
+    _counters.update({name: Counter(name, *told) for name, told in OF_REQUESTS.items() if name not in _counters})
     if SHARED in os.environ or _read:
         return
     if FOLDER not in os.environ:
@@ -44,6 +48,17 @@ def shown_in(registry: CollectorRegistry, folder: str) -> MultiProcessCollector:
     return MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
 
 
-def count(name: str) -> None:
-    """Add one to a counter of `OF_REQUESTS`."""
-    _counters[name].inc()
+def count(name: str, *labels: str) -> None:
+    """Add one to a counter of `OF_REQUESTS`.
+
+    :param labels: the values of its labels.
+    """
+    counter = _counters[name]
+    (counter.labels(*labels) if labels else counter).inc()
+
+
+def tell_refused(reason: str) -> None:
+    """Show why accelplug does not run in this engine, which serves without it; calling it again changes nothing but the reason."""
+    if not _refusals:
+        _refusals.append(Gauge(REFUSED, REFUSED_SAID, ["reason"], multiprocess_mode="max"))
+    _refusals[0].labels(reason).set(1)

@@ -80,14 +80,14 @@ def _validate_params(self: Any, original: Any, params: Any, *args: Any, **kwargs
     from accelplug._errors import AccelplugError
     from accelplug.hosts.vllm.grammar_front import without_grammar
     from accelplug.hosts.vllm.metrics import count
-    from accelplug.hosts.vllm.requests import check_params
+    from accelplug.hosts.vllm.requests import check_params, concerned
 
     try:
         check_params(self.vllm_config, params)
         with without_grammar(self, params) as rest:
             return original(self, rest, *args, **kwargs)
     except AccelplugError as exc:
-        count("accelplug_refused_requests")
+        count("accelplug_refused_requests", *concerned(self.vllm_config, params))
         raise VLLMValidationError(str(exc)) from exc
 
 

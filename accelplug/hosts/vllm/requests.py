@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from accelplug._errors import HostError, OptionError
+from accelplug._errors import AccelplugError, HostError, OptionError
 from accelplug.hooks.options import Offer, check_request, fields_of, is_number, may_be_none, offers_of, per_request_options
 from accelplug.hooks.registry import Technique, registry
-from accelplug.hosts.vllm.grammar_request import OFFERS
+from accelplug.hosts.vllm.grammar_request import ENGINE, OFFERS
 from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.settings import Settings, read_settings
 
@@ -70,6 +70,37 @@ def check_params(vllm_config: Any, params: Any) -> None:
 @functools.cache
 def _offers(settings: str) -> dict[str, Offer]:
     return offers_under(read_settings(json.loads(settings)))
+
+
+def concerned(vllm_config: Any, params: Any) -> tuple[str, str, str]:
+    """Return what a refused request is counted under: kind and name of the technique that refuses it, both empty where none has the option that it sets,
+    and ``"option"`` or ``"grammar"``. All of it is configured or installed, so that requests cannot make up labels.
+
+    :param params: vLLM's SamplingParams.
+    """
+    given, settings = read_request(getattr(params, "extra_args", None)), json.dumps(vllm_config.additional_config[KEY])
+    for name, value in given.items():
+        try:
+            check_request("accelplug", {name: value}, _offers(settings))
+        except OptionError:
+            return *_owners(settings).get(name, ("", "")), "option"
+    engine = given.get(ENGINE) or read_settings(json.loads(settings)).grammar or ""
+    try:
+        return "grammar", registry().find("grammar", engine)[0].name, "grammar"
+    except AccelplugError:  # the request's own word for an engine
+        return "grammar", "", "grammar"
+
+
+@functools.cache
+def _owners(settings: str) -> dict[str, tuple[str, str]]:
+    """Return the kind and name of the technique that each option belongs to."""
+    read = read_settings(json.loads(settings))
+    owners = dict.fromkeys(OFFERS, ("grammar", "" if read.grammar is None else read.grammar.name))
+    for kind, spec in (("verifier", read.verifier), ("drafter", read.drafter)):
+        if spec is not None:
+            entry, _ = registry().find(kind, spec)
+            owners |= dict.fromkeys(per_request_options(entry.resolve()), (kind, entry.name))
+    return owners | {CAP: ("drafter", "nothing" if read.drafter is None else read.drafter.name)}
 
 
 class RequestOptions:

@@ -18,7 +18,7 @@ pytest.importorskip("prometheus_client", reason="vLLM brings it")
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from accelplug.hosts.vllm.board import FOLDER, LABELS, SHARED, Board, Counters, board_of
+from accelplug.hosts.vllm.board import FOLDER, LABELS, SHARED, Board, Counters, board_of, tell_refused
 from accelplug.hosts.vllm.metrics import shown_in
 
 DRAFTER = ("drafter", "oracle", "adversaries", "1.5")
@@ -108,6 +108,20 @@ def test_folder_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"no counters on /metrics, since {tmp_path / 'nowhere'} cannot be written" in caplog.text
 
 
+def test_a_worker_says_that_it_refused(tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv(SHARED, raising=False)
+    monkeypatch.delenv(FOLDER, raising=False)
+    tell_refused("nobody looks")
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    for _ in range(2):  # tensor-parallel ranks
+        tell_refused("drafter 'odd' needs 'hidden.last'")
+    assert registry.get_sample_value("accelplug_refused_info", {"reason": "drafter 'odd' needs 'hidden.last'"}) == 1
+    monkeypatch.setenv(FOLDER, str(tmp_path / "nowhere"))
+    with caplog.at_level(logging.WARNING, "vllm.accelplug"):
+        tell_refused("it cannot")
+    assert "no refusal on /metrics" in caplog.text
+
+
 def test_engines_of_one_name_add_up_and_others_stay_apart(tmp_path: Path, registry: CollectorRegistry) -> None:
     attachment = Attachment()
     attachment.accepted = 3.0
@@ -149,10 +163,15 @@ def test_news_is_written_at_once_and_seconds_alone_once_a_second(tmp_path: Path,
 EXPOSE = """
 import json, os, sys
 from prometheus_client import REGISTRY, generate_latest
-from accelplug.hosts.vllm.metrics import count, expose
+from accelplug.hosts.vllm.metrics import count, expose, tell_refused
 expose(); expose()
-count("accelplug_refused_requests")
-print(json.dumps([REGISTRY.get_sample_value("accelplug_refused_requests_total"), os.environ.get("ACCELPLUG_METRICS_DIR")]))
+of_typical = "verifier", "typical", "option"
+count("accelplug_refused_requests", *of_typical)
+count("accelplug_audited_requests")
+tell_refused("it cannot"); tell_refused("it cannot")
+labels = dict(zip(("kind", "technique", "reason"), of_typical))
+counted = [REGISTRY.get_sample_value("accelplug_refused_requests_total", labels), REGISTRY.get_sample_value("accelplug_audited_requests_total")]
+print(json.dumps([counted, REGISTRY.get_sample_value("accelplug_refused_info", {"reason": "it cannot"}), os.environ.get("ACCELPLUG_METRICS_DIR")]))
 """
 
 
@@ -165,13 +184,14 @@ def test_what_front_ends_count(servers: int, tmp_path: Path) -> None:
         json.loads(subprocess.run([sys.executable, "-c", EXPOSE], env=environment, capture_output=True, text=True, check=True).stdout) for _ in range(servers)
     ]
     if servers == 1:
-        ((counted, folder),) = answers
-        assert counted == 1
+        ((counted, refused, folder),) = answers
+        assert (counted, refused) == ([1, 1], 1)
         assert not Path(folder).exists(), "it goes with the process"
     else:
         board(tmp_path, Attachment())
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(tmp_path))
-        assert registry.get_sample_value("accelplug_refused_requests_total") == 2
+        assert registry.get_sample_value("accelplug_refused_requests_total", {"kind": "verifier", "technique": "typical", "reason": "option"}) == 2
+        assert registry.get_sample_value("accelplug_refused_info", {"reason": "it cannot"}) == 1, "either says so"
         assert registry.get_sample_value("accelplug_drafted_tokens_total", labels(RULE)) == 10
-        assert [folder for _, folder in answers] == [None, None]
+        assert [folder for *_, folder in answers] == [None, None]

@@ -15,7 +15,7 @@ from accelplug import HostError, OptionError, option
 from accelplug.hooks import Drafts, DraftView
 from accelplug.hooks.registry import Owner, Technique
 from accelplug.hosts.vllm.chains import Batch, Chains
-from accelplug.hosts.vllm.requests import RequestOptions, check_params, offers_under, read_request, refuse_no_numbers
+from accelplug.hosts.vllm.requests import RequestOptions, check_params, concerned, offers_under, read_request, refuse_no_numbers
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.settings import read_settings
 
@@ -38,6 +38,25 @@ def test_offers() -> None:
     grammar = {"grammar", "strict", "format", "whitespace", "order"}
     assert set(offers_under(read_settings({"grammar": "auto"}))) == grammar
     assert set(offers_under(read_settings({"grammar": "auto", "num_tokens": 4}))) == {*grammar, "num_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "labels"),
+    [
+        ({"accelplug.num_tokens": 99}, ("drafter", "input_copy", "option")),
+        ({"accelplug.span_end": "x"}, ("drafter", "input_copy", "option")),
+        ({"accelplug.num_tokens": 2, "accelplug.epsilon": 2.0}, ("verifier", "typical", "option")),
+        ({"accelplug.strict": 7}, ("grammar", "auto", "option")),
+        ({"accelplug.made_up": 1}, ("", "", "option")),
+        ({"accelplug": 3}, ("", "", "option")),
+        (None, ("grammar", "auto", "grammar")),
+        ({"accelplug.grammar": "accelplug:xgrammar"}, ("grammar", "xgrammar", "grammar")),
+        ({"accelplug.grammar": "made_up"}, ("grammar", "", "grammar")),
+    ],
+)
+def test_a_refusal_is_counted_under_what_is_configured(extra_args: dict[str, Any] | None, labels: tuple[str, str, str]) -> None:
+    config = SimpleNamespace(additional_config={"accelplug": {**LOSSY, "grammar": "auto"}})
+    assert concerned(config, SimpleNamespace(extra_args=extra_args)) == labels
 
 
 @pytest.mark.parametrize(
