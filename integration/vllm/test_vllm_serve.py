@@ -17,15 +17,21 @@ from servers import Server, Serving, sample_of, total_of
 
 CLIENTS = {"v1": 32, "v2-async": 8}  # V2 runs in Triton's interpreter
 SHOWN = {"v1": "V1 runner; vLLM shows it as method 'custom_class'", "v2-async": "V2 runner; vLLM shows it as method 'ngram_gpu'"}
-ALWAYS = "EngineArgs.create_engine_config, InputProcessor._validate_params"
-AUDITED = "AsyncLLM.generate, LLMEngine.add_request, LLMEngine.step"
+WRAPPED = ("EngineArgs.create_engine_config", "InputProcessor._validate_params", "AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.step")
+ALWAYS = [
+    *(f"in effect in vLLM's front end: {method} is wrapped" for method in WRAPPED),
+    "in effect in vLLM's configuration: worker_cls is accelplug.hosts.vllm.worker.vllm:v1:worker:cpu_worker:CPUWorker",
+]
 TOLD = {
     "v1": [
-        f"in vLLM's front end: {ALWAYS}, AsyncLLM.add_request, {AUDITED}",
+        *ALWAYS, "in effect in vLLM's front end: AsyncLLM.add_request is wrapped",
+        "in effect in vLLM's configuration: scheduler_cls is accelplug.hosts.vllm.scheduler.",
+        "in effect in vLLM's configuration: speculative_config names custom_class, 4 tokens",
+        "(adversaries 1.5) drafts in host memory beside the V1 runner: vLLM has no asynchronous scheduling with it there",
         "in effect in vLLM's model runner: custom_class proposer", "in effect in vLLM's model runner: rejection_sampler",
     ],
     "v2-async": [
-        f"in vLLM's front end: {ALWAYS}, {AUDITED}", "in effect in vLLM's model runner: speculator",
+        *ALWAYS, "in effect in vLLM's configuration: speculative_config names ngram_gpu, 4 tokens", "in effect in vLLM's model runner: speculator",
         "(adversaries 1.5) drafts in host memory: no wait on a CPU", "every step verifies 4 drafts of every request, drafted or padding",
     ],
 }  # fmt: skip

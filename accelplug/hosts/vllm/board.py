@@ -108,8 +108,8 @@ def _key(kind: str, metric: str, said: str, labels: list[str]) -> str:
     return key
 
 
-def tell_refused(reason: str) -> None:
-    """Write down why accelplug does not run in an engine whose model is loaded by now, and which serves without it."""
+def write_refusal(reason: str) -> None:
+    """Write down why accelplug does not run in an engine that serves without it."""
     folder = folder_of()
     if not folder:
         return

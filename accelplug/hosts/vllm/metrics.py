@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from accelplug.hosts.vllm.board import FOLDER, REFUSED, REFUSED_SAID, SHARED
+from accelplug.hosts.vllm.board import FOLDER, SHARED, write_refusal
 
 _counters: dict[str, Counter] = {}
 """What this process counts itself, by name."""
@@ -16,9 +16,6 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 """What it made for its workers' counters, and removes when it ends."""
 _read: list[MultiProcessCollector] = []
 """What shows them, once."""
-
-_refusals: list[Gauge] = []
-"""What says that accelplug refused to run here, once."""
 
 OF_REQUESTS = {
     "accelplug_refused_requests": ("Requests refused for what they set for a technique.", ("kind", "technique", "reason")),
@@ -29,17 +26,30 @@ OF_REQUESTS = {
 
 
 def expose() -> None:
-    """Let the registry that vLLM's ``/metrics`` shows have the counters; calling it again does nothing.
-
-    With several API servers vLLM shows every file of `SHARED`, where the workers write then.
-    """
+    """Let the registry that vLLM's ``/metrics`` shows have the counters; calling it again does nothing."""
     _counters.update({name: Counter(name, *told) for name, told in OF_REQUESTS.items() if name not in _counters})
+    _expose_folder()
+
+
+def _expose_folder() -> None:
+    """Let it show what workers write. With several API servers vLLM shows every file of `SHARED`, where they write then."""
     if SHARED in os.environ or _read:
         return
     if FOLDER not in os.environ:
         _folders.append(tempfile.TemporaryDirectory(prefix="accelplug-"))
         os.environ[FOLDER] = _folders[0].name
     _read.append(shown_in(REGISTRY, os.environ[FOLDER]))
+
+
+def hide() -> None:
+    """Take the counters off the registry and remove this process's folder, as before `expose`. Calling it again does nothing."""
+    for metric in (*_counters.values(), *_read):
+        REGISTRY.unregister(metric)
+    if _folders:
+        os.environ.pop(FOLDER, None)
+        _folders.pop().cleanup()
+    _counters.clear()
+    _read.clear()
 
 
 def shown_in(registry: CollectorRegistry, folder: str) -> MultiProcessCollector:
@@ -53,12 +63,11 @@ def count(name: str, *labels: str) -> None:
 
     :param labels: the values of its labels.
     """
-    counter = _counters[name]
-    (counter.labels(*labels) if labels else counter).inc()
+    if (counter := _counters.get(name)) is not None:  # they are hidden while somebody still holds a method that was wrapped
+        (counter.labels(*labels) if labels else counter).inc()
 
 
 def tell_refused(reason: str) -> None:
-    """Show why accelplug does not run in this engine, which serves without it; calling it again changes nothing but the reason."""
-    if not _refusals:
-        _refusals.append(Gauge(REFUSED, REFUSED_SAID, ["reason"], multiprocess_mode="max"))
-    _refusals[0].labels(reason).set(1)
+    """Show why accelplug does not run in this engine, which serves without it."""
+    _expose_folder()
+    write_refusal(reason)

@@ -18,7 +18,7 @@ pytest.importorskip("prometheus_client", reason="vLLM brings it")
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from accelplug.hosts.vllm.board import FOLDER, LABELS, SHARED, Board, Counters, board_of, tell_refused
+from accelplug.hosts.vllm.board import FOLDER, LABELS, SHARED, Board, Counters, board_of, write_refusal
 from accelplug.hosts.vllm.metrics import shown_in
 
 DRAFTER = ("drafter", "oracle", "adversaries", "1.5")
@@ -111,14 +111,14 @@ def test_folder_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_worker_says_that_it_refused(tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv(SHARED, raising=False)
     monkeypatch.delenv(FOLDER, raising=False)
-    tell_refused("nobody looks")
+    write_refusal("nobody looks")
     monkeypatch.setenv(FOLDER, str(tmp_path))
     for _ in range(2):  # tensor-parallel ranks
-        tell_refused("drafter 'odd' needs 'hidden.last'")
+        write_refusal("drafter 'odd' needs 'hidden.last'")
     assert registry.get_sample_value("accelplug_refused_info", {"reason": "drafter 'odd' needs 'hidden.last'"}) == 1
     monkeypatch.setenv(FOLDER, str(tmp_path / "nowhere"))
     with caplog.at_level(logging.WARNING, "vllm.accelplug"):
-        tell_refused("it cannot")
+        write_refusal("it cannot")
     assert "no refusal on /metrics" in caplog.text
 
 
