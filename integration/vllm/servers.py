@@ -24,8 +24,8 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.log, self.runner = log, runner
-        self.breaks = log.with_suffix(".breaks")
-        """Upon this file the drafter of a shared server raises."""
+        self.breaks, self.breaks_rule = log.with_suffix(".breaks"), log.with_suffix(".breaks_rule")
+        """Upon these files the drafter and the rule of a shared server raise."""
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model_dir), "--served-model-name", "tiny", "--port", str(self.port)]
         sizes = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "96", "--max-num-seqs", "8", "--host", "127.0.0.1"]
         LOGS.append(log)

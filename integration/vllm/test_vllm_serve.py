@@ -15,7 +15,8 @@ import pytest
 from batches import LAST, SERVED, TEXTS, TOKENS
 from servers import Server, Serving, sample_of, total_of
 
-CLIENTS = {"v1": 32, "v2-async": 8}  # V2 runs in Triton's interpreter
+CLIENTS = 32
+RULE = 'kind="verifier"', 'technique="halved"'
 SHOWN = {"v1": "V1 runner; vLLM shows it as method 'custom_class'", "v2-async": "V2 runner; vLLM shows it as method 'ngram_gpu'"}
 WRAPPED = ("EngineArgs.create_engine_config", "InputProcessor._validate_params", "AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.step")
 ALWAYS = [
@@ -45,8 +46,11 @@ def outputs(plain: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def ask(server: Server, client: openai.OpenAI, number: int, outputs: list[dict[str, Any]]) -> str:
-    """Stream one completion: every fourth is aborted, every third sampled, the others compared with plain vLLM's text; one breaks the drafter."""
-    if number == CLIENTS[server.runner] // 2:
+    """Stream one completion: every fourth is aborted, every third sampled, the others compared with plain vLLM's text; one breaks the rule, one the drafter."""
+    if number == CLIENTS // 4:
+        server.breaks_rule.touch()
+    if number == CLIENTS // 2:
+        server.when(lambda found: sample_of(found, "accelplug_switched_off", *RULE) == 1)  # without drafts nobody would ask it
         server.breaks.touch()
     which = number % len(PROMPTS)
     sampled = number % 3 == 2
@@ -84,23 +88,22 @@ def test_bench_serve(serving: Serving, tmp_path: Path) -> None:
     assert alone["drafts"]["drafted"] < together["drafts"]["drafted"]
 
 
-@pytest.mark.parametrize("runner", CLIENTS)
-def test_serves_right_and_survives_its_drafter(runner: str, serving: Serving, outputs: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("runner", TOLD)
+def test_serves_right_and_survives_its_drafter_and_its_rule(runner: str, serving: Serving, outputs: list[dict[str, Any]]) -> None:
     server = serving(runner)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=300)
     earlier = server.idle()  # after what other tests asked
     with pytest.raises(openai.BadRequestError, match="a request's draft length: num_tokens=9 is out of range, it takes between 0 and 4"):
         client.completions.create(model="tiny", prompt=LAST, extra_body={"vllm_xargs": {"accelplug.num_tokens": 9}})
     check_own_metrics(client, outputs)
-    number_of_clients = CLIENTS[runner]
-    with ThreadPoolExecutor(number_of_clients) as clients:
-        ended = Counter(clients.map(lambda number: ask(server, client, number, outputs), range(number_of_clients)))
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        ended = Counter(clients.map(lambda number: ask(server, client, number, outputs), range(CLIENTS)))
     assert min(ended[how] for how in ("aborted", "sampled", "greedy")) > 0
     last = client.completions.create(
         model="tiny", prompt=LAST, max_tokens=TOKENS, temperature=0, extra_body={"ignore_eos": True, "return_token_ids": True}
     )
     assert last.choices[0].token_ids == outputs[-1]["token_ids"]  # type: ignore[attr-defined]
-    greedy = [number for number in range(number_of_clients) if number % 3 != 2]
+    greedy = [number for number in range(CLIENTS) if number % 3 != 2]
     drafted, aborted = (sum(number % 4 in which for number in greedy) for which in ((1, 2), (3,)))
     least = drafted + 2 if runner == "v1" else 0  # the request before the clients and the one behind them, too
     audited = sample_of(earlier, "accelplug_audited_requests_total")
@@ -117,6 +120,7 @@ def test_serves_right_and_survives_its_drafter(runner: str, serving: Serving, ou
     for line in TOLD[runner]:
         assert log.count(line) == 1, line
     assert log.count("propose raised RuntimeError: the oracle has fallen silent; it is switched off") == 1
+    assert log.count("(adversaries 1.5) raised RuntimeError: the rule has fallen silent; it is switched off") == 1
     server.stop()
     assert server.process.returncode == 0
     assert server.left_over(60) == []
@@ -131,7 +135,7 @@ def check_own_metrics(client: openai.OpenAI, outputs: list[dict[str, Any]]) -> N
 
 
 def check_metrics(metrics: str) -> None:
-    drafter, rule = ('kind="drafter"', 'technique="oracle"', 'distribution="adversaries"', 'version="1.5"'), ('kind="verifier"', 'technique="halved"')
+    drafter, rule = ('kind="drafter"', 'technique="oracle"', 'distribution="adversaries"', 'version="1.5"'), RULE
     drafted, accepted = sample_of(metrics, "accelplug_drafted_tokens_total", *drafter), sample_of(metrics, "accelplug_accepted_tokens_total", *drafter)
     assert 0 < accepted < drafted
     drafts, judged = (sample_of(metrics, "accelplug_drafts_total", *who) for who in (drafter, rule))
@@ -141,7 +145,7 @@ def check_metrics(metrics: str) -> None:
     assert sample_of(metrics, "accelplug_plugin_seconds_total", *drafter) > 0
     assert sample_of(metrics, "accelplug_plugin_seconds_total", *rule) > 0
     assert sample_of(metrics, "accelplug_lossy_accepts_total", *rule) == 0
-    assert (sample_of(metrics, "accelplug_switched_off", *drafter), sample_of(metrics, "accelplug_switched_off", *rule)) == (1, 0)
+    assert (sample_of(metrics, "accelplug_switched_off", *drafter), sample_of(metrics, "accelplug_switched_off", *rule)) == (1, 1)
     assert sample_of(metrics, "accelplug_audit_mismatches_total") == 0
     assert sample_of(metrics, "vllm:spec_decode_num_accepted_tokens_total") > 0
     assert (sample_of(metrics, "vllm:kv_cache_usage_perc"), sample_of(metrics, "vllm:num_requests_running")) == (0, 0)
