@@ -284,6 +284,15 @@ class Drawn:
         return (view.target_at_tokens() / view.draft_at_tokens()).clamp(max=1.0)
 
 
+class Likeliest:
+    """Keeps what the target likes best, which says nothing of sampling."""
+
+    traits = VerifierTraits(lossless="greedy")
+
+    def accept(self, view: VerifyView) -> Any:
+        return (view.logits.argmax(-1) == view.tokens).to(view.target.dtype)
+
+
 class Everything:
     """Keeps whatever was drafted."""
 
@@ -351,3 +360,4 @@ def register_verifiers(register: Any) -> None:
     register("drawn", Drawn)
     register("halved", Halved)
     register("everything", Everything)
+    register("likeliest", Likeliest)

@@ -59,6 +59,21 @@ def test_a_refusal_is_counted_under_what_is_configured(extra_args: dict[str, Any
     assert concerned(config, SimpleNamespace(extra_args=extra_args)) == labels
 
 
+@pytest.mark.parametrize(("verifier", "allow_lossy", "refused"), [("greedy", False, True), ("greedy", True, False), ("block", False, False)])
+def test_a_rule_for_greedy_decoding_refuses_sampled_requests(verifier: str, allow_lossy: bool, refused: bool) -> None:
+    settings = {"drafter": "suffix", "verifier": verifier, "allow_lossy": allow_lossy}
+    config = SimpleNamespace(additional_config={"accelplug": settings})
+    greedy, sampled = (SimpleNamespace(sampling_type=SimpleNamespace(name=name), temperature=0.7, extra_args=None) for name in ("GREEDY", "RANDOM_SEED"))
+    check_params(config, greedy)
+    check_params(config, SimpleNamespace())  # PoolingParams
+    if not refused:
+        check_params(config, sampled)
+        return
+    with pytest.raises(OptionError, match=r"is exact for greedy decoding only and the request samples at temperature 0\.7; set temperature 0"):
+        check_params(config, sampled)
+    assert concerned(config, sampled) == ("verifier", "greedy", "sampling")
+
+
 @pytest.mark.parametrize(
     ("extra_args", "read"),
     [
