@@ -18,7 +18,8 @@ from servers import Server, Serving, sample_of, total_of
 CLIENTS = 32
 RULE = 'kind="verifier"', 'technique="halved"'
 SHOWN = {"v1": "V1 runner; vLLM shows it as method 'custom_class'", "v2-async": "V2 runner; vLLM shows it as method 'ngram_gpu'"}
-WRAPPED = ("EngineArgs.create_engine_config", "InputProcessor._validate_params", "AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.step")
+WRAPPED = ("EngineArgs.create_engine_config", "InputProcessor._validate_params", "AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.step",
+           "RequestSpecDecodeMetrics.to_dict")  # fmt: skip
 ALWAYS = [
     *(f"in effect in vLLM's front end: {method} is wrapped" for method in WRAPPED),
     "in effect in vLLM's configuration: worker_cls is accelplug.hosts.vllm.worker.vllm:v1:worker:cpu_worker:CPUWorker",
@@ -127,11 +128,12 @@ def test_serves_right_and_survives_its_drafter_and_its_rule(runner: str, serving
 
 
 def check_own_metrics(client: openai.OpenAI, outputs: list[dict[str, Any]]) -> None:
-    """vLLM says in an answer what became of its drafts, ours too."""
+    """vLLM says in an answer what became of its drafts, ours too, and we say whose they were."""
     answer = client.completions.create(model="tiny", prompt=PROMPTS[0], max_tokens=TOKENS, temperature=0, extra_body={"ignore_eos": True})
     assert answer.choices[0].text == outputs[0]["text"]
     own = answer.metrics["speculative_decoding"]  # type: ignore[attr-defined]
     assert 0 < own["num_accepted_draft_tokens"] < own["num_draft_tokens"]
+    assert (own["drafter"], own["verifier"]) == ("oracle (adversaries 1.5)", "halved (adversaries 1.5)")
 
 
 def check_metrics(metrics: str) -> None:

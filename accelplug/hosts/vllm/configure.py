@@ -9,6 +9,7 @@ from typing import Any, Final
 from accelplug._errors import AccelplugError, HostError
 from accelplug.hooks.capabilities import verifier_traits
 from accelplug.hooks.registry import registry
+from accelplug.hosts.vllm.answers import name_techniques
 from accelplug.hosts.vllm.building import refuse_unbuilt
 from accelplug.hosts.vllm.compat import ENGINE, V1_ONLY, RunnerName, require_audits, require_front_end, require_grammars
 from accelplug.hosts.vllm.grammar_front import compile_ahead
@@ -81,6 +82,7 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
     if settings.grammar is not None:
         _govern(config, settings)
     if attaches:
+        name_techniques(config, settings)
         config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
     _say_in_effect(config)
     return config
