@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Glm4MoeConfig,
     Glm4MoeForCausalLM,
     LlamaConfig,
@@ -16,6 +18,7 @@ from transformers import (
     MuseGlimmerAssistantConfig,
     MuseGlimmerAssistantModel,
 )
+from transformers.modeling_layers import MtpModel
 
 VOCAB, HIDDEN, LAYERS, BLOCK, REPEATED = 96, 48, 2, 5, 70
 SHARED: dict[str, Any] = {
@@ -26,6 +29,13 @@ EXPERTS = {
     "moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
     "first_k_dense_replace": 1,
 }  # fmt: skip
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+MAKERS = {
+    "glm": lambda layers: Glm4MoeForCausalLM(Glm4MoeConfig(num_hidden_layers=layers, **SHARED, **EXPERTS)),
+    "deepseek": lambda layers: DeepseekV3ForCausalLM(
+        DeepseekV3Config(num_hidden_layers=layers, **{**SHARED, "head_dim": 8}, **EXPERTS, **LATENT)
+    ),
+}
 
 
 def _with_little_inside(model: Any, share: float) -> Any:
@@ -36,13 +46,13 @@ def _with_little_inside(model: Any, share: float) -> Any:
     return model.eval()
 
 
-def with_mtp(folder: Path, depth: int, share: float = 0.2, *, rigged: bool = True) -> Glm4MoeForCausalLM:
+def with_mtp(folder: Path, depth: int, share: float = 0.2, *, rigged: bool = True, name: str = "glm") -> Any:
     """Return a model whose checkpoint in `folder` has `depth` MTP layers, as the published ones have: behind its own.
 
     :param rigged: the layers guess by the last token alone, as the model mostly does; else they are random.
     """
     torch.manual_seed(5)
-    whole = Glm4MoeForCausalLM(Glm4MoeConfig(num_hidden_layers=LAYERS + depth, **SHARED, **EXPERTS))
+    whole = MAKERS[name](LAYERS + depth)
     whole.get_input_embeddings().weight.data /= SHARED["initializer_range"]
     _with_little_inside(whole, share).save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
@@ -54,7 +64,7 @@ def with_mtp(folder: Path, depth: int, share: float = 0.2, *, rigged: bool = Tru
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": LAYERS, "num_nextn_predict_layers": depth}
     (folder / "config.json").write_text(json.dumps(config))
-    model = Glm4MoeForCausalLM.from_pretrained(folder)
+    model = type(whole).from_pretrained(folder)
     # Transformers knows them by their numbers in the published checkpoints.
     model._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{layer}\..*" for layer in range(LAYERS, LAYERS + depth)]
     model.generation_config.eos_token_id = None
@@ -88,3 +98,23 @@ def with_dflash(share: float = 1.0, context: float = 0.05, *, rigged: bool = Tru
         layer.mlp.down_proj.weight.data.zero_()
         drafter.encoder.output_norm_enc.weight.data.fill_(context)
     return model.eval(), drafter
+
+
+def inkling(depth: int) -> tuple[Any, MtpModel]:
+    """Return a model with layers that keep a running state, and its MTP layers, which are in no checkpoint."""
+    from transformers.models.inkling.configuration_inkling import InklingTextConfig
+    from transformers.models.inkling.modeling_inkling import InklingForCausalLM
+
+    torch.manual_seed(2)
+    narrow = {
+        "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 12, "sliding_window_size": 12, "d_rel": 4, "rel_extent": 64,
+        "local_layer_ids": [0, 1], "logits_mup_width_multiplier": 1.0, "num_mtp_layers": depth,
+    }  # fmt: skip
+    experts = {name: EXPERTS[name] for name in ("moe_intermediate_size", "n_routed_experts", "num_experts_per_tok", "n_shared_experts")}
+    model = InklingForCausalLM(InklingTextConfig(num_hidden_layers=3, **SHARED, **experts, **narrow)).eval()
+    model.generation_config.eos_token_id, model.config.name_or_path = None, "inkling"
+    layers = MtpModel(model, depth).eval()
+    for weights in layers.layers.parameters():
+        if weights.ndim > 1:
+            torch.nn.init.normal_(weights, std=0.2)
+    return model, layers

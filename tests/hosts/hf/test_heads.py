@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers.generation.candidate_generator import DFlashTokenCandidateGenerator, MTPCandidateGenerator
+from transformers.modeling_layers import MtpModel
 
 import accelplug
 from accelplug import AccelplugError
@@ -19,7 +21,7 @@ from accelplug.hooks import CommitView, Drafts, DraftView
 from accelplug.hosts.hf.context import build_context
 from accelplug.spec.transformers_candidates import TransformersCandidates
 from accelplug.testing.oracle import Oracle
-from tests.hosts.hf.heads import BLOCK, VOCAB, with_dflash, with_mtp
+from tests.hosts.hf.heads import BLOCK, VOCAB, inkling, with_dflash, with_mtp
 from tests.hosts.hf.test_batches import padded, unpadded
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [40, 41, 42] * 5, [7, 7, 7], [60, 2, 33, 12]]
@@ -131,6 +133,33 @@ def _check_ends(model: Any, kind: str, options: dict[str, Any], ids: torch.Tenso
         for text, drafted in getattr(counted, "last", ()):
             end = output[0][len(text) :]
             EVENTS[kind]["an end inside a draft"] += end == drafted[: len(end)] and end[-1] == eos and len(end) < len(drafted) + (kind == "mtp of 1")
+
+
+@pytest.mark.parametrize(("name", "depth"), [("deepseek", 1), ("deepseek", 2), ("inkling", 1), ("inkling", 2)])
+def test_other_architectures_have_mtp_layers(name, depth, tmp_path, monkeypatch):
+    """Latent attention; and convolutions beside attention, in rows that advance together."""
+    if name == "inkling":
+        pytest.importorskip("transformers.models.inkling.modeling_inkling")
+        model, layers = inkling(depth)
+        monkeypatch.setattr(MtpModel, "from_pretrained", lambda *_, **__: layers)
+    else:
+        model = with_mtp(tmp_path, depth, rigged=False, name=name)
+    for prompt in (PROMPTS[0], PROMPTS[2]):
+        ids = torch.tensor([prompt])
+        plain = model.generate(ids, **GREEDY).tolist()
+        with spied(model) as theirs:
+            goes_right = model.generate(ids, **GREEDY, use_mtp=True).tolist() == plain
+        assert goes_right or (name == "inkling" and transformers.__version__.startswith("5.16."))
+        with spied(model) as ours, accelplug.attach(model, drafter="transformers_candidates(generator='mtp')"):
+            assert model.generate(ids, **GREEDY).tolist() == plain
+        assert len(ours) > 30
+        assert {text: theirs.get(text) for text in ours} == ours or not goes_right
+    inputs = padded(PROMPTS)
+    plain = model.generate(**inputs, **GREEDY).tolist()
+    with spied(model) as ours, accelplug.attach(model, drafter="transformers_candidates(generator='mtp')") as session:
+        assert model.generate(**inputs, **GREEDY).tolist() == plain
+    assert session.stats.batches == ("lockstep" if name == "inkling" else "ragged")
+    check_fresh(model, {"use_mtp": True}, ours, every=20)
 
 
 @pytest.mark.parametrize("kind", KINDS)
