@@ -140,7 +140,7 @@ class Drafting:
         rows, fresh, places = self.rows.tolist(), self.fresh.tolist(), self.requests.places(self.rows).tolist()
         if self.fresh[0] < self.lengths[0]:
             return hidden.shown(outputs, width, places, [[0, *(node + 1 for node in paths[row][: new - 1])] for row, new in zip(rows, fresh, strict=True)])
-        own = self.requests.own
+        own = self.requests.own  # of the prompt, which is all that has been read
         slots = [range(new - 1) if own is None else np.flatnonzero(own[row]).tolist() for row, new in zip(rows, fresh, strict=True)]
         return hidden.shown(outputs, None, places, slots)
 
