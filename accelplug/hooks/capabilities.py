@@ -124,6 +124,8 @@ def _drafter_problems(selection: Selection, host: Host) -> Iterable[str]:
         needs.add("draft.rows")
     if traits.top_k:
         needs.add("logits.topk")
+    if traits.hidden_layers:
+        needs.add("hidden.layer")
     yield from _missing(who, needs, host)
     if unjudged := traits.kinds - verifier_traits(selection.verifier).kinds:
         names = ", ".join(sorted(kind.name.lower() for kind in unjudged))

@@ -60,7 +60,8 @@ class BuildContext:
         token included: width -> seconds, of the widths seen often enough, drafting included. A technique's only clock.
         Raises HostError where the host measures none.
     :param candidates: call it as ``candidates("prompt_lookup", {"prompt_lookup_num_tokens": 8})`` for what makes one of the
-        engine's own candidate generators for a request's token ids, [1, length]; raises HostError where it has none.
+        engine's own candidate generators for a request's token ids, [1, length]; raises HostError where it has none. What makes
+        ``"mtp"`` or ``"dflash"`` has the `layers` that those read, and each has ``read(history, states)`` for one request's of `CommitView.hidden`.
     :param api: the contract version of this accelplug.
     """
 

@@ -52,7 +52,7 @@ def node_kinds(field: str, given: object) -> frozenset[NodeKind]:
 class DrafterTraits:
     """What a drafter says about itself, before it runs. The defaults describe the smallest drafter.
 
-    Any collection does for `kinds` and `needs`; a misspelt word is refused where the traits are made. What the drafter returns is held to
+    Any collection does for `kinds`, `needs` and `hidden_layers`; a misspelt word is refused where the traits are made. What the drafter returns is held to
     `shape` and `kinds`.
 
     :param shape: ``"chain"`` or ``"tree"`` of nodes per request.
@@ -64,6 +64,8 @@ class DrafterTraits:
     :param top_k: how many of the target's likeliest tokens it wants to see after every verified node
         (`CommitView.verified`); needs ``"logits.topk"``.
     :param continues: it may be asked what follows text that is not committed yet (`DraftView.ahead`), as where a grammar forces tokens.
+    :param hidden_layers: the target's layers whose hidden states it wants to see (`CommitView.hidden`), counted from 0, or from the
+        last by negative numbers; needs ``"hidden.layer"``.
     """
 
     shape: Literal["chain", "tree"] = "chain"
@@ -72,9 +74,10 @@ class DrafterTraits:
     scope: Literal["request", "salt", "process"] = "request"
     top_k: int = 0
     continues: bool = False
+    hidden_layers: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        """Refuse misspelt words, and take any collection for `kinds` and `needs`.
+        """Refuse misspelt words, and take any collection for `kinds`, `needs` and `hidden_layers`.
 
         :raises PluginError: naming the trait and what it takes.
         """
@@ -83,6 +86,7 @@ class DrafterTraits:
         check_word("DrafterTraits.continues", self.continues, (True, False))
         object.__setattr__(self, "kinds", node_kinds("DrafterTraits.kinds", self.kinds))
         object.__setattr__(self, "needs", set_of("DrafterTraits.needs", self.needs, str, "{'hidden.last'}"))
+        object.__setattr__(self, "hidden_layers", set_of("DrafterTraits.hidden_layers", self.hidden_layers, int, "{-1}"))
         count: object = self.top_k
         if not isinstance(count, int) or count < 0:
             raise PluginError(f"DrafterTraits.top_k is {self.top_k!r}; make it a whole number, 0 for none")
@@ -135,6 +139,9 @@ class Verified:
 class CommitView:
     """What was committed since the last call. Rejected drafts never appear here, except in `verified`.
 
+    `hidden` has each request's committed tokens once, all but the very last, which the target has not read: the prompt's at the request's
+    first call, then those of the token before the fresh ones and of all fresh ones but the last. Its tensors may be kept.
+
     `slots`, `rows`, `tokens` and `lengths` are those of `DraftView`.
     """
 
@@ -145,6 +152,7 @@ class CommitView:
     fresh: IntArray  # [num_reqs] how many of the last tokens are new; at a request's first call its prompt and one more
     accepted: IntArray  # [num_reqs] how many of the fresh tokens were drafts
     verified: Verified | None = None  # for drafters whose traits ask for it by top_k
+    hidden: Sequence[Mapping[int, Tensor]] | None = None  # [num_reqs] of layer -> [num_read, hidden_size]; for drafters whose traits say hidden_layers
 
     def history(self, i: int) -> IntArray:
         """Return the committed tokens of the i-th request, [length], without copying."""

@@ -59,6 +59,7 @@ class Fusion:
             scope=max((traits.scope for traits in every), key=_SCOPES.index, default="request"),
             top_k=max((traits.top_k for traits in every), default=0),
             continues=all(traits.continues for traits in every),
+            hidden_layers=frozenset().union(*(traits.hidden_layers for traits in every)),
         )
 
     def start(self, slots: IntArray) -> None:
@@ -72,9 +73,10 @@ class Fusion:
             source.technique.call(source.finish, slots)
 
     def observe(self, view: CommitView) -> None:
-        """Show each source what was committed, and as many runners-up as it asked for."""
+        """Show each source what was committed, and of runners-up and hidden states what it asked for."""
         for source in self._sources:
-            shown = replace(view, verified=_first(view.verified, source.traits.top_k))
+            hidden = view.hidden if source.traits.hidden_layers else None
+            shown = replace(view, verified=_first(view.verified, source.traits.top_k), hidden=hidden)
             source.technique.call(source.observe, shown)
 
     def propose(self, view: DraftView) -> Drafts:

@@ -14,7 +14,7 @@ from accelplug.hooks.context import BuildContext
 if TYPE_CHECKING:
     from torch import Tensor
 
-VOCAB = 40
+VOCAB, HIDDEN = 40, 48
 MAX_LENGTH = 256
 CIRCLES = (1, 1, 2, 3, 5, 8, 20)
 """Lengths of the circles that the likeliest tokens go round in, :data:`VOCAB` tokens together."""
@@ -33,13 +33,13 @@ def looping_llama(seed: int = 1) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=MAX_LENGTH, initializer_range=0.18, eos_token_id=None, bos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).eval().double()
-        embedding = torch.linalg.qr(torch.randn(48, 48, dtype=torch.float64)).Q[:VOCAB]
+        embedding = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, dtype=torch.float64)).Q[:VOCAB]
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(4 * embedding)
         model.get_output_embeddings().weight.copy_(4 * embedding[_before()])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,10 @@ import numpy.typing as npt
 from accelplug.hooks.binding import BoundDrafter
 from accelplug.hooks.drafting import ROOT, CommitView, Drafts, DraftView, IntArray, Verified
 from accelplug.testing.building import require
-from accelplug.testing.models import MAX_LENGTH, VOCAB
+from accelplug.testing.models import HIDDEN, MAX_LENGTH, VOCAB
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Answer = tuple[tuple[int, ...], tuple[int, ...]]
 """The drafts of one request in one step: tokens and parents."""
@@ -151,7 +154,7 @@ class ToyHost:
             return
         active = [self.running[slot] for slot in slots]
         fresh, accepted = (np.array(counts) for counts in ([r.length - r.seen for r in active], [r.accepted for r in active]))
-        self._show(self.drafter.observe, CommitView(*self._shown(slots), fresh, accepted, self._verified(active)))
+        self._show(self.drafter.observe, CommitView(*self._shown(slots), fresh, accepted, self._verified(active), self._hidden(active)))
         budgets = np.array([running.budget() for running in active])
         parameters = {name: np.repeat(np.asarray(value), len(active)) for name, value in self.parameters.items()}
         drafts = self._show(self.drafter.propose, DraftView(*self._shown(slots), budgets.copy(), parameters, temperatures=np.zeros(len(active))))
@@ -184,6 +187,16 @@ class ToyHost:
         top = [[(likeliest + rank) % self.vocab_size for rank in range(top_k)] for _, likeliest in rows]
         offsets = np.cumsum([0, *(len(running.verified) for running in active)])
         return Verified(offsets, np.array([token for token, _ in rows]), np.array(top))
+
+    def _hidden(self, active: Sequence[_Running]) -> list[dict[int, Tensor]] | None:
+        """Make hidden states up, of each token once: those of a token are the same wherever it stands."""
+        if not (layers := self.drafter.traits.hidden_layers):
+            return None
+        import torch
+
+        tables = {layer: torch.from_numpy(np.random.default_rng([layer + MAX_LENGTH]).normal(size=(self.vocab_size, HIDDEN))) for layer in layers}
+        read = [list(running.request.tokens[max(running.seen - 1, 0) : running.length - 1]) for running in active]
+        return [{layer: table[tokens] for layer, table in tables.items()} for tokens in read]
 
     def _show(self, method: Any, view: CommitView | DraftView) -> Any:
         """Show a view; then see that it was left alone, keep the answer, and overwrite everything shown."""

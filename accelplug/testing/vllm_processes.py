@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from accelplug._errors import HostError
-from accelplug.hosts.vllm.compat import ENGINE
 
 Runner = Literal["v1", "v2", "v2-async"]
 
@@ -49,6 +48,8 @@ def vllm_environment(runner: Runner, *, serve: bool = False) -> dict[str, str]:
 @functools.cache
 def _metadata_of_vllm() -> tempfile.TemporaryDirectory[str]:
     """Return a folder, as long as this process lives, with the metadata of a distribution named vllm: of the release that is installed."""
+    from accelplug.hosts.vllm.compat import ENGINE
+
     release = (ENGINE.version() or "0").partition("+")[0]
     folder = tempfile.TemporaryDirectory(prefix=METADATA)
     info = Path(folder.name) / f"vllm-{release}+cpu.dist-info"

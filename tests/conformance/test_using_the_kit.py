@@ -70,6 +70,32 @@ def test_what_does_not_concern_a_technique_is_left_out_with_a_reason():
         kit(VerifierConformance, technique="greedy").test_sampled_output_has_the_targets_distribution()
 
 
+class ReadsHidden(Echo):
+    """Echoes, once it has seen that it is shown every committed token's hidden states but the last one's."""
+
+    traits = accelplug.hooks.DrafterTraits(hidden_layers={0, -1})
+
+    def start(self, slots):
+        self.read = {**getattr(self, "read", {}), **dict.fromkeys(slots.tolist(), 0)}
+
+    def finish(self, slots):
+        for slot in slots.tolist():
+            del self.read[slot]
+
+    def observe(self, view):
+        for slot, length, states in zip(view.slots.tolist(), view.lengths.tolist(), view.hidden, strict=True):
+            shapes = {tuple(rows.shape) for rows in states.values()}
+            ((count, size),) = shapes
+            self.read[slot] += count
+            assert (self.read[slot], size, set(states)) == (length - 1, 48, {0, -1})
+
+
+def test_a_drafter_may_read_hidden_states():
+    of_kit = kit(technique=ReadsHidden())
+    of_kit.test_requests_do_not_see_each_other()
+    of_kit.test_output_is_that_of_plain_generate()
+
+
 class NeedsHidden(Echo):
     traits = accelplug.hooks.DrafterTraits(needs={"hidden.last"})
 

@@ -11,15 +11,18 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from accelplug._errors import HostError
+from accelplug.hosts.hf.on_hidden import OnHidden, check_made, dflash_model
 
 
-def candidates_of(model: Any, name: str, options: Mapping[str, int]) -> Callable[[Tensor], Any]:
+def candidates_of(model: Any, name: str, options: Mapping[str, Any]) -> Callable[[Tensor], Any]:
     """Return what makes a ``CandidateGenerator`` for a request's token ids, [1, length].
 
-    :param name: ``"prompt_lookup"``, or ``"early_exit"``, which drafts greedily with the model's first layers and a cache of its own.
+    :param name: ``"prompt_lookup"``; ``"early_exit"``, which drafts greedily with the model's first layers and a cache of its own; or ``"mtp"`` and
+        ``"dflash"``, which read the target's hidden states: what makes them has their `layers`, and each is to ``read`` them.
     :param options: as ``generate()`` takes them.
-    :raises HostError: the model has no such layers.
+    :raises HostError: the model has no such layers, or Transformers no such generator.
     """
+    assistant = {"assistant_model": dflash_model(options["assistant_model"], model)} if name == "dflash" else {}
     config = GenerationConfig(eos_token_id=None, pad_token_id=0, do_sample=False, min_length=0, max_length=1 << 30, **_known(options))
     config._eos_token_tensor = None  # an end inside a draft is the loop's business
     twin = _beginning(model, options["assistant_early_exit"], options["num_assistant_tokens"]) if name == "early_exit" else model
@@ -31,13 +34,16 @@ def candidates_of(model: Any, name: str, options: Mapping[str, int]) -> Callable
             inputs_tensor=None,
             logits_processor=LogitsProcessorList(),
             model_kwargs={"attention_mask": torch.ones_like(ids)},
+            **assistant,
         )
 
-    return make
+    if name not in ("mtp", "dflash"):
+        return make
+    return OnHidden(check_made(model, name, lambda: make(torch.zeros(1, 1, dtype=torch.long, device=model.device))))
 
 
-def _known(options: Mapping[str, int]) -> dict[str, int]:
-    return {name: value for name, value in options.items() if name != "num_assistant_tokens"}  # the assistant's own
+def _known(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in ("num_assistant_tokens", "assistant_model")}  # not the configuration's
 
 
 def _beginning(model: Any, layers: int, num_tokens: int) -> Any:

@@ -14,7 +14,10 @@ from accelplug.hosts.seams import Engine, Seam
 
 HOST = Host(
     "transformers",
-    frozenset({"draft.rows", "mask.tree", "verify.rule", "verify.path", "sampling", "logits.full", "logits.topk", "embed", "model.second", "mask.grammar"}),
+    frozenset({
+        "draft.rows", "mask.tree", "verify.rule", "verify.path", "sampling", "logits.full", "logits.topk", "hidden.layer", "embed", "model.second",
+        "mask.grammar",
+    }),
 )
 
 GENERATE = "transformers.generation.utils:GenerationMixin"
@@ -92,6 +95,14 @@ ENGINE = Engine(
 
 ADDS_MASKS: Final = transformers.__version__.startswith("5.16.")
 """Whether models with an index add masks of any kind to its scores, where a mask of True and False is none."""
+
+
+@functools.cache
+def counts_embeddings() -> bool:
+    """Whether ``output_hidden_states`` counts the embeddings before the layers that it names, as from 5.23 on; 5.16 returns all, whatever it names."""
+    from transformers.utils import output_capturing
+
+    return hasattr(output_capturing, "resolve_hidden_states_indices")
 
 
 def cache_argument(model: Any) -> str:

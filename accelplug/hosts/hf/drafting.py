@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from torch import Tensor
 from accelplug.hooks.binding import BoundDrafter
 from accelplug.hooks.drafting import CommitView, DraftView, IntArray
 from accelplug.hosts.hf.guided import Guide
+from accelplug.hosts.hf.hidden import Hidden
 from accelplug.hosts.hf.ragged import Rows
 from accelplug.hosts.hf.request import Requests
 from accelplug.hosts.hf.tree import EMPTY, Tree
@@ -35,6 +36,7 @@ class Drafting:
         warp: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.drafter: BoundDrafter | None = session.drafter
+        self.hidden = session.hidden
         self.guide, self.warp = guide, warp
         self.stats, self.vocab_size, self.requests = session.stats, session.vocab_size, requests
         self.temperature = temperature
@@ -83,8 +85,11 @@ class Drafting:
         if self.drafter is not None:
             self.drafter.technique.call(self.drafter.finish, self.rows)
 
-    def propose(self, paths: Sequence[Sequence[int]], logits: Tensor, verified_trees: Sequence[Tree]) -> list[Tree]:
-        """Tell the drafter what was committed, and of which forward pass, and ask for the next drafts, one tree per row."""
+    def propose(self, paths: Sequence[Sequence[int]], logits: Tensor, verified_trees: Sequence[Tree], outputs: Any = None) -> list[Tree]:
+        """Tell the drafter what was committed, and of which forward pass, and ask for the next drafts, one tree per row.
+
+        :param outputs: the pass's, where the drafter reads hidden states.
+        """
         trees = [EMPTY] * self.requests.count
         if self.drafter is None and self.guide is None:
             return trees
@@ -100,7 +105,10 @@ class Drafting:
         else:
             self.accepted[:] = [self.guide.accepted(row, verified_trees[row], paths[row]) for row in self.rows.tolist()]
         if self.drafter is not None:
-            self.drafter.technique.call(self.drafter.observe, self._commit(logits, verified_trees))
+            view = self._commit(logits, verified_trees)
+            if self.hidden is not None:
+                view = replace(view, hidden=self._states(self.hidden, outputs, logits.shape[1], paths))
+            self.drafter.technique.call(self.drafter.observe, view)
         if self.guide is None:
             self._ask(trees)
         else:
@@ -126,6 +134,15 @@ class Drafting:
         seen = verified(logits, trees, self.roots, self.rows, self.requests.places(self.rows), top_k)
         self.roots = self.requests.last()
         return replace(self.commit_view, verified=seen)
+
+    def _states(self, hidden: Hidden, outputs: Any, width: int, paths: Sequence[Sequence[int]]) -> list[dict[int, Tensor]]:
+        """Return the hidden states of what the last forward pass has read of each row for good."""
+        rows, fresh, places = self.rows.tolist(), self.fresh.tolist(), self.requests.places(self.rows).tolist()
+        if self.fresh[0] < self.lengths[0]:
+            return hidden.shown(outputs, width, places, [[0, *(node + 1 for node in paths[row][: new - 1])] for row, new in zip(rows, fresh, strict=True)])
+        own = self.requests.own  # of the prompt, which is all that has been read
+        slots = [range(new - 1) if own is None else np.flatnonzero(own[row]).tolist() for row, new in zip(rows, fresh, strict=True)]
+        return hidden.shown(outputs, None, places, slots)
 
     def _drop_finished(self) -> None:
         """Finish the rows that only go on as padding."""

@@ -63,7 +63,7 @@ class Forward:
         if self.past is None:
             raise state_elsewhere(model)
         self.cache = growing(self.past)
-        self.is_watched = bool(generation_config.output_attentions or generation_config.output_hidden_states)
+        self.is_watched = bool(generation_config.output_attentions or model_kwargs.get("output_hidden_states"))  # by the caller, or by a drafter
         self.outputs = outputs if self.is_watched else None  # of the last forward pass
         ahead = inputs_ahead(model, input_ids, outputs, model_kwargs) if asks_ahead(model) else None
         if ahead is not None:

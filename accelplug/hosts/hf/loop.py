@@ -63,6 +63,8 @@ class Loop:
         model_kwargs = without_positions(model, input_ids, model_kwargs)
         check_call(model, generation_config, model_kwargs, with_trees=session.drafts_trees)
         admit(session.selection, HOST, sampling=bool(generation_config.do_sample), allow_lossy=session.allow_lossy)
+        if session.hidden is not None:
+            session.hidden.ask(model, generation_config, model_kwargs)
         wants = generation_config.return_dict_in_generate
         walk = Walk(
             session.selection.verifier,
@@ -114,6 +116,8 @@ class Loop:
         drafts = Drafting(self.session, requests, temperature_of(config), guide, warp)
         with drafts as drafting, recording_past(past), room_for_graphs(model, config, model_kwargs):
             forward = forward_of(model, input_ids, config, model_kwargs, requests)
+            if self.session.hidden is not None:
+                self.session.hidden.check(forward.outputs, input_ids.shape[1])
             inside = Inside(config, is_encoder_decoder=model.config.is_encoder_decoder)
             self._steps(forward, drafting, walk, inside)
             if config.return_dict_in_generate or self.keeps_cache:
@@ -145,7 +149,7 @@ class Loop:
             if lockstep is not None:
                 lockstep.check_room()
             began = time.perf_counter()
-            trees = drafting.propose(verdict.paths, logits, trees)
+            trees = drafting.propose(verdict.paths, logits, trees, forward.outputs)
             last = requests.last()
             trees = forward.readable(trees, last, [requests.is_over(row) for row in range(requests.count)])
             logits = forward.step(last, trees)

@@ -24,6 +24,7 @@ from accelplug.hosts.hf.context import build_context
 from accelplug.hosts.hf.copies import unattached_copies
 from accelplug.hosts.hf.front import Front
 from accelplug.hosts.hf.grammar import Grammar, GrammarProcessor, RowGrammars
+from accelplug.hosts.hf.hidden import Hidden
 from accelplug.hosts.hf.parameters import Parameters
 from accelplug.hosts.hf.positions import Positions
 from accelplug.hosts.stats import Stats, TechniqueStats
@@ -79,6 +80,8 @@ class Session:
         self.allow_lossy = allow_lossy
         admit(self.selection, HOST, sampling=False, allow_lossy=allow_lossy)
         self.drafter = None if built is None else bind_drafter(built)
+        layers = frozenset() if self.drafter is None else self.drafter.traits.hidden_layers
+        self.hidden = Hidden(self.drafter.technique, layers, model) if self.drafter is not None and layers else None
         self.drafts_trees = self.drafter is not None and self.drafter.traits.shape == "tree"
         if self.drafter is not None and self.drafter.is_device_only:
             raise HostError(f"{built} drafts on the device only, and this host asks in host memory; give it propose(view)")

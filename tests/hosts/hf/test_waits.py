@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import accelplug
+from accelplug.hooks import DrafterTraits
 from accelplug.hosts.hf.device import upload
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
@@ -38,20 +40,28 @@ def there(random_models: dict[str, nn.Module]) -> Callable[[str], Any]:
     return moved
 
 
+class Reads(Oracle):
+    """The oracle, shown hidden states."""
+
+    @property
+    def traits(self) -> DrafterTraits:
+        return replace(super().traits, hidden_layers={0, -1})
+
+
 class Counted:
     """Calls of one model there: what waited in each, and how many passes and tokens it took."""
 
     def __init__(self, model: Any, prompts: list[list[int]], known: list[list[int]], width: int, batches: str, extra: dict[str, Any]) -> None:
         self.model, self.known, self.width, self.batches, self.extra = model, known, width, batches, extra
         self.host_inputs = padded(prompts)
-        self.passes = 0
+        self.passes, self.kind = 0, Oracle
         model.register_forward_hook(self._pass)
 
     def _pass(self, *_: Any) -> None:
         self.passes += 1
 
     def run(self, new_tokens: int) -> tuple[list[list[int]], collections.Counter[str]]:
-        drafter = Oracle(unpadded(self.known, self.host_inputs), PATTERN, VOCAB, self.width)
+        drafter = self.kind(unpadded(self.known, self.host_inputs), PATTERN, VOCAB, self.width)
         inputs = {name: on_device(values) for name, values in self.host_inputs.items()}
         self.passes = 0
         with Waits() as waits, accelplug.attach(self.model, drafter=drafter, batches=self.batches) as session:
@@ -85,6 +95,19 @@ def test_a_greedy_step_reads_once_from_the_device(random_models, there, name, pr
     assert {kind: count for kind, count in waits.items() if count} == {"tolist": counted.passes - passes}
     assert counted.passes - passes > 3
     assert uploads <= (counted.passes - passes) * (1 if width == 1 and batches != "ragged" else 2 if width == 1 else 3)
+
+
+@pytest.mark.parametrize(("prompts", "width", "batches"), [(ONE, 1, "auto"), (PADDED, 1, "ragged"), (EQUAL, 1, "lockstep"), (PADDED, 2, "ragged")])
+def test_hidden_states_are_read_without_waiting(random_models, there, prompts, width, batches):
+    known = random_models["llama"].generate(**padded(prompts), max_new_tokens=LONG, pad_token_id=0, do_sample=False).tolist()
+    counted = Counted(there("llama"), prompts, known, width, batches, {"do_sample": False})
+    found = []
+    for kind in (Oracle, Reads):
+        counted.kind = kind
+        rows, waits = counted.run(LONG)
+        assert rows == known
+        found.append(waits)
+    assert found[0] == found[1]
 
 
 def test_a_sampled_token_is_read_once_from_the_device(there, random_models):

@@ -32,6 +32,7 @@ REFUSED = {
     "fusion": "needs 'mask.tree'",
     "fusion(sources=['suffix', 'prompt_lookup'])": "needs 'mask.tree'",
     "transformers_candidates": "this host has no candidate generators of its own, and 'prompt_lookup' was asked for; use the transformers host",
+    "transformers_candidates(generator='mtp')": "needs 'hidden.layer' (hidden states of named layers), which vllm's {} runner does not provide",
     "draft_model(model='somewhere/small')": "needs 'model.second' (a second model beside the target), which vllm's {} runner does not provide",
 }
 BUILT = {"transformers_candidates"}
