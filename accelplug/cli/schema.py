@@ -113,8 +113,8 @@ def _judge(lines: Iterable[str], engine: GrammarEngine, vocabulary: Vocabulary, 
         forced, tokens = (sum(line.get(f"{name}_{kind}", 0) for line in found) for kind in ("forced", "tokens"))
         last[f"forced_share_{name}"] = round(forced / max(1, tokens), 4)
     if walks:
-        done, failed = sum(line.get("walks", 0) for line in found), sum(line.get("walks_failed", 0) for line in found)
-        last |= {"walks": done, "walks_failed": failed, "walks_failed_share": round(failed / max(1, done), 5)}
+        done, failed, stuck = (sum(line.get(what, 0) for line in found) for what in ("walks", "walks_failed", "walks_stuck"))
+        last |= {"walks": done, "walks_failed": failed, "walks_stuck": stuck, "walks_failed_share": round(failed / max(1, done), 5)}
     return [*found, {"summary": last}]
 
 
@@ -123,9 +123,12 @@ def _walks(engine: GrammarEngine, row: Document, line: Document, vocabulary: Voc
 
     compiled = engine.compile(_spec(row, line, given), vocabulary, limits)
     chance = random.Random(0)
-    texts = [text for _ in range(given.walks) if (text := walk(compiled, vocabulary, chance)) is not None]
+    drawn = [walk(compiled, vocabulary, chance) for _ in range(given.walks)]
+    texts = [text for text, came in drawn if came == "ended"]
     failed = [text for text in texts if compiled.check(text) is not None]
-    return {"walks": len(texts), "walks_failed": len(failed)} | ({"walk_failed": failed[0][:200]} if failed else {})
+    stuck = [text for text, came in drawn if came == "stuck"]
+    counts = {"walks": len(texts), "walks_failed": len(failed), "walks_stuck": len(stuck)}
+    return counts | {f"walk_{what}": some[0][:200] for what, some in (("failed", failed), ("stuck", stuck)) if some}
 
 
 def _spec(row: Document, line: Document, given: Namespace, **options: Any) -> GrammarSpec:

@@ -7,11 +7,12 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelplug._errors import HostError, OptionError
+from accelplug._errors import HostError
 from accelplug.cli.check import engine_of
 from accelplug.cli.errors import sentence
 from accelplug.cli.job import Job
@@ -19,6 +20,8 @@ from accelplug.cli.workload import check_length, missing_weights
 from accelplug.hooks.masking import CompileLimits, GrammarSpec
 from accelplug.hooks.spelling import Spec
 
+MORE = "all_of"
+"""Several grammars, and the option of requests that has those behind the first."""
 COUNTERS = ("requests", "forwards", "tokens", "drafted", "accepted", "lossy_accepts")
 VLLMS_WORDS = {
     "json_schema": "json", "regex": "regex", "ebnf": "grammar", "lark": "grammar", "choice": "choice", "structural_tag": "structural_tag"
@@ -103,15 +106,25 @@ def _build(job: Job, length: int, dtype: str, *, accelerated: bool) -> Any:
 def structured(given: dict[str, Any]) -> dict[str, Any]:
     """Return a grammar in vLLM's words for a request, with its options for accelplug, as SamplingParams takes them.
 
-    :raises OptionError: vLLM has no word for it.
+    Of several grammars vLLM has words for the first, and accelplug's option has the rest.
     """
     from vllm.sampling_params import StructuredOutputsParams
 
     spec = GrammarSpec.of(given)
-    if spec.kind not in VLLMS_WORDS:
-        raise OptionError(f"vLLM's requests have no word for the grammar {spec.kind!r}; use one of {', '.join(VLLMS_WORDS)}, or --host transformers")
+    if spec.kind == MORE:
+        first, *rest = map(_given, spec.parts())
+        asked = structured(first)
+        options = asked["extra_args"]["accelplug"]
+        return asked | {"extra_args": {"accelplug": {**options, MORE: [*options.get(MORE, ()), *rest]}}} if rest else asked
     wanted = StructuredOutputsParams(**{VLLMS_WORDS[spec.kind]: spec.value() if spec.kind == "choice" else spec.text})
     return {"structured_outputs": wanted, "extra_args": {"accelplug": {name: given[name] for name in given if name != spec.kind}}}
+
+
+def _given(spec: GrammarSpec) -> dict[str, Any]:
+    """Return a grammar as users write it, with the options that it sets."""
+    options = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name not in {"kind", "text"}}
+    defaults = GrammarSpec(spec.kind, spec.text)
+    return {spec.kind: spec.text} | {name: value for name, value in options.items() if value != getattr(defaults, name)}
 
 
 def _said(llm: Any, given: dict[str, Any], tokens: list[int]) -> dict[str, Any]:

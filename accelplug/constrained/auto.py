@@ -25,6 +25,7 @@ from accelplug.constrained.forms import stated
 from accelplug.constrained.intersecting import intersected
 from accelplug.constrained.routing import Route, route_other, route_schema
 from accelplug.constrained.schema.document import Document
+from accelplug.constrained.tags.judged import with_final_check
 from accelplug.constrained.time_limit import within
 from accelplug.constrained.worker import tried
 from accelplug.hooks import CompiledGrammar, CompileLimits, GrammarSpec, GrammarStatement, Vocabulary
@@ -54,6 +55,8 @@ class Cached:
             found: CompiledGrammar = intersected(parts, [self.compile(part, vocabulary, limits) for part in parts], vocabulary)
         else:
             found = self._compile(spec, vocabulary, limits)
+        if spec.kind == "structural_tag":
+            found = with_final_check(found, spec, limits)
         with self._lock:
             self._kept[key] = found
             if len(self._kept) > MOST_KEPT:

@@ -14,7 +14,7 @@ from accelplug.constrained.time_limit import OutOfTimeError, within
 CHECK_SECONDS: Final = 2.0
 """The longest that the check of one answer takes: a server answers nobody else meanwhile."""
 DEEP: Final = 30
-_TOO_DEEP: Final = "the text is nested too deeply to be checked; whether it is valid is not known"
+TOO_DEEP: Final = "the text is nested too deeply to be checked; whether it is valid is not known"
 _UNSURE: Final = frozenset({"$ref", "$dynamicRef", "$recursiveRef", "pattern", "patternProperties"})
 """Keywords without which a schema's check comes to an end, and can be made: references, and expressions that may be unreadable."""
 _OF_EACH_TYPE: Final[tuple[Any, ...]] = (None, True, 0, "", [], {})
@@ -28,7 +28,7 @@ def problem(document: Document, text: str) -> str | None:
     try:
         value = json.loads(text, parse_constant=_refuse)
     except RecursionError:
-        return _TOO_DEEP
+        return TOO_DEEP
     except ValueError as exc:
         return f"the text is no JSON: {exc}"
     return fault(document, value)
@@ -42,15 +42,20 @@ def fault(document: Document, value: Any) -> str | None:
         with translated(), within(CHECK_SECONDS):
             error = next(document.validator.iter_errors(value), None)
     except OutOfTimeError as exc:
-        return f"the final check was ended after {CHECK_SECONDS:g} s, in {exc.what}; whether the text is valid is not known"
+        return out_of_time(exc)
     except RecursionError:
         if _is_deep(value):
-            return _TOO_DEEP
+            return TOO_DEEP
         return "the schema's references lead back to themselves, so that nothing can be checked"
     if error is None:
         return None
     where = "/".join(map(str, error.absolute_path))
     return f"{where or 'the value'} breaks {error.validator}: {' '.join(str(error.message).split()):.200}"
+
+
+def out_of_time(exc: OutOfTimeError) -> str:
+    """Return what is said of an answer whose check took too long."""
+    return f"the final check was ended after {CHECK_SECONDS:g} s, in {exc.what}; whether the text is valid is not known"
 
 
 def _is_deep(value: Any) -> bool:

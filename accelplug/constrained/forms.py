@@ -49,7 +49,7 @@ def stated(name: str, document: Document) -> tuple[tuple[str, ...], tuple[str, .
         return (), tuple(places)
     unknown = {use.place: use for use in found if not _knows(name, use)}
     spelled = {place for place, use in unknown.items() if _knows(name, use._replace(feature=use.feature.removesuffix(BESIDE_OTHERS)))}
-    dropped = (unknown.keys() - spelled) | _doubtful(name, document, places)
+    dropped = (unknown.keys() - spelled) | doubtful(name, document, places)
     checked = spelled | _with_what_is_below(document, places, dropped)
     return tuple([place for place in places if place not in checked]), tuple([place for place in places if place in checked])
 
@@ -69,8 +69,11 @@ def _with_what_is_below(document: Document, places: list[str], dropped: Set[str]
         roots = {str(at(document.schema, place)) for place in below if place.endswith("/$ref")}
 
 
-def _doubtful(name: str, document: Document, places: list[str]) -> set[str]:
-    """Return the places of keywords in a form that an engine was not seen to enforce."""
+def doubtful(name: str, document: Document, places: list[str]) -> set[str]:
+    """Return the places of keywords in a form that an engine was not seen to enforce.
+
+    :param places: of all uses in the document.
+    """
     disjoint, found = Disjoint(document), set[str]()
     reads_all, reads_overlaps = enforces(name, TOGETHER), enforces(name, OVERLAPPING)
     later = later_than(document.draft)  # keywords that engines know and the draft does not

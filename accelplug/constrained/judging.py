@@ -79,7 +79,7 @@ def _outcome(verdicts: Sequence[Verdict]) -> str:
 
 
 def _line(name: str, spec: GrammarSpec, statement: GrammarStatement, outcome: str, seconds: float) -> dict[str, Any]:
-    said = {"enforced": len(statement.enforced), "checked": list(statement.checked), "refused": list(statement.refused)}
+    said = {"enforced": list(statement.enforced), "checked": list(statement.checked), "refused": list(statement.refused)}
     return {
         "name": name,
         "engine": statement.engine,

@@ -25,7 +25,9 @@ OTHER_KINDS: Final = {
     "choice": ("llguidance", "xgrammar", "outlines"),
     "structural_tag": ("xgrammar",),
 }
-"""Which engines take what is no schema, the first that is installed."""
+"""Which engines take what is no schema: the first that is installed, and where that refuses it the next."""
+READ_DIFFERENTLY: Final = frozenset({"regex"})
+"""Where the next engine is not asked: xgrammar takes ``a^b``, ``a$b`` and ``[a&&b]``, which others rightly refuse, for other expressions."""
 
 
 class Route(NamedTuple):
@@ -114,10 +116,18 @@ def _as_far_as_it_goes(document: Document, spec: GrammarSpec, vocabulary: Vocabu
 def route_other(spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
     """Compile what is no schema.
 
-    :raises ConstraintError: no installed engine takes it.
+    :raises ConstraintError: no installed engine takes it; what each of them says.
     """
     names = [name for name in OTHER_KINDS[spec.kind] if installed(name)]
     if not names:
         raise ConstraintError(f"a {spec.kind} needs {' or '.join(OTHER_KINDS[spec.kind])}; install accelplug[grammar]")
-    statement = expressions.stated(names[0], spec)
-    return Route(begin(names[0], spec, vocabulary, limits), statement)
+    refusals: list[ConstraintError] = []
+    for name in names[:1] if spec.kind in READ_DIFFERENTLY else names:
+        try:
+            statement = expressions.stated(name, spec)
+            return Route(begin(name, spec, vocabulary, limits), statement)
+        except ConstraintError as exc:
+            refusals.append(exc)
+    if len(refusals) == 1:
+        raise refusals[0]
+    raise ConstraintError("; ".join(dict.fromkeys(map(str, refusals)))) from refusals[0]

@@ -7,6 +7,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from accelplug.constrained.statements import HOLDING, children
+from accelplug.constrained.tags.older import as_format
 from accelplug.hooks import GrammarSpec
 
 MOST_UNFOLDED: Final = 250
@@ -20,7 +21,7 @@ def unfolds_far(spec: GrammarSpec) -> bool:
         return False
     value = spec.value()
     try:
-        return any(_Unfolding(schema).size(schema) > MOST_UNFOLDED for schema in ([value] if spec.kind == "json_schema" else _within(value)))
+        return any(_Unfolding(schema).size(schema) > MOST_UNFOLDED for schema in ([value] if spec.kind == "json_schema" else _within(as_format(value))))
     except RecursionError:
         return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from accelplug.hooks import CompiledGrammar, Matcher, Vocabulary
 
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     BoolArray = NDArray[np.bool_]
 
 MOST_TOKENS: Final = 200
+
+
+class Walk(NamedTuple):
+    """A text drawn by chance, and how it came to its end.
+
+    :param came: ``ended`` by an EOS, ``stuck`` where the mask let nothing follow, ``cut`` after `MOST_TOKENS`.
+    """
+
+    text: str
+    came: Literal["ended", "stuck", "cut"]
 
 
 def legal_by_mask(matcher: Matcher, text: str, vocabulary: Vocabulary) -> bool:
@@ -58,8 +68,8 @@ def _kinds(vocabulary: Vocabulary) -> tuple[BoolArray, BoolArray]:
     return closing, np.array([bool(token.strip()) for token in vocabulary.tokens])
 
 
-def walk(compiled: CompiledGrammar, vocabulary: Vocabulary, chance: random.Random) -> str | None:
-    """Write a text by drawing legal tokens, those that close something more often; None where it did not end, or could not go on."""
+def walk(compiled: CompiledGrammar, vocabulary: Vocabulary, chance: random.Random) -> Walk:
+    """Write a text by drawing legal tokens, those that close something more often."""
     import numpy as np
     import torch
 
@@ -69,12 +79,12 @@ def walk(compiled: CompiledGrammar, vocabulary: Vocabulary, chance: random.Rando
         legal = np.unpackbits(row.numpy().view(np.uint8), bitorder="little")[: len(vocabulary)].astype(bool)
         token = _draw(legal, vocabulary, chance, step)
         if token is None:
-            return None
+            return Walk(written.decode(errors="replace"), "stuck")
         if token in vocabulary.eos_token_ids:
-            return written.decode(errors="replace")
+            return Walk(written.decode(errors="replace"), "ended")
         matcher.accept([token])
         written += vocabulary.tokens[token]
-    return None
+    return Walk(written.decode(errors="replace"), "cut")
 
 
 def _draw(legal: BoolArray, vocabulary: Vocabulary, chance: random.Random, step: int) -> int | None:
@@ -93,5 +103,6 @@ def _draw(legal: BoolArray, vocabulary: Vocabulary, chance: random.Random, step:
 def example(compiled: CompiledGrammar, vocabulary: Vocabulary, tries: int = 20) -> str | None:
     """Return a short text that the mask allows and the final check passes, None if none was found."""
     chance = random.Random(0)
-    found = [text for _ in range(tries) if (text := walk(compiled, vocabulary, chance)) is not None and compiled.check(text) is None]
+    walks = [walk(compiled, vocabulary, chance) for _ in range(tries)]
+    found = [text for text, came in walks if came == "ended" and compiled.check(text) is None]
     return min(found, key=len, default=None)

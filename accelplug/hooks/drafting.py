@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IntArray = npt.NDArray[np.integer]
+"""A NumPy array of integers of any width."""
 
 ROOT = -1
 """Parent of a draft node that directly follows the last committed token."""
@@ -50,6 +51,9 @@ def node_kinds(field: str, given: object) -> frozenset[NodeKind]:
 @dataclass(frozen=True, slots=True)
 class DrafterTraits:
     """What a drafter says about itself, before it runs. The defaults describe the smallest drafter.
+
+    Any collection does for `kinds` and `needs`; a misspelt word is refused where the traits are made. What the drafter returns is held to
+    `shape` and `kinds`.
 
     :param shape: ``"chain"`` or ``"tree"`` of nodes per request.
     :param kinds: the node kinds it may return.
@@ -86,7 +90,17 @@ class DrafterTraits:
 
 @dataclass(frozen=True, slots=True)
 class DraftView:
-    """One drafting step in host memory. Row i of every array is the i-th active request."""
+    """One drafting step in host memory. Row i of every array is the i-th active request.
+
+    :param tokens: from the row's begin, without a batch's padding.
+    :param parameters: the per-request options that some request sets, with the technique's own value for the others; an option that none
+        sets is missing.
+    :param inputs: what the encoder of an encoder-decoder model reads, without padding; None for an encoder of sound or images, too.
+        `tokens` then holds the decoder's.
+    :param temperatures: where it is None, deterministic nodes are right.
+    :param ahead: counted in `lengths`; a grammar forces them, and the drafts follow them.
+    :param warp: a request's temperature, top-k, top-p and the like; None for greedy requests, too.
+    """
 
     slots: IntArray  # [num_reqs] fixed for a request's life, then recycled
     rows: IntArray  # [num_reqs] the row of `tokens` that holds the request this step
@@ -112,18 +126,21 @@ class Verified:
     its drafts, and where a grammar was at work what that left of them and forced.
     """
 
-    offsets: IntArray  # [num_reqs + 1]
+    offsets: IntArray  # [num_reqs + 1] where each request's rows begin
     tokens: IntArray  # [num_rows] the tokens that the candidates follow
     top: IntArray  # [num_rows, top_k] likeliest first, by the model's own logits, before any processor
 
 
 @dataclass(frozen=True, slots=True)
 class CommitView:
-    """What was committed since the last call. Rejected drafts never appear here, except in `verified`."""
+    """What was committed since the last call. Rejected drafts never appear here, except in `verified`.
 
-    slots: IntArray  # [num_reqs]
-    rows: IntArray  # [num_reqs]
-    tokens: IntArray  # [num_rows, max_length]
+    `slots`, `rows`, `tokens` and `lengths` are those of `DraftView`.
+    """
+
+    slots: IntArray  # [num_reqs] fixed for a request's life
+    rows: IntArray  # [num_reqs] the row of `tokens` that holds the request
+    tokens: IntArray  # [num_rows, max_length] committed tokens
     lengths: IntArray  # [num_reqs] committed tokens, the fresh ones included
     fresh: IntArray  # [num_reqs] how many of the last tokens are new; at a request's first call its prompt and one more
     accepted: IntArray  # [num_reqs] how many of the fresh tokens were drafts
@@ -142,8 +159,8 @@ class Drafts:
     their children, and siblings stand in the order in which they were drawn.
     """
 
-    offsets: IntArray  # [num_reqs + 1]
-    tokens: IntArray  # [num_nodes]
+    offsets: IntArray  # [num_reqs + 1] where each request's nodes begin
+    tokens: IntArray  # [num_nodes] token ids
     parents: IntArray | None = None  # [num_nodes], ROOT for the first level; None: every request has a chain
     kinds: IntArray | None = None  # [num_nodes] of NodeKind; None: all DELTA
     row_ids: IntArray | None = None  # [num_nodes] into `rows`; ROOT (-1) for DELTA nodes; None: all DELTA
@@ -192,10 +209,10 @@ class DeviceView:
 
     slots: Tensor  # [num_reqs] int64; also the request's row in `tokens`
     tokens: Tensor  # [num_slots, max_length] int32, committed tokens
-    lengths: Tensor  # [num_reqs] int32
+    lengths: Tensor  # [num_reqs] int32, committed tokens, prompt included
     num_tokens: int  # how many tokens to draft for each request
     parameters: Mapping[str, Tensor] = field(default_factory=dict)  # name -> [num_reqs]; None for a whole number is the largest int64
-    prompt_lengths: Tensor | None = None  # [num_reqs] int32; None where the host does not tell
+    prompt_lengths: Tensor | None = None  # [num_reqs] int32, how many of the tokens are the prompt; None where the host does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +220,7 @@ class DeviceDrafts:
     """Deterministic chains of one length. Where fewer were found, `counts` says so and the rest is padding."""
 
     tokens: Tensor  # [num_reqs, num_tokens] int64, every entry a valid token id
-    counts: Tensor  # [num_reqs] int32
+    counts: Tensor  # [num_reqs] int32, how many of them are guesses
 
 
 class RequestDrafter(Protocol):
@@ -219,7 +236,8 @@ class Drafter(Protocol):
     Optional beside `propose`: ``traits`` (DrafterTraits), ``start(slots)`` and ``finish(slots)`` (slots are recycled:
     `start` initialises everything), ``observe(view: CommitView)`` (called once per step, before `propose`), and
     ``propose_on_device(view: DeviceView) -> DeviceDrafts`` for asynchronous engines, without synchronisation and with
-    fixed shapes; it may be a property that is None where the options allow no such thing.
+    fixed shapes; it may be a property that is None where the options allow no such thing. One that remembers across requests
+    (``scope``) has ``kept_bytes``, about what that takes, which hosts report.
     The same inputs must give the same drafts on every rank: no clock, no private random numbers.
     """
 

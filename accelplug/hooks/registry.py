@@ -36,9 +36,9 @@ _PLAIN_DATA: Final = (int, float, complex, bool, bytes, list, tuple, set, frozen
 class Owner:
     """The plugin that offers a technique, and the installed distribution that it came with."""
 
-    plugin: str
-    distribution: str
-    version: str
+    plugin: str  # the entry point's name, or the module's
+    distribution: str  # what was pip-installed
+    version: str  # of the distribution
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}".strip()
@@ -52,11 +52,11 @@ class Owner:
 class Entry:
     """One offered technique: who offers it and how to build it."""
 
-    kind: str
-    name: str
-    owner: Owner
-    factory: Callable[..., object] | str
-    api: int = API_VERSION
+    kind: str  # "drafter", "verifier", "grammar", "kv_compressor" or "vision_reducer"
+    name: str  # what users write
+    owner: Owner  # who offers it
+    factory: Callable[..., object] | str  # what builds it, or "package.module:Name"
+    api: int = API_VERSION  # the contract version it was written against
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r} ({self.owner})"
@@ -77,12 +77,12 @@ class Entry:
 class Technique:
     """A built technique with its attribution. `spec` is what the user asked for."""
 
-    kind: str
-    name: str
-    owner: Owner
-    instance: Any
-    factory: Callable[..., object]
-    spec: str
+    kind: str  # as `Entry.kind`
+    name: str  # what users write
+    owner: Owner  # who offers it
+    instance: Any  # the object itself
+    factory: Callable[..., object]  # what built it
+    spec: str  # the name with its options
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r} ({self.owner})"
@@ -104,9 +104,9 @@ class Technique:
 class Registry:
     """Every technique that the installed plugins offer."""
 
-    entries: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
-    broken: dict[Owner, Exception] = field(default_factory=dict)
-    ignored: list[Owner] = field(default_factory=list)
+    entries: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)  # (kind, name) -> who offers it
+    broken: dict[Owner, Exception] = field(default_factory=dict)  # plugins that failed, and how
+    ignored: list[Owner] = field(default_factory=list)  # installed and not on the list of those to load
 
     def __iter__(self) -> Iterator[Entry]:
         return (entry for offered in self.entries.values() for entry in offered)

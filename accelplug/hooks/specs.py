@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 T_contra = TypeVar("T_contra", contravariant=True)
 
 hookspec = HookspecMarker("accelplug")
+"""Marks the specifications."""
 hookimpl = HookimplMarker("accelplug")
+"""Marks a plugin's own functions of the hooks' names."""
 
 
 class Register(Protocol[T_contra]):

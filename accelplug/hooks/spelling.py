@@ -18,9 +18,9 @@ _READABLE = (str, int, float, list, tuple, dict, set, type(None))
 class Spec:
     """A technique by name, as the user wrote it. `distribution` is set by ``"distribution:name"``."""
 
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    distribution: str | None = None
+    name: str  # what it is registered under
+    options: Mapping[str, Any] = field(default_factory=dict)  # as the factory takes them
+    distribution: str | None = None  # whose it is to be; None: whoever offers it alone
 
     def __str__(self) -> str:
         prefix = f"{self.distribution}:" if self.distribution else ""
@@ -82,10 +82,15 @@ def _keywords(given: str, rest: str) -> dict[str, Any]:
 
 def _written(value: object) -> str:
     """Return what `parse_spec` reads as the value again; an object, which it cannot read, shortened."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(_written, value)) + ("," if isinstance(value, tuple) and len(value) == 1 else "")
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
     return repr(value) if isinstance(value, _READABLE) else _short(value)
 
 
 def _short(given: object) -> str:
     """Return how it was written, shortened where it would fill the screen."""
-    text = repr(given)
+    text = " ".join(repr(given).split())
     return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"

@@ -59,7 +59,7 @@ class VerifyView:
     target: Tensor  # [n, vocab_size] probabilities the token would be sampled from; one-hot for greedy requests
     logits: Tensor  # [n, vocab_size] processed scores of the same rows, before greedy requests became one-hot
     draft: Tensor | None = None  # [n, vocab_size] the drafter's probabilities; undefined for DELTA candidates
-    parameters: Mapping[str, Tensor] = field(default_factory=dict)  # name -> [n]
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)  # name -> [n], per-request options, as in `DraftView`
 
     def target_at_tokens(self) -> Tensor:
         """Return the target probability of each candidate, [n]."""
@@ -131,7 +131,7 @@ class PathView:
     Row 0 of `target` and `logits` follows the last committed token, row ``i + 1`` follows node i.
     """
 
-    tokens: Sequence[int]  # [num_nodes]
+    tokens: Sequence[int]  # [num_nodes] the drafts
     parents: Sequence[int]  # [num_nodes], ROOT (-1) for the first level
     kinds: Sequence[int]  # [num_nodes] of NodeKind
     target: Tensor  # [1 + num_nodes, vocab_size] probabilities; one-hot for greedy requests
@@ -139,7 +139,7 @@ class PathView:
     below: Callable[[float], bool]  # draws a uniform number: whether it lies below the given probability
     rows: Tensor | None = None  # [num_rows, vocab_size] the drafter's probabilities
     row_ids: Sequence[int] | None = None  # [num_nodes] into `rows`, -1 for DELTA nodes
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, float] = field(default_factory=dict)  # name -> number, per-request options, as in `DraftView`
 
     def children(self, node: int) -> Sequence[int]:
         """Return the nodes drafted after `node` (ROOT: after the last committed token), in drawing order."""
@@ -157,6 +157,8 @@ class ChainsView:
     """The chains of a whole batch, for rules that judge them on the device: nothing here waits for it, and shapes depend on no value.
 
     The drafts of all requests stand one after the other, each judged by the row of the target that follows the drafts before it.
+
+    :param below: others in every call; False for padding.
     """
 
     drafts: VerifyView  # [num_drafts] candidates

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from accelplug.hooks.registry import Technique
@@ -10,7 +11,10 @@ from accelplug.hooks.registry import Technique
 
 @dataclass(slots=True)
 class TechniqueStats:
-    """One technique's share, with its attribution. For a verifier, `drafted` is what it judged, for a grammar what it forced."""
+    """One technique's share, with its attribution. For a verifier, `drafted` is what it judged, for a grammar what it forced.
+
+    :param instance: what is asked for the bytes that it keeps beyond its requests.
+    """
 
     kind: str
     name: str
@@ -19,11 +23,23 @@ class TechniqueStats:
     spec: str
     drafted: int = 0
     accepted: int = 0
+    instance: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, technique: Technique) -> TechniqueStats:
         """Start counting for a built technique."""
-        return cls(technique.kind, technique.name, technique.owner.distribution, technique.owner.version, technique.spec)
+        owner = technique.owner
+        return cls(technique.kind, technique.name, owner.distribution, owner.version, technique.spec, instance=technique.instance)
+
+    @property
+    def kept_bytes(self) -> int:
+        """About what the technique keeps in memory beyond its requests; 0 where it says nothing of that."""
+        return int(getattr(self.instance, "kept_bytes", 0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every counter as plain JSON values."""
+        counted = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "instance"}
+        return counted | {"kept_bytes": self.kept_bytes}
 
 
 @dataclass(slots=True)
@@ -35,7 +51,8 @@ class Stats:
     draft nodes that were verified, `accepted` those that became output. `lossy_accepts` counts accepted tokens that
     the lossless rule would have rejected with the same random number. `batches` says how the rows of the last batch
     advanced, "ragged" or "lockstep", where the host has both, and `lockstep_because` why not each at its own pace.
-    `pruned` counts draft nodes that a grammar cut before they were verified.
+    `pruned` counts draft nodes that a grammar cut before they were verified. `siblings` has [reached, accepted] for the first, second, ...
+    of the siblings in trees, in drawing order: how often their parent was output, and how often they were.
     """
 
     requests: int = 0
@@ -48,6 +65,7 @@ class Stats:
     propose_seconds: float = 0.0
     batches: str | None = None
     lockstep_because: str | None = None
+    siblings: list[list[int]] = field(default_factory=list)
     techniques: list[TechniqueStats] = field(default_factory=list)
 
     @property
@@ -59,6 +77,22 @@ class Stats:
     def tokens_per_forward(self) -> float:
         """Generated tokens per request and forward pass; 1 without speculation."""
         return self.tokens / self.forwards if self.forwards else 0.0
+
+    @property
+    def sibling_acceptance(self) -> list[float]:
+        """How often the first, second, ... sibling of a tree is the accepted one; empty for chains."""
+        return [accepted / reached for reached, accepted in self.siblings]
+
+    def count_siblings(self, siblings: Sequence[int], accepted: int) -> None:
+        """Add the nodes that followed one token of the output.
+
+        :param accepted: which of them became output, none where it is no sibling.
+        """
+        for rank, node in enumerate(siblings):
+            if rank == len(self.siblings):
+                self.siblings.append([0, 0])
+            self.siblings[rank][0] += 1
+            self.siblings[rank][1] += node == accepted
 
     def count(self, drafted: int, accepted: int, forced: tuple[int, int] = (0, 0)) -> None:
         """Add one step's drafts to the totals and to every technique.
@@ -74,5 +108,8 @@ class Stats:
             technique.accepted += accepted if of_all else forced[1] if of_grammar else accepted - forced[1]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every counter, and the two ratios, as plain JSON values."""
-        return {**asdict(self), "acceptance": self.acceptance, "tokens_per_forward": self.tokens_per_forward}
+        """Return every counter, and the ratios, as plain JSON values."""
+        counted = {one.name: getattr(self, one.name) for one in fields(self)}
+        said = {"techniques": [technique.as_dict() for technique in self.techniques]}
+        ratios = {name: getattr(self, name) for name in ("acceptance", "tokens_per_forward", "sibling_acceptance")}
+        return counted | said | ratios

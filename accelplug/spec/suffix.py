@@ -58,6 +58,11 @@ class Suffix:
         """The options decide the shape and the scope."""
         return DrafterTraits(shape=self.shape, scope=self.scope, continues=True)
 
+    @property
+    def kept_bytes(self) -> int:
+        """About what the answers of finished requests take."""
+        return self.finished.bytes
+
     def start(self, slots: IntArray) -> None:
         """Begin with an empty text in each slot."""
         for slot in slots.tolist():

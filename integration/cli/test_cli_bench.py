@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from accelplug.cli.bench.tasks import EDITED
 from accelplug.cli.entry import main
 
 REPEATING = "".join(f"line {i % 3} of the same three lines\n" for i in range(6))
@@ -49,7 +50,7 @@ def test_every_task_is_measured_every_way(bench, tmp_path):
     assert status == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     tasks = ["lines", "asked", "adversarial"]
-    assert list(dict.fromkeys(row["task"] for row in found["rows"])) == [*tasks, "regimes"]
+    assert list(dict.fromkeys(row["task"] for row in found["rows"])) == [*tasks, "regimes", *EDITED]
     assert all(set(row) == ROW for row in found["rows"])
     for task in tasks:
         names = [row["technique"] for row in rows_of(found, task=task)]
@@ -59,7 +60,7 @@ def test_every_task_is_measured_every_way(bench, tmp_path):
     assert all(len(row["seconds"]) == 2 and row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in found["rows"])
     assert all(row["output"]["different"] == 0 for row in found["rows"])
     bins = [row for row in found["by_copy_ratio"] if row["family"] == "plain"]
-    assert sum(row["prompts"] for row in bins) == 3, "the prompts of the file, and no scripted ones"
+    assert sum(row["prompts"] for row in bins) == 3 + 2 * len(EDITED), "the prompts of the file, and of the scripted ones the edits"
     assert all(low <= row["copy_ratio"] <= high for row in found["by_copy_ratio"] for low, high in [row["copied"]])
     assert {tuple(sorted(row)) for row in found["by_copy_ratio"]} == {tuple(sorted({*ROW, "copied"}))}
     assert all(row["tokens_per_forward"] == 1 for row in rows_of(found, family="plain")), "one forward per token is what plain means"
@@ -67,7 +68,19 @@ def test_every_task_is_measured_every_way(bench, tmp_path):
     assert [row["name"] for row in found["techniques"]] == ["prompt_lookup", "token_wise"]
     assert {"accelplug", "torch", "transformers"} <= set(found["versions"])
     assert {"argv", "commit", "machine", "python", "dtype", "model", "method"} <= set(found)
-    assert [prompt["new_tokens"] for prompt in found["prompts"] if prompt["scripted"]] == [NEW] * 4
+    assert [prompt["new_tokens"] for prompt in found["prompts"] if prompt["scripted"]] == [NEW] * 2 * (2 + len(EDITED))
+
+
+def test_an_assistant_and_early_exits_are_transformers_own_too(bench):
+    small = str(pytest.importorskip("accelplug_testbed").path())
+    status, found = bench("--model", small, "--task", "lines", "--drafter", "prompt_lookup", "--assistant", small, "--early-exit", "1")
+    assert status == 0
+    own = {row["technique"]: row for row in rows_of(found, family="transformers")}
+    assert {name for name in own if "/" not in name} == {f"transformers {what}, {tokens}" for what in ("assistant", "early exit 1") for tokens in (4, 8)}
+    assert all(own[f"transformers assistant, {tokens}"]["tokens_per_forward"] > 3 for tokens in (4, 8)), "the model itself is always right"
+    assert own["transformers assistant, 8"]["tokens_per_forward"] > own["transformers assistant, 4"]["tokens_per_forward"]
+    early = own["transformers early exit 1, 4"]["tokens_per_forward"]
+    assert 1 <= early < 5, "passes through one layer are drafts"
 
 
 def test_on_the_adversarial_task_everybody_drafts_and_nobody_gains(bench):
@@ -97,7 +110,7 @@ def test_batches_run_through_techniques_alone(bench):
     assert ours["prompts"] == 3, "two prompts fill three rows"
     assert ours["output"]["different"] == 0
     assert ours["accepted"] > 0
-    assert "one prompt at a time" in found["left_out"]["Transformers' own prompt lookup in batches"]
+    assert "one prompt at a time" in found["left_out"]["Transformers' own methods in batches"]
 
 
 def test_two_drafters_are_compared_and_everything_runs_compiled(bench):
@@ -284,6 +297,7 @@ def test_the_margins_of_an_answer_are_the_decoders(corrector):
 
 
 def test_what_an_encoder_rules_out_is_refused_in_one_sentence(refused, corrector):
+    assert "--early-exit is for decoders, and T5ForConditionalGeneration has an encoder" in refused("--model", corrector, "--early-exit", "1")
     assert "--compiled is for decoders, and T5ForConditionalGeneration has an encoder" in refused(
         "--model", corrector, "--compiled", "--limit", "1"
     )
@@ -305,6 +319,9 @@ def test_what_cannot_run_is_refused_in_one_sentence(refused, prompts, tmp_path):
     assert "no prompt fits the model, which takes prompts of 0 tokens with --max-new-tokens 320" in refused(
         "--prompts", prompts, "--max-new-tokens", "320", "--drafter", "prompt_lookup"
     )
+    assert "--early-exit takes fewer layers than the " in refused("--prompts", prompts, "--early-exit", "99")
+    assert "which --skip-own leaves out; drop one or the other" in refused("--prompts", prompts, "--skip-own", "--early-exit", "1")
+    assert "no model directory at ./nowhere" in refused("--prompts", prompts, "--assistant", "./nowhere")
     assert "min_ngram=5 exceeds max_ngram=4" in refused("--prompts", prompts, "--drafter", "prompt_lookup(min_ngram=5)")
 
 

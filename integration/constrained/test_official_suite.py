@@ -109,6 +109,26 @@ def test_more_is_decided_than_by_an_engine_alone():
     assert totals["alone"]["llguidance"] == sum(alone(name, "llguidance") for name in files())
 
 
+@pytest.mark.parametrize("name", files() if SUITE.exists() else [])
+def test_nothing_wrong_passes_within_a_tag(name):
+    """xgrammar's mask with the final check: what the statement calls enforced is, and no valid value that the mask lets through is called wrong."""
+    pytest.importorskip("xgrammar")
+    for group in json.loads((SUITE / name).read_text()):
+        schema = group["schema"]
+        if isinstance(schema, dict):
+            schema = {"$schema": DRAFTS[name.partition("/")[0]], **schema}
+        tag = {"type": "tag", "begin": "<a>", "content": {"type": "json_schema", "json_schema": schema}, "end": "</a>"}
+        spec = GrammarSpec.of({"structural_tag": {"type": "structural_tag", "format": tag}, "format": "annotate"})
+        try:
+            grammar = engine().compile(spec, bytes_only(), CompileLimits())
+        except ConstraintError:
+            continue
+        for test in group["tests"]:
+            text = f"<a>{json.dumps(test['data'], ensure_ascii=False)}</a>"
+            if legal_by_mask(grammar.matcher(), text, bytes_only()):
+                assert (grammar.check(text) is None) == test["valid"], (group["description"], test["description"])
+
+
 if __name__ == "__main__":
     if not SUITE.exists():
         sys.exit(f"{SUITE} is not there")

@@ -70,7 +70,7 @@ def main() -> None:
     compared = [
         ways.plain(),
         *(ways.accelerated(model, tokenizer, name, "token_wise", allow_lossy=False) for name in DRAFTERS),
-        *ways.own(),
+        *ways.own(model),
     ]
     compared += [knowing(model, texts, 12, "knows the text, 12"), knowing(model, texts, 1 << 20, "knows the text")]
     rows = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ RECORD = {
     "additionalProperties": False,
 }
 UNIQUE = {"type": "array", "items": {"enum": list(range(9))}, "minItems": 3, "maxItems": 5, "uniqueItems": True}
+WORDS = {"<a>": {"enum": ["one", "two"], "pattern": "^o"}, "<b>": {"enum": ["one", "two"], "pattern": "^t"}}
+"""Begin of a tag -> a schema of which xgrammar enforces the enum alone."""
+TAGGED = {"type": "structural_tag", "format": {"type": "sequence", "elements": [
+    {"type": "tag", "begin": begin, "content": {"type": "json_schema", "json_schema": schema}, "end": "!"} for begin, schema in WORDS.items()]}}  # fmt: skip
 COMPACT = {"accelplug": {"whitespace": "compact"}}
 
 
@@ -37,12 +42,14 @@ RECORDS = {"prompts": PROMPTS, "params": asking({"json": RECORD}, whitespace="co
 REGEX = "(one|two) [0-9]{2}(red|green)"
 ENGINES = ("auto", "llguidance", "xgrammar", "outlines", "vllm", None)
 SIDE_BY_SIDE = {
-    "prompts": [PROMPTS[0]] * (len(ENGINES) + 4),
+    "prompts": [PROMPTS[0]] * (len(ENGINES) + 6),
     "params": [
         *(asking({"regex": REGEX}, **({"grammar": name} if name else {})) for name in ENGINES),
         asking({"choice": ["fish", "boat"]}),
         asking({"grammar": 'root ::= "red" [0-9] "x"'}),
         asking({"json": UNIQUE}, whitespace="compact"),
+        asking({"structural_tag": json.dumps(TAGGED)}),
+        asking({"regex": REGEX}, all_of=[{"choice": ["two 45green", "six"]}]),
         asking(None, max_tokens=8),
     ],
 }
@@ -80,15 +87,21 @@ def test_masks_without_speculation(reference: dict[str, Any], ends: set[int]) ->
         assert Draft202012Validator(RECORD).is_valid(json.loads(answer["text"]))
         assert " " not in answer["text"].replace(json.loads(answer["text"])["thing"], "")
     assert len({answer["text"] for answer in mixed[: len(ENGINES)]}) == 1, "engines mask one expression alike"
-    choice, ebnf, unique, free = mixed[len(ENGINES) :]
+    choice, ebnf, unique, tagged, several, free = mixed[len(ENGINES) :]
     assert (choice["text"] in {"fish", "boat"}, ebnf["text"][:3], ebnf["text"][4:]) == (True, "red", "x")
+    assert several["text"] == "two 45green", "what both of a request's grammars allow"
     assert free["finish_reason"] == "length"
     assert check_violation(unique), "the random model repeats itself, which this grammar leaves to the final check"
+    words = re.fullmatch('<a>"(one|two)"!<b>"(one|two)"!', tagged["text"])
+    assert words, tagged
+    assert words.groups() != ("one", "two"), "the random model writes one word twice, which xgrammar leaves to the final check"
+    assert re.match("accelplug: in structural_tag/format/elements/[01]/content/json_schema, the value breaks pattern", tagged["stop_reason"] or ""), tagged
     tally = reference["grammars"]
-    assert {name: counts["answers"] for name, counts in tally.items()} == {"auto": len(PROMPTS) + 5, "llguidance": 1, "xgrammar": 1, "outlines": 1}
-    assert sum(counts["violations"] for counts in tally.values()) == 1
+    assert {name: counts["answers"] for name, counts in tally.items()} == {"auto": len(PROMPTS) + 7, "llguidance": 1, "xgrammar": 1, "outlines": 1}
+    assert sum(counts["violations"] for counts in tally.values()) == 2
     assert "grammar 'auto' (accelplug 0.1.0) compiled a json_schema with llguidance" in reference["log"]
     assert "checked at the end: #/uniqueItems" in reference["log"]
+    assert "structural_tag/format/elements/0/content/json_schema#/pattern" in reference["log"]
 
 
 def check_violation(answer: dict[str, Any]) -> bool:
@@ -168,7 +181,8 @@ def check_tokens(name: str, done: dict[str, Any], runner: str) -> None:
 PARTS = ("0123", "45", "7", "89")
 DRAWN = [30, 31, 32]
 SAMPLES, TEMPERATURE = 1500, 2.0
-FAILING = {"prompts": [PROMPTS[1]] * 5, "params": [*(asking({"regex": "[ab]{9}"}, grammar=name) for name in ("faulty", "faulty_forced", "faulty_accept")),
+FAILING = {"prompts": [PROMPTS[1]] * 6, "params": [*(asking({"regex": "[ab]{9}"}, grammar=name) for name in ("faulty", "faulty_forced", "faulty_accept")),
+                                                   asking({"regex": "[ab]{9}c"}, all_of=[{"regex": "[ab]{9}d"}]),
                                                    {**asking({"choice": ["fish"]}), "min_tokens": 20}, RECORDS["params"]]}  # fmt: skip
 BRANCHES = {"allOf": [{"type": "object", "properties": {"x": {"type": "integer", "minimum": 10, "maximum": 99}}, "required": ["x"]},
                       {"properties": {"y": {"enum": ["one", "two"]}}, "required": ["y"], "maxProperties": 2}]}  # fmt: skip
@@ -226,7 +240,8 @@ def test_grammar_alone_drafts_failures_end_one_request_and_samples_are_the_model
     assert "error" not in done["alone"], done["alone"]
     records, failing, branched, samples = done["alone"]["outputs"]
     assert records == reference["outputs"][0]
-    assert [answer["finish_reason"] for answer in failing] == ["error"] * 3 + ["stop"] * 2
+    assert [answer["finish_reason"] for answer in failing] == ["error"] * 4 + ["stop"] * 2
+    assert re.search("no token is left after '[ab]{9}' that the grammars of a request all allow", done["log"])
     assert failing[-2]["text"] == "fish", "min_tokens beyond the only legal text"
     assert failing[-1]["text"] == json.dumps(json.loads(failing[-1]["text"]), separators=(",", ":"))
     assert done["log"].count("RuntimeError: the grammar has fallen silent; its request ends in an error") >= 3

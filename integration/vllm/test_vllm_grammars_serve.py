@@ -43,6 +43,7 @@ def test_openai_api(serving: Serving) -> None:
     answer = complete(client, formatted(RECORD), whitespace="compact")
     assert answer.finish_reason == "stop"
     assert Draft202012Validator(RECORD).is_valid(json.loads(answer.text))
+    check_several(client)
     check_refused(client)
     with ThreadPoolExecutor(8) as clients:  # several engines and a failing one at once
         names = ["auto", "xgrammar", "llguidance", "outlines", "vllm", "faulty"]
@@ -60,6 +61,14 @@ def test_openai_api(serving: Serving) -> None:
     again = complete(client, formatted(RECORD), whitespace="compact")
     assert again.text == answer.text
     assert "grammar 'auto' (accelplug 0.1.0) compiled a json_schema with llguidance" in server.log.read_text()
+
+
+def check_several(client: openai.OpenAI) -> None:
+    """Check that an answer follows its format, and the grammars that the request names beside."""
+    record = complete(client, formatted(RECORD), whitespace="compact", all_of=json.dumps([{"regex": r'\{"subject":"two","count":[0-9]?7,.*'}]))
+    assert record.finish_reason == "stop"
+    assert Draft202012Validator(RECORD).is_valid(found := json.loads(record.text))
+    assert (found["subject"], found["count"] % 10) == ("two", 7)
 
 
 def check_counted(client: openai.OpenAI, server: Server) -> None:
@@ -98,6 +107,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"structured_outputs": {"regex": "a("}}, {}, "a("),
     (formatted(RECORD), {"grammar": "nobodys"}, "no grammar named 'nobodys'"),
     (formatted(RECORD), {"whitespace": "none"}, "whitespace='none'"),
+    ({"structured_outputs": {"regex": "a+"}}, {"all_of": '[{"choice": ["b"]}]'}, "no text satisfies both the regex 'a+' and the choice"),
     ({}, {"whitespace": "compact"}, "the request sets whitespace and has no grammar to go by"),
 ]
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from accelplug.cli.bench.scripts import REGIME, adversarial, every_pair, regimes
+from accelplug.cli.bench.scripts import LONGEST_CHANGE, REGIME, adversarial, edited, every_pair, regimes
 from accelplug.hooks import CommitView, DraftView
 from accelplug.spec.prompt_lookup import PromptLookup
 
@@ -71,7 +71,29 @@ def test_regimes_need_room_and_words():
     assert regimes(range(100), 100, ROOM, 0) is None
 
 
-@pytest.mark.parametrize("make", [adversarial, regimes])
+@pytest.mark.parametrize("percent", [0, 5, 15, 30])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_edit_changes_the_share_of_tokens_that_was_asked_for(percent, seed):
+    script = edited(range(5000), percent, 200, ROOM, seed)  # no token occurs twice, so that what was copied shows
+    assert len(script.output) == 200
+    where = [script.prompt.index(token) if token in script.prompt else None for token in script.output]
+    assert where.count(None) == 2 * percent
+    kept = [place for place in where if place is not None]
+    assert kept == sorted(set(kept)), "what is kept stands in its order"
+    runs = [len(list(run)) for is_new, run in itertools.groupby(where, key=lambda place: place is None) if is_new]
+    assert percent == 0 or 1 <= min(runs) <= LONGEST_CHANGE
+    if percent:
+        jumps = {later - earlier for earlier, later in itertools.pairwise(kept)}
+        assert 1 in jumps
+        assert max(jumps) > 1, "some changes take the place of what was there"
+
+
+def test_an_edit_needs_room_and_code():
+    assert edited(range(5000), 5, 100, 299, 0) is None
+    assert edited(range(399), 5, 100, ROOM, 0) is None
+
+
+@pytest.mark.parametrize("make", [adversarial, regimes, lambda code, *sizes: edited(code, 15, *sizes)])
 def test_a_seed_is_a_script(make):
     assert make(range(500), 80, ROOM, 1) == make(range(500), 80, ROOM, 1) != make(range(500), 80, ROOM, 2)
 

@@ -118,7 +118,7 @@ def test_each_task_gets_its_first_prompts_that_fit():
 def test_scripts_use_ordinary_tokens_only():
     ordinary = ordinary_tokens(Words(), 10, [5])
     assert ordinary == [1, 2, 4, 6, 7, 8, 9]
-    prompts, left_out = scripted(["adversarial", "regimes"], ordinary, 20, 200, 3)
+    prompts, left_out = scripted(["adversarial", "regimes"], ordinary, (), 20, 200, 3)
     assert [(prompt.task, len(prompt.script)) for prompt in prompts] == [("adversarial", 20)] * 3
     assert {token for prompt in prompts for token in (*prompt.tokens, *prompt.script)} <= set(ordinary)
     assert "too few" in left_out["regimes"]

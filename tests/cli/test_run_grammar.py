@@ -13,6 +13,7 @@ from accelplug import ConstraintError, OptionError
 from accelplug.cli import report, run
 from accelplug.cli.job import Measurement, Output
 from accelplug.cli.workload import grammar_of
+from accelplug.hooks import GrammarSpec
 
 SCHEMA = {"type": "object", "properties": {"size": {"type": "integer"}}}
 
@@ -100,5 +101,12 @@ def test_vllm_is_asked_in_its_own_words():
     assert json.loads(asked["structured_outputs"].json) == SCHEMA
     assert asked["extra_args"] == {"accelplug": {"whitespace": "spaced"}}
     assert structured({"choice": '["yes", "no"]'})["structured_outputs"].choice == ["yes", "no"]
-    with pytest.raises(OptionError, match=r"vLLM's requests have no word for the grammar 'all_of'; use one of json_schema, .*, or --host transformers"):
-        structured({"all_of": [{"regex": "a"}]})
+    first, second, third = {"regex": "a+", "strict": True}, {"json_schema": SCHEMA}, {"all_of": [{"choice": ["a"]}]}
+    several = structured({"all_of": [first, second, third]})
+    assert several["structured_outputs"].regex == "a+"
+    (of_first,) = (several["extra_args"]["accelplug"],)
+    assert of_first.pop("strict") is True
+    assert GrammarSpec.of(of_first) == GrammarSpec.of({"all_of": [second, third]})
+    nested = structured({"all_of": [{"all_of": [first, second]}, third]})
+    assert GrammarSpec.of({"all_of": nested["extra_args"]["accelplug"]["all_of"]}) == GrammarSpec.of({"all_of": [second, third]})
+    assert structured({"all_of": [{"regex": "a"}]})["extra_args"] == {"accelplug": {}}

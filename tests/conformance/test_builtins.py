@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accelplug.hooks import load_registry
+from accelplug.hooks.registry import HOOKS
 from accelplug.testing import DrafterConformance, GrammarConformance, VerifierConformance
 from accelplug.testing.models import looping_llama
 
@@ -31,6 +32,12 @@ def _class_of(entry: Any) -> type:
 for _entry in BUILT_IN:
     _class = _class_of(_entry)
     globals()[_class.__name__] = _class
+
+
+def test_every_hook_that_a_host_runs_has_a_class_and_a_technique_that_passes_it():
+    untested = {"kv_compressor", "vision_reducer"}  # which every host refuses
+    assert CLASSES.keys() == HOOKS.keys() - untested
+    assert {entry.kind for entry in load_registry(entry_points=False)} == CLASSES.keys()
 
 
 def test_every_built_in_is_covered():

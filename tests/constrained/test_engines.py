@@ -155,3 +155,22 @@ def test_they_are_registered():
     registry = load_registry(entry_points=False)
     assert {entry.name for entry in registry if entry.kind == "grammar"} == {"auto", *NAMES}
     assert isinstance(registry.find("grammar", "auto")[0].resolve()(), Auto)
+
+
+def test_auto_asks_the_next_engine_where_one_refuses():
+    pytest.importorskip("llguidance")
+    pytest.importorskip("xgrammar")
+    dot = engine("auto").compile(GrammarSpec("ebnf", "root ::= ."), VOCABULARY, LIMITS)  # llama.cpp's, which xgrammar does not read
+    assert dot.statement.engine.startswith("llguidance")
+    assert dot.matcher().validate([97, 256]) == 2
+    with pytest.raises(ConstraintError, match=r"^xgrammar refuses the ebnf: .*; llguidance refuses the ebnf: [^\n]*$"):
+        engine("auto").compile(GrammarSpec("ebnf", 'start: "a"'), VOCABULARY, LIMITS)
+
+
+@pytest.mark.parametrize("text", ["a^b", "a$b", r"\Aab\Z", "[a&&b]"])
+def test_an_expression_that_engines_read_differently_stays_refused(text):
+    pytest.importorskip("xgrammar")
+    with pytest.raises(ConstraintError) as refused:
+        engine("auto").compile(GrammarSpec("regex", text), VOCABULARY, LIMITS)
+    assert "llguidance" in str(refused.value)
+    assert "xgrammar" not in str(refused.value)

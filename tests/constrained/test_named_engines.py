@@ -96,7 +96,7 @@ def judge(name, schema, values):
     chance = random.Random(text)
     try:
         grammar = Alone(name).compile(GrammarSpec("json_schema", text), bytes_only(), CompileLimits())
-        written = [walk(grammar, bytes_only(), chance) for _ in range(6)]
+        written = [walk(grammar, bytes_only(), chance).text for _ in range(6)]
     except ConstraintError:  # some of these no text satisfies, which not every engine sees before it writes
         SEEN["refused"] += 1
         return

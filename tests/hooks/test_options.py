@@ -44,6 +44,18 @@ def test_the_three_spellings_mean_the_same(name, options, distribution):
     assert str(parse_spec(str(spec))) == str(spec)
 
 
+def test_an_object_inside_options_is_written_short():
+    class Model:
+        def __repr__(self):
+            return "Model(\n" + "layer\n" * 99 + ")"
+
+    text = str(Spec("fusion", {"sources": ("suffix", {"name": "draft_model", "model": Model()})}))
+    assert text.startswith("fusion(sources=('suffix', {'name': 'draft_model', 'model': Model( layer layer")
+    assert "\n" not in text
+    assert len(text) < 200
+
+
+
 def test_an_object_is_shortened_in_listings():
     assert len(str(Spec("draft_model", {"model": type("Huge", (), {"__repr__": lambda _: "layer " * 900})()}))) < 150
 

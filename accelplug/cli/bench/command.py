@@ -15,7 +15,7 @@ from accelplug.cli.bench.progress import progress, until_interrupted
 from accelplug.cli.bench.table import show
 from accelplug.cli.command import Command, Document
 from accelplug.cli.on_transformers import prompt_room
-from accelplug.cli.workload import check_technique, engine_of_arguments
+from accelplug.cli.workload import check_technique, engine_of_arguments, model_of
 
 Found = tuple[list[Document], list[Document], list[results.Alone]]
 """What a task gave: rows of its ways, its prompts, and those that were generated alone."""
@@ -31,7 +31,11 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=at_least(1, int), metavar="N", default=4, help="prompts per task (default: %(default)s)")
     parser.add_argument("--drafter", action="append", metavar="SPEC", help="may be repeated (default: every installed one that runs here)")
     add_verifier(parser)
-    parser.add_argument("--skip-own", action="store_true", help="leave out Transformers' own prompt lookup")
+    parser.add_argument("--skip-own", action="store_true", help="leave out Transformers' own methods")
+    parser.add_argument("--assistant", metavar="DIR_OR_HUB_ID", help="also Transformers' own assisted generation, by a second model with the same tokens")
+    parser.add_argument(
+        "--early-exit", action="append", type=at_least(1, int), metavar="N", default=[], help="also Transformers' own early exit behind N layers; repeatable"
+    )
     parser.add_argument(
         "--batch-size", action="append", type=at_least(1, int), metavar="N", help="prompts generated together; may be repeated (default: 1)"
     )
@@ -48,6 +52,8 @@ def configure(parser: ArgumentParser) -> None:
 
 def collect(arguments: Namespace) -> Document:
     """Check everything that can be checked, load the model, measure, and describe."""
+    if arguments.skip_own and (arguments.assistant or arguments.early_exit):
+        raise OptionError("--assistant and --early-exit are methods of Transformers' own, which --skip-own leaves out; drop one or the other")
     if arguments.pair and arguments.drafter:
         arguments.drafter += [drafter for pair in arguments.pair for drafter in pair]
     for drafter in (*(arguments.drafter or ()), *(drafter for pair in arguments.pair for drafter in pair)):
@@ -94,11 +100,30 @@ def loaded(name: str, dtype: str, threads: int | None) -> tuple[Any, Any]:
     return load(name, dtype)
 
 
+def dtype_of(model: Any) -> str:
+    """Return the type of a model's weights, as ``--dtype`` takes it."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+def check_exits(exits: Sequence[int], model: Any) -> None:
+    """Refuse early exits that the model does not have.
+
+    :raises OptionError: one is behind its last layer, or it has an encoder.
+    """
+    if exits and model.config.is_encoder_decoder:
+        raise OptionError(f"--early-exit is for decoders, and {type(model).__name__} has an encoder; leave it out")
+    layers = model.config.get_text_config().num_hidden_layers
+    if exits and max(exits) >= layers:
+        raise OptionError(f"--early-exit takes fewer layers than the {layers} of {type(model).__name__}, got {max(exits)}")
+
+
 class Bench:
     """One benchmark: the ways, the prompts, and the rounds over all of them."""
 
     def __init__(self, arguments: Namespace, model: Any, tokenizer: Any, texts: Sequence[tasks.Text]) -> None:
         self.arguments, self.model, self.tokenizer = arguments, model, tokenizer
+        check_exits(arguments.early_exit, model)
+        self.assistant = None if arguments.assistant is None else loaded(model_of(arguments.assistant), dtype_of(model), arguments.threads)[0]
         self.prompts, self.left_out = prompts_for(model, tokenizer, texts, arguments)
         self.cut_short = False
         self.sizes: list[int] = sorted(set(arguments.batch_size or [1]))
@@ -119,7 +144,7 @@ class Bench:
         if not self.ways:
             raise OptionError(f"no installed drafter runs here ({self.left_out}); name one with --drafter")
         if any(size > 1 for size in self.sizes) and not arguments.skip_own:
-            self.left_out["Transformers' own prompt lookup in batches"] = "it takes one prompt at a time"
+            self.left_out["Transformers' own methods in batches"] = "they take one prompt at a time"
 
     def measure(self) -> Document:
         """Run every task at every batch size; return what was found, with what is needed to repeat it.
@@ -146,7 +171,7 @@ class Bench:
             "interrupted": interrupted,
             "techniques": self._techniques(),
             "near_tie_below": tie,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": dtype_of(self.model),
             "method": method(self.arguments.rounds),
             **asked,
             **results.circumstances({row["distribution"]: row["version"] for row in self._techniques()}),
@@ -158,7 +183,7 @@ class Bench:
         return asked + [(way.name, ways.COMPILED) for way in self.ways if way.cache is not None and way.family == "accelplug"]
 
     def _ways(self, size: int) -> list[ways.Way]:
-        own = ways.own() if size == 1 and not self.arguments.skip_own else []
+        own = ways.own(self.model, self.assistant, self.arguments.early_exit) if size == 1 and not self.arguments.skip_own else []
         return [ways.plain(), *self.ways, *own]
 
     def _tasks(self, parts: Sequence[tuple[str, int]], tie: float, tick: Callable[[], None]) -> Iterator[Found]:
@@ -215,7 +240,8 @@ def prompts_for(model: Any, tokenizer: Any, texts: Sequence[tasks.Text], argumen
     found, left_out = tasks.encoded(texts, tokenizer, most, limit)
     wanted = [task for task in tasks.SCRIPTED if not arguments.task or task in arguments.task]
     ordinary = tasks.ordinary_tokens(tokenizer, model.config.get_text_config(decoder=True).vocab_size, ways.eos_ids(model))
-    scripted, missing = tasks.scripted(wanted, ordinary, new, most + new, limit)
+    code = tasks.tokens_of_code(tokenizer, ordinary) if any(task in tasks.EDITED for task in wanted) else []
+    scripted, missing = tasks.scripted(wanted, ordinary, code, new, most + new, limit)
     if not found and not scripted:
         raise OptionError(
             f"no prompt fits the model, which takes prompts of {max(most, 0)} tokens with --max-new-tokens {new}; ask for fewer"

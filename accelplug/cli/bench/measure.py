@@ -145,14 +145,24 @@ def graphs() -> int:
 
 @contextmanager
 def _counting(model: Any) -> Iterator[list[int]]:
-    """Yield a list that grows by the number of rows of each of the model's forward passes."""
+    """Yield a list that grows by the number of rows of each of the model's whole forward passes; an early exit lowers its number of layers."""
     passes: list[int] = []
-    name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
-    hook = model.register_forward_pre_hook(lambda _, __, given: passes.append(len(given[name])), with_kwargs=True)
+    name, layers = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids", _layers(model)
+
+    def count(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if _layers(model) == layers:
+            passes.append(len(given[name]))
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
     try:
         yield passes
     finally:
         hook.remove()
+
+
+def _layers(model: Any) -> int | None:
+    layers: int | None = getattr(model.config, "num_hidden_layers", None)
+    return layers
 
 
 def _outputs(model: Any, batch: Batch, rows: Sequence[list[int]]) -> list[list[int]]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import accelplug
 from accelplug.cli.bench.figures import copy_bin, copy_ratio, paired_ratio
 from accelplug.cli.bench.measure import Taken, joined
-from accelplug.cli.bench.tasks import Prompt
+from accelplug.cli.bench.tasks import EDITED, Prompt
 from accelplug.cli.bench.ways import Way
 from accelplug.cli.command import Document
 from accelplug.cli.on_transformers import row_margins
@@ -65,14 +65,14 @@ def task_rows(
 
 
 def bin_rows(ways: Sequence[Way], alone: Sequence[Alone], tie: float) -> list[Document]:
-    """Describe what every way did with the prompts of each bin of copy ratios, whatever their task; scripted ones are left out.
+    """Describe what every way did with the prompts of each bin of copy ratios, whatever their task; of the scripted ones, edits alone.
 
     :param alone: all prompts; the first way is plain generation, whose output tells the copy ratio. A way that failed on one stands in no bin with it.
     """
     bins: dict[tuple[float, float], list[Alone]] = {}
     for one in alone:
         prompt, taken, _ = one
-        if prompt.script is None:
+        if prompt.script is None or prompt.task in EDITED:
             bins.setdefault(copy_bin(copy_ratio(prompt.tokens, taken[0].outputs[0][0])), []).append(one)
     rows = []
     for bounds in sorted(bins):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 ALPHABET: Final = 16
 LONGEST_NGRAM: Final = 6
 REGIME: Final = 64
+LONGEST_CHANGE: Final = 4
 CERTAIN: Final = 1e4
 """Added to a scripted token's score: no logit comes near it, and nothing else is masked, so that nobody can read the script off a mask."""
 
@@ -106,3 +107,44 @@ def regimes(ordinary: Sequence[int], new_tokens: int, room: int, seed: int) -> S
         output += passage
         output += draw.choices(others, k=REGIME)
     return Script(passage, output[:new_tokens])
+
+
+def edited(code: Sequence[int], percent: int, new_tokens: int, room: int, seed: int) -> Script | None:
+    """Return a script whose output is its prompt with such a share of the tokens changed, in runs of one to four.
+
+    A change replaces as many tokens, or is put between two, or replaces twice as many. What it says is from elsewhere in the code.
+
+    :param code: tokens of text that people wrote, the prompt is a part of it.
+    :param percent: of the output's tokens.
+    :returns: None where the model has no room for the prompt, or the code is too short.
+    """
+    length = 2 * new_tokens  # more than an output without insertions uses up, where changes take out twice what they say
+    if room < length + new_tokens or len(code) < 2 * length:
+        return None
+    draw = random.Random(f"{seed} {percent}")
+    begin = draw.randrange(len(code) - length)
+    passage, elsewhere = list(code[begin : begin + length]), [*code[:begin], *code[begin + length :]]
+    output, at = list[int](), 0
+    for run, copied in _changes(round(new_tokens * percent / 100), new_tokens, draw):
+        output += passage[at : at + copied]
+        at += copied
+        place = draw.randrange(len(elsewhere) - run)
+        output += [_other(token, elsewhere, draw, passage[at : at + 2 * run]) for token in elsewhere[place : place + run]]
+        at += draw.choice((0, run, 2 * run))
+    return Script(passage, (output + passage[at:])[:new_tokens])
+
+
+def _changes(changed: int, tokens: int, draw: random.Random) -> list[tuple[int, int]]:
+    """Divide an output into changes: how long each is, and how many tokens are copied before it."""
+    runs: list[int] = []
+    while sum(runs) < changed:
+        runs.append(min(draw.randint(1, LONGEST_CHANGE), changed - sum(runs)))
+    places = sorted(draw.sample(range(tokens - changed), len(runs))) if runs else []
+    return [(run, place - before) for run, place, before in zip(runs, places, [0, *places], strict=False)]
+
+
+def _other(token: int, elsewhere: Sequence[int], draw: random.Random, avoided: Sequence[int]) -> int:
+    """Return a token, another one where it would be a copy of what it stands in place of."""
+    while token in avoided:
+        token = draw.choice(elsewhere)
+    return token

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from accelplug._errors import OptionError
-from accelplug.cli.bench.scripts import Script, adversarial, regimes
+from accelplug.cli.bench.scripts import Script, adversarial, edited, regimes
 from accelplug.cli.workload import testbed
 
 FREE_CODE: Final = (
@@ -29,7 +32,10 @@ JSON: Final = tuple(
     for count in (4, 3, 5, 6)
 )
 EDIT_RATES: Final = (0, 5, 15, 30)
-SCRIPTED: Final[Mapping[str, Callable[[Sequence[int], int, int, int], Script | None]]] = {"adversarial": adversarial, "regimes": regimes}
+EDITED: Final = {f"scripted edits {rate} %": rate for rate in EDIT_RATES[1:]}
+SCRIPTED: Final = ("adversarial", "regimes", *EDITED)
+CODE: Final = ("argparse", "configparser", "difflib", "textwrap")
+"""Modules of Python's own whose source is edited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,18 +156,31 @@ def encode(text: Text, tokenizer: Any) -> list[int]:
     return [int(token) for token in tokenizer(text.text)["input_ids"]]
 
 
-def scripted(tasks: Sequence[str], ordinary: Sequence[int], new_tokens: int, room: int, limit: int) -> tuple[list[Prompt], dict[str, str]]:
+def scripted(
+    tasks: Sequence[str], ordinary: Sequence[int], code: Sequence[int], new_tokens: int, room: int, limit: int
+) -> tuple[list[Prompt], dict[str, str]]:
     """Return `limit` prompts of each scripted task, and what was left out: task -> why.
 
+    :param ordinary: token ids to choose from.
+    :param code: tokens of code.
     :param room: the most tokens, prompt and output, that the model takes.
     """
+    makers: dict[str, Callable[[int, int, int], Script | None]] = {name: partial(edited, code, rate) for name, rate in EDITED.items()}
+    makers |= {"adversarial": partial(adversarial, ordinary), "regimes": partial(regimes, ordinary)}
     prompts, left_out = [], {}
     for task in tasks:
-        scripts = [SCRIPTED[task](ordinary, new_tokens, room, seed) for seed in range(limit)]
+        scripts = [makers[task](new_tokens, room, seed) for seed in range(limit)]
         if None in scripts:
             left_out[task] = f"the model takes {room} tokens and its tokenizer has {len(ordinary)} ordinary ones, which is too few for it"
         prompts += [Prompt(task, script.prompt, script.output) for script in scripts if script is not None]
     return prompts, left_out
+
+
+def tokens_of_code(tokenizer: Any, ordinary: Sequence[int]) -> list[int]:
+    """Return the source of some of Python's own modules as ordinary tokens."""
+    kept = set(ordinary)
+    text = "\n".join(inspect.getsource(importlib.import_module(name)) for name in CODE)
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"] if token in kept]
 
 
 def ordinary_tokens(tokenizer: Any, vocab_size: int, eos: Sequence[int]) -> list[int]:

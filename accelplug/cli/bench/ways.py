@@ -1,10 +1,10 @@
-"""The ways of generating that a benchmark compares: plain, through techniques, and Transformers' own prompt lookup."""
+"""The ways of generating that a benchmark compares: plain, through techniques, and Transformers' own methods."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OWN_GRID: Final = [(tokens, ngram) for tokens in (4, 8, 12) for ngram in (2, 3)]
 """Transformers' options that are tried: prompt_lookup_num_tokens and max_matching_ngram_size."""
+OWN_TOKENS: Final = (4, 8)
+"""num_assistant_tokens that are tried of early exit and of an assistant."""
 PLAIN: Final = "plain"
 COMPILED: Final = "plain, compiled"
 
@@ -41,18 +43,23 @@ class Batch:
 
 @dataclass(slots=True)
 class Way:
-    """One way of generating. `session` is attached while it runs, `arguments` go to ``generate()``, with a new `cache` for each call."""
+    """One way of generating. `session` is attached while it runs, `arguments` go to ``generate()``, with a new `cache` for each call.
+
+    `settings` are put into the generation config of `assistant` meanwhile: Transformers reads some there alone.
+    """
 
     name: str
     family: Literal["plain", "compiled", "accelplug", "transformers"]
     arguments: dict[str, Any] = field(default_factory=dict)
     session: Session | None = None
     cache: Callable[[], Any] | None = None
+    assistant: Any = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def run(self, model: Any, batches: Iterable[Batch]) -> list[tuple[list[list[int]], float, float]]:
         """Generate every batch; return each one's rows, prompts and padding included, the seconds that it took, and the process's CPU seconds."""
         generated = []
-        with self.session or nullcontext():
+        with self.session or nullcontext(), _settled(self.assistant, self.settings):
             for batch in batches:
                 began, cpu_began = time.perf_counter(), time.process_time()
                 cache = {} if self.cache is None else {"past_key_values": self.cache()}
@@ -94,11 +101,41 @@ def plain() -> Way:
     return Way(PLAIN, "plain")
 
 
-def own() -> list[Way]:
-    """Return Transformers' own prompt lookup, over the small grid of its options; it takes one prompt at a time."""
-    return [
+@contextmanager
+def _settled(assistant: Any, settings: dict[str, Any]) -> Iterator[None]:
+    """Put settings into a model's generation config for a while."""
+    config = None if assistant is None else assistant.generation_config
+    before = {name: getattr(config, name) for name in settings}
+    for name, value in settings.items():
+        setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+def own(model: Any, assistant: Any = None, exits: Sequence[int] = ()) -> list[Way]:
+    """Return Transformers' own methods, over a small grid of their options; they take one prompt at a time.
+
+    Prompt lookup; a second model, where one is given; early exits, each behind so many layers, which pay on models trained for them.
+    """
+    found = [
         Way(f"transformers {tokens}/{ngram}", "transformers", {"prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram})
         for tokens, ngram in OWN_GRID
+    ]
+    for layers in exits:
+        found += _assisted(f"early exit {layers}", {"assistant_early_exit": layers}, model)
+    if assistant is not None:
+        found += _assisted("assistant", {"assistant_model": assistant}, assistant)
+    return found
+
+
+def _assisted(name: str, arguments: dict[str, Any], assistant: Any) -> list[Way]:
+    steady = {"num_assistant_tokens_schedule": "constant"}  # a schedule would carry what one prompt taught over to the next
+    return [
+        Way(f"transformers {name}, {tokens}", "transformers", arguments, assistant=assistant, settings={"num_assistant_tokens": tokens, **steady})
+        for tokens in OWN_TOKENS
     ]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher, in_one_line
 from accelplug.constrained.engines.on_llguidance import choices
+from accelplug.constrained.tags.older import newer
 from accelplug.hooks import GrammarSpec, Vocabulary
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
         if spec.kind == "choice":
             return compiler.compile_grammar("root ::= " + " | ".join(_quoted(text) for text in choices(spec)))
         if spec.kind == "structural_tag":
-            return compiler.compile_structural_tag(spec.text)
+            return compiler.compile_structural_tag(newer(spec.text))
     except ConstraintError:
         raise
     except Exception as exc:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 from transformers import GenerationMixin
@@ -27,11 +28,31 @@ def check_weights(model: Any) -> None:
     :raises HostError: naming the layer type and what to use.
     """
     for module in model.modules() if hasattr(model, "modules") else ():
-        if type(module).__module__.startswith("torch.ao.nn.quantized.dynamic"):
-            raise HostError(
-                f"a dynamically quantised {type(module).__name__} rounds all tokens of a forward pass together, so drafts change its output; "
-                "quantise weights only, or pass allow_lossy=True"
-            )
+        for is_one, what, instead in _TOGETHER:
+            if is_one(module):
+                raise HostError(f"{what.format(type(module).__name__)} in a forward pass, so drafts change its output; {instead}, or pass allow_lossy=True")
+
+
+def _rounds_per_tensor(module: Any) -> bool:
+    """Whether torchao quantises a layer's input as it comes, with one scale for the whole of it."""
+    asked = getattr(getattr(module, "weight", None), "act_quant_kwargs", None)
+    return type(getattr(asked, "granularity", None)).__name__ == "PerTensor"
+
+
+_TOGETHER: Final[tuple[tuple[Callable[[Any], bool], str, str], ...]] = (
+    (
+        lambda module: type(module).__module__.startswith("torch.ao.nn.quantized.dynamic"),
+        "a dynamically quantised {} rounds all tokens together",
+        "quantise weights only",
+    ),
+    (_rounds_per_tensor, "torchao rounds all tokens that enter a {} together", "ask for the granularity PerRow()"),
+    (
+        lambda module: type(module).__name__ == "Linear8bitLt" and getattr(getattr(module, "state", None), "threshold", 0) > 0,
+        "bitsandbytes looks for a {}'s outliers among all tokens",
+        "load with llm_int8_threshold=0.0",
+    ),
+)
+"""Layers that look at all tokens of a pass: what tells them, what they do, and what to use instead."""
 
 
 def no_model(given: Any) -> HostError:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
+from accelplug.hooks import ROOT
 from accelplug.hooks.capabilities import admit
 from accelplug.hosts.hf.checking import check_call
 from accelplug.hosts.hf.compat import HOST, cache_argument, cache_name
@@ -157,6 +158,11 @@ class Loop:
         stats.lossy_accepts += verdict.lossy
         forced = (0, 0) if guide is None else forced_share(trees, verdict.paths, active)
         stats.count(sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active), forced)
+        for row in active:
+            if trees[row].children:
+                path = verdict.paths[row]
+                for node, accepted in zip((ROOT, *path), (*path, ROOT), strict=True):
+                    stats.count_siblings(trees[row].children_of(node), accepted)
 
     def _stream(self, requests: Requests, count: int) -> None:
         if self.streamer is None:

@@ -86,7 +86,20 @@ class RunningGrammar(StructuredOutputGrammar):  # type: ignore[misc]
         seen = self._seen(tokens)
         count = self._ask(lambda: self.matcher.accept(seen), 0)
         self.tokens += seen[:count]
-        return count == len(tokens) or self.is_terminated()
+        if count == len(tokens) or self.is_terminated():
+            return True
+        self._say_if_dead()
+        return False
+
+    def _say_if_dead(self) -> None:
+        """Say why a token was refused where none is legal: several grammars may each lead where the others do not."""
+        import torch
+
+        row = torch.zeros(-(-len(self.vocabulary) // 32), dtype=torch.int32)
+        self._ask(lambda: self.matcher.fill(row), None)
+        if self.failed is None and not row.any():
+            text = b"".join(self.vocabulary.tokens[token] for token in self.tokens).decode(errors="replace")
+            LOG.error("accelplug: no token is left after %r that the grammars of a request all allow; it ends in an error, loosen one", text[-60:])
 
     def validate_tokens(self, tokens: list[int]) -> list[int]:
         """Return the drafts that may stay."""

@@ -13,6 +13,8 @@ from accelplug.hosts.vllm.settings import VLLMS
 
 ENGINE: Final = "grammar"
 """The option with which a request chooses an engine."""
+MORE: Final = "all_of"
+"""The option with which a request names further grammars, all of which hold beside the one that vLLM has a word for."""
 _WHO: Final = "a request's grammar"
 OFFERS: Final[Mapping[str, Offer]] = {
     ENGINE: Offer(_WHO, "str", {}),
@@ -20,8 +22,9 @@ OFFERS: Final[Mapping[str, Offer]] = {
     "format": Offer(_WHO, Literal["assert", "annotate"], {}),
     "whitespace": Offer(_WHO, Literal["any", "spaced", "compact"], {}),
     "order": Offer(_WHO, Literal["declared", "any"], {}),
+    MORE: Offer(_WHO, "list | str", {}),  # text over HTTP, where values are plain
 }
-"""What requests may set where a grammar's engine is configured; but for the first, options of `GrammarSpec`."""
+"""What requests may set where a grammar's engine is configured; but for the first and the last, options of `GrammarSpec`."""
 _VLLMS_ALONE: Final = ("whitespace_pattern", "disable_additional_properties")
 
 
@@ -42,7 +45,7 @@ def asked(default: Spec, config: Any, params: Any, given: Mapping[str, Any]) -> 
     :param config: vLLM's VllmConfig.
     :param params: vLLM's SamplingParams; PoolingParams ask for nothing.
     :param given: what the request sets for accelplug.
-    :raises OptionError: an option that has no effect on what compiles the grammar, or where there is no grammar.
+    :raises OptionError: an option that has no effect on what compiles the grammar, or where there is no grammar, or grammars that are none.
     :raises ConstraintError: what should be JSON is none.
     """
     options = {name: given[name] for name in OFFERS if name in given}
@@ -53,11 +56,12 @@ def asked(default: Spec, config: Any, params: Any, given: Mapping[str, Any]) -> 
     found = None if wanted is None or beyond else _constraint(wanted)
     if found is None:  # vLLM has refusals of its own for what is left
         return None
-    engine = options.pop(ENGINE, None)
+    engine, more = options.pop(ENGINE, None), options.get(MORE)
     if (engine or str(default)) == VLLMS:
         if options:
             raise OptionError(f"{', '.join(options)} mean nothing to vLLM's own backend; leave them out, or set accelplug.grammar to 'auto'")
         return None
+    options.pop(MORE, None)
     for name in _VLLMS_ALONE:
         if getattr(wanted, name):
             raise OptionError(f"structured_outputs.{name} is for vLLM's own backends; leave it out, or set accelplug.grammar to 'vllm'")
@@ -67,7 +71,18 @@ def asked(default: Spec, config: Any, params: Any, given: Mapping[str, Any]) -> 
     if kind == "json_schema" and (wanted.disable_any_whitespace or config.structured_outputs_config.disable_any_whitespace):
         options = {"whitespace": "compact", **options}
     strict = {"strict": bool(options.pop("strict"))} if "strict" in options else {}
-    return Asked(engine, GrammarSpec.of({kind: text, **options, **strict}))
+    spec = GrammarSpec.of({kind: text, **options, **strict})
+    return Asked(engine, spec if more is None else GrammarSpec.of({MORE: (spec, *further(more))}))
+
+
+def further(given: Any) -> tuple[GrammarSpec, ...]:
+    """Return the grammars that a request names beside the one that vLLM has a word for.
+
+    :param given: a list of what `GrammarSpec.of` reads, or its JSON.
+    :raises OptionError: it is no list of grammars.
+    :raises ConstraintError: what should be JSON is none.
+    """
+    return GrammarSpec.of({MORE: given}).parts()
 
 
 def _constraint(wanted: Any) -> tuple[str, Any] | None:

@@ -56,9 +56,14 @@ def best_shape(acceptance: Sequence[float], num_nodes: int, depth: int) -> list[
 
 @dataclass(frozen=True, slots=True)
 class Sequoia:
-    """Draft a tree of the best shape; `acceptance` says how often the first, second, ... sibling is the accepted one."""
+    """Draft a tree of the best shape; `acceptance` says how often the first, second, ... sibling is the accepted one.
 
-    acceptance: Sequence[float] = option((0.7, 0.15, 0.06, 0.03), help="how often each sibling is the accepted one, best first")
+    ``session.stats.sibling_acceptance`` has it after a run with wide trees, such as ``gumbel_top_k(branching=[4, 2])``.
+    """
+
+    acceptance: Sequence[float] = option(
+        (0.7, 0.15, 0.06, 0.03), help="how often each sibling is the accepted one, best first: stats.sibling_acceptance of a run with wide trees"
+    )
     depth: int = option(8, ge=1, le=32, help="most levels")
     shape: ClassVar[str] = "tree"
     kinds: ClassVar[frozenset[NodeKind]] = frozenset({NodeKind.WITHOUT_REPLACEMENT})

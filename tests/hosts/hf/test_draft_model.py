@@ -143,6 +143,43 @@ def test_one_forward_per_level_for_all_requests(random_models):
         assert set(drafter.costs) == {levels}
 
 
+def test_how_often_each_sibling_is_accepted_is_measured_and_shapes_a_sequoia(random_models, noisy_models):
+    model, prompt = random_models["llama"], torch.tensor([[9, 8, 7, 6, 5]])
+    wide = {"name": "draft_model", "model": noisy_models["llama"], "tree": "gumbel_top_k(branching=[4, 2])", "num_tokens": 12}
+    with accelplug.attach(model, drafter=wide) as session:
+        model.generate(prompt, max_new_tokens=300, do_sample=False)
+    stats = session.stats
+    (first, _), *others = stats.siblings
+    assert len(stats.sibling_acceptance) == 4
+    assert all(reached <= first for reached, _ in others), "below the root there are two"
+    assert first == others[0][0] > others[1][0] == others[2][0] > 0
+    assert sum(accepted for _, accepted in stats.siblings) == stats.accepted
+    assert stats.sibling_acceptance[0] == max(stats.sibling_acceptance) > 0.2
+    measured = sorted((share for share in stats.sibling_acceptance if share > 0), reverse=True)
+    sequoia = {**wide, "tree": {"name": "sequoia", "acceptance": measured}, "num_tokens": 8}
+    with accelplug.attach(model, drafter=sequoia) as session:
+        model.generate(prompt, max_new_tokens=40, do_sample=False)
+    assert session.stats.accepted > 0
+    with accelplug.attach(model, drafter={**wide, "tree": "chain", "num_tokens": 4}) as session:
+        model.generate(prompt, max_new_tokens=40, do_sample=False)
+    assert session.stats.sibling_acceptance == []
+
+
+def test_as_one_source_of_a_fusion(random_models, noisy_models):
+    """As RASD has it: a model's tree and what was found in the text, in one tree."""
+    model, prompt = random_models["llama"], torch.tensor([[9, 8, 7, 6, 5, 9, 8, 7, 6, 5]])
+    plain = model.generate(prompt, max_new_tokens=60, do_sample=False)
+    second = {"name": "draft_model", "model": noisy_models["llama"], "tree": "top_k(width=3, depth=3)", "num_tokens": 8}
+    accepted = {}
+    for sources in (("suffix",), (second,), ("suffix", second)):
+        with accelplug.attach(model, drafter={"name": "fusion", "sources": sources}) as session:
+            assert model.generate(prompt, max_new_tokens=60, do_sample=False).tolist() == plain.tolist()
+        accepted[len(sources), sources[0] == "suffix"] = session.stats.accepted
+    assert 0 < session.stats.accepted < session.stats.drafted
+    assert accepted[2, True] >= max(accepted[1, True], accepted[1, False])
+    assert "\n" not in session.stats.techniques[0].spec
+
+
 def test_a_length_policy_stops_earlier_and_keeps_what_was_drawn(random_models, noisy_models):
     model = random_models["llama"]
     drafted = []

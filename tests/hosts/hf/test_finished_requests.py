@@ -38,6 +38,7 @@ def test_the_second_time_the_answer_is_drafted_and_the_same(random_models, name,
     assert accepted[1] > accepted[0] + 5
     held = session.selection.drafter.instance
     assert 0 < held.finished.bytes < 3 * 41 * 400
+    assert [one["kept_bytes"] for one in session.stats.as_dict()["techniques"]] == [held.finished.bytes, 0]
 
 
 def test_what_nobody_asked_for_is_refused(random_models):

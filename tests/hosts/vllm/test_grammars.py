@@ -304,9 +304,26 @@ def test_what_a_request_asks_for(wanted: dict[str, Any], extra: dict[str, Any], 
     assert {name: getattr(found.spec, name) for name in options} == options
 
 
+@pytest.mark.parametrize("more", [[{"regex": "a"}, {"choice": ["a"]}], '[{"regex": "a"}, {"choice": ["a"]}]'])
+def test_a_request_names_further_grammars(more: object) -> None:
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(json={"type": "string"}))
+    found = asked(Spec("auto"), CONFIG, params, {"all_of": more, "whitespace": "compact", "grammar": "xgrammar"})
+    assert found is not None
+    assert found.engine == "xgrammar"
+    first, *rest = found.spec.parts()
+    assert (first.kind, first.whitespace) == ("json_schema", "compact")
+    assert rest == [GrammarSpec("regex", "a"), GrammarSpec("choice", '["a"]')]
+
+
 @pytest.mark.parametrize(
     ("wanted", "extra", "message"),
     [
+        (None, {"all_of": [{"regex": "a"}]}, "the request sets all_of and has no grammar to go by"),
+        ({"regex": "a"}, {"all_of": {"regex": "a"}}, "all_of is a list of grammars"),
+        ({"regex": "a"}, {"all_of": []}, "all_of is a list of grammars"),
+        ({"regex": "a"}, {"all_of": "{"}, "the all_of is no JSON"),
+        ({"regex": "a"}, {"all_of": ["a"]}, "a grammar is written as"),
+        ({"regex": "a"}, {"grammar": "vllm", "all_of": [{"regex": "a"}]}, "all_of mean nothing to vLLM's own backend"),
         (None, {"whitespace": "compact"}, "the request sets whitespace and has no grammar to go by"),
         ({"regex": "a"}, {"whitespace": "compact"}, "the request sets whitespace, for the JSON of a schema, and has a regex"),
         ({"json": {}}, {"grammar": "vllm", "strict": True}, "mean nothing to vLLM's own backend"),
@@ -356,6 +373,7 @@ def test_vllm_checks_the_rest_of_a_request() -> None:
         ({"json": {"type": "array", "uniqueItems": True}}, {"accelplug.strict": True}, "uniqueItems"),
         ({"regex": "a("}, None, "regex"),
         ({"json": {"$ref": "https://example.org/schema"}}, None, "https://example.org/schema"),
+        ({"regex": "a+"}, {"accelplug.all_of": '[{"choice": ["b"]}]'}, r"no text satisfies both the regex 'a\+' and the choice"),
         ({"json": {}}, {"accelplug.grammar": "nobodys"}, "no grammar named 'nobodys'"),
         ({"json": {}}, {"accelplug.grammar": "auto(x=1)"}, "sets none of its options"),
     ],
