@@ -96,14 +96,14 @@ def judge(name, schema, values):
     chance = random.Random(text)
     try:
         grammar = Alone(name).compile(GrammarSpec("json_schema", text), bytes_only(), CompileLimits())
-        written = [walk(grammar, bytes_only(), chance).text for _ in range(6)]
+        written = [one.text for one in [walk(grammar, bytes_only(), chance) for _ in range(6)] if one.came == "ended"]
     except ConstraintError:  # some of these no text satisfies, which not every engine sees before it writes
         SEEN["refused"] += 1
         return
     given_texts = [text for value in values for text in spellings(value)]
     legal = [one for one in given_texts if legal_by_mask(grammar.matcher(), one, bytes_only())]
     SEEN["by mask"] += len(given_texts) - len(legal)
-    wrong = [one for one in [*legal, *filter(None, written)] if grammar.check(one) is not None]
+    wrong = [one for one in [*legal, *written] if grammar.check(one) is not None]
     SEEN["valid"] += len(set(legal) - set(wrong))
     SEEN["by the check"] += len(wrong)
     if wrong:
