@@ -103,7 +103,10 @@ class Alone(Cached):
             raise ConstraintError(
                 f"strict: {self.name} does not enforce {', '.join(checked[:5])}; use the engine auto, or drop strict", statement
             )
-        return _checked(document, Route(begin(self.name, spec, vocabulary, limits), GrammarStatement(label(self.name), enforced, checked)))
+        route = Route(begin(self.name, spec, vocabulary, limits), GrammarStatement(label(self.name), enforced, checked))
+        with within(limits.seconds):
+            check_ends(document)
+        return _checked(document, route)
 
 
 def llguidance() -> Alone:
