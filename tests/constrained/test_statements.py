@@ -278,30 +278,3 @@ def test_a_step_too_long_to_be_counted_is_checked():
     assert grammar.statement.checked == ("#/multipleOf",)
     assert grammar.check("246913578") is None
     assert grammar.check("246913579") is not None
-
-
-def test_what_only_references_lead_to_is_in_the_statement():
-    """Documents of OpenAPI keep their schemas where no keyword of JSON Schema holds any; an engine that takes them as they are was told nothing of it."""
-    day = {"type": "string", "format": "date"}
-    for schema in ({"$ref": "#/components/schemas/a~1b", "components": {"schemas": {"a/b": day}}}, {"items": {"$ref": "#/x"}, "x": {"$ref": "#/y"}, "y": day}):
-        said = compiled(schema).statement
-        place = "#/y/format" if "y" in schema else "#/components/schemas/a~1b/format"
-        assert place in said.enforced
-        value = ["2023-02-29"] if "y" in schema else "2023-02-29"
-        assert not legal_by_mask(compiled(schema).matcher(), json.dumps(value), bytes_only())
-    assert compiled({"$ref": "#/x/0", "x": [{"type": "integer"}]}).statement.engine.endswith("rewritten")  # what leads through a list is not looked at
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_a_name_that_comes_twice_counts_once(strict):
-    schema = {"type": "object", "properties": {"a": {}}, "minProperties": 2}
-    if strict:
-        with pytest.raises(ConstraintError, match="no mask enforces #/minProperties"):
-            compiled(schema, strict=True)
-        assert compiled({**schema, "minProperties": 1}, strict=True).statement.checked == ()
-        assert compiled({**schema, "required": ["a", "b"]}, strict=True).statement.checked == ()
-        return
-    grammar = compiled(schema)
-    assert legal_by_mask(grammar.matcher(), '{"b": 1, "b": 1}', bytes_only())  # or this test has nothing to show
-    assert "#/minProperties" in grammar.statement.checked
-    assert "not have enough properties" in grammar.check('{"b": 1, "b": 1}')
