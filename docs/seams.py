@@ -23,6 +23,7 @@ PAGE = Path(__file__).resolve().parent / "seams.md"
 GROUPS = {
     "Front end": compat.FRONT_END,
     "Front end, where requests are audited": compat.AUDIT,
+    "Front end, where vLLM answers with a request's drafts": compat.ANSWERS,
     "Front end and scheduler, where accelplug compiles grammars": compat.GRAMMARS,
     "Every worker": compat.WORKER,
     "Workers of the V1 runner": compat.V1,

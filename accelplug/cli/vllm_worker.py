@@ -22,7 +22,7 @@ from accelplug.hooks.spelling import Spec
 
 MORE = "all_of"
 """Several grammars, and the option of requests that has those behind the first."""
-COUNTERS = ("requests", "forwards", "tokens", "drafted", "accepted", "lossy_accepts")
+COUNTERS = ("requests", "forwards", "tokens", "drafts", "drafted", "accepted", "lossy_accepts")
 VLLMS_WORDS = {
     "json_schema": "json", "regex": "regex", "ebnf": "grammar", "lark": "grammar", "choice": "choice", "structural_tag": "structural_tag"
 }  # fmt: skip
@@ -177,7 +177,7 @@ def since(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Return the counters that one round added, and the ratios made of them."""
     added = {name: after[name] - before[name] for name in COUNTERS}
     techniques = [
-        {**late, "drafted": late["drafted"] - early["drafted"], "accepted": late["accepted"] - early["accepted"]}
+        {**late, **{name: late[name] - early[name] for name in ("drafts", "drafted", "accepted")}}
         for early, late in zip(before["techniques"], after["techniques"], strict=True)
     ]
     acceptance = added["accepted"] / added["drafted"] if added["drafted"] else 0.0

@@ -10,6 +10,8 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
@@ -73,6 +75,15 @@ class Seam:
         return None
 
 
+def _location(package: str) -> Path | None:
+    """Return the folder from which a package is imported, or None; imports nothing."""
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):  # what stands in sys.modules was not imported
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent
+
+
 def _reason(exc: Exception) -> str:
     return f"{type(exc).__name__}: {' '.join(str(exc).split())}"
 
@@ -94,13 +105,11 @@ class Engine:
     releases: tuple[tuple[str, str], ...] = ()
 
     def version(self) -> str | None:
-        """Return the installed version, or None."""
-        for distribution in self.distributions:
-            try:
-                return metadata.version(distribution)
-            except metadata.PackageNotFoundError:
-                continue
-        return None
+        """Return the version that an import finds, or None: metadata of another distribution may lie beside it, or a stand-in's."""
+        found = [one for name in self.distributions for one in metadata.distributions(name=name)]
+        code = _location(self.name)
+        own = [one for one in found if code is not None and Path(str(one.locate_file(self.name))).resolve() == code]
+        return next((one.version for one in own or found), None)
 
     @property
     def tested_range(self) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from accelplug.hooks.registry import Technique
 
 
 @dataclass(slots=True)
 class TechniqueStats:
-    """One technique's share, with its attribution. For a verifier, `drafted` is what it judged, for a grammar what it forced.
+    """One technique's share, with its attribution. For a verifier, `drafts` and `drafted` are what it judged, for a grammar what it forced.
 
     :param instance: what is asked for the bytes that it keeps beyond its requests.
     """
@@ -21,6 +21,7 @@ class TechniqueStats:
     distribution: str
     version: str
     spec: str
+    drafts: int = 0
     drafted: int = 0
     accepted: int = 0
     instance: Any = field(default=None, repr=False, compare=False)
@@ -42,14 +43,32 @@ class TechniqueStats:
         return counted | {"kept_bytes": self.kept_bytes}
 
 
+class Forced(NamedTuple):
+    """What a grammar forced of a step's drafts.
+
+    :param drafted: nodes that were verified.
+    :param accepted: those among them that were accepted.
+    :param drafts: drafts that hold any of them.
+    :param alone: drafts that hold nothing else.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+    drafts: int = 0
+    alone: int = 0
+
+
+NOTHING_FORCED: Final = Forced()
+
+
 @dataclass(slots=True)
 class Stats:
     """Counters since the session or engine began.
 
     `tokens` counts generated tokens, `forwards` the target model's forward passes, once for every request in
-    them and the prefill included. `drafted` counts
-    draft nodes that were verified, `accepted` those that became output. `lossy_accepts` counts accepted tokens that
-    the lossless rule would have rejected with the same random number. `batches` says how the rows of the last batch
+    them and the prefill included. `drafts` counts drafts of at least one node that were verified, `drafted` their
+    nodes, `accepted` those that became output. `lossy_accepts` counts accepted tokens that the lossless rule would
+    have rejected with the same random number. `batches` says how the rows of the last batch
     advanced, "ragged" or "lockstep", where the host has both, and `lockstep_because` why not each at its own pace.
     `pruned` counts draft nodes that a grammar cut before they were verified. `siblings` has [reached, accepted] for the first, second, ...
     of the siblings in trees, in drawing order: how often their parent was output, and how often they were.
@@ -58,6 +77,7 @@ class Stats:
     requests: int = 0
     forwards: int = 0
     tokens: int = 0
+    drafts: int = 0
     drafted: int = 0
     accepted: int = 0
     lossy_accepts: int = 0
@@ -94,18 +114,20 @@ class Stats:
             self.siblings[rank][0] += 1
             self.siblings[rank][1] += node == accepted
 
-    def count(self, drafted: int, accepted: int, forced: tuple[int, int] = (0, 0)) -> None:
+    def count(self, drafts: int, drafted: int, accepted: int, forced: Forced = NOTHING_FORCED) -> None:
         """Add one step's drafts to the totals and to every technique.
 
-        :param forced: how many of the drafted and of the accepted ones a grammar forced.
+        :param drafts: how many of the step's requests had a draft of at least one node.
         """
+        self.drafts += drafts
         self.drafted += drafted
         self.accepted += accepted
         for technique in self.techniques:
             of_all = technique.kind == "verifier"
             of_grammar = technique.kind == "grammar"
-            technique.drafted += drafted if of_all else forced[0] if of_grammar else drafted - forced[0]
-            technique.accepted += accepted if of_all else forced[1] if of_grammar else accepted - forced[1]
+            technique.drafts += drafts if of_all else forced.drafts if of_grammar else drafts - forced.alone
+            technique.drafted += drafted if of_all else forced.drafted if of_grammar else drafted - forced.drafted
+            technique.accepted += accepted if of_all else forced.accepted if of_grammar else accepted - forced.accepted
 
     def as_dict(self) -> dict[str, Any]:
         """Return every counter, and the ratios, as plain JSON values."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
 from accelplug._errors import HostError
+from accelplug.hosts.vllm.compat import ENGINE
 
 Runner = Literal["v1", "v2", "v2-async"]
 
 HERE: Final = Path(__file__).resolve().parent
+METADATA: Final = "accelplug-vllm-metadata-"
 SETTINGS: Final[Mapping[str, str]] = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_CI_ENV": "1",  # skips compilation
@@ -33,9 +37,22 @@ def vllm_environment(runner: Runner, *, serve: bool = False) -> dict[str, str]:
     if runner not in ("v1", "v2", "v2-async"):
         raise HostError(f"vLLM has no runner {runner!r} on a CPU; use 'v1', 'v2' or 'v2-async'")
     ours = [str(HERE / "v2_on_cpu")] if runner != "v1" else []
-    ours += [str(HERE / "vllm_meta")] if serve else []
-    theirs = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and Path(entry).parent != HERE]
+    ours += [_metadata_of_vllm().name] if serve else []
+    inherited_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    theirs = [entry for entry in inherited_path if entry and Path(entry).parent != HERE and not Path(entry).name.startswith(METADATA)]
     # Which runner it becomes is vLLM's own choice: without Triton there is only V1, with it V2 is the default.
     inherited = {name: value for name, value in os.environ.items() if name != "VLLM_USE_V2_MODEL_RUNNER"}
     asynchronous = {"ACCELPLUG_V2_ASYNC": "1" if runner == "v2-async" else "0"}
     return {**inherited, **SETTINGS, **asynchronous, "PYTHONPATH": os.pathsep.join([*ours, *theirs])}
+
+
+@functools.cache
+def _metadata_of_vllm() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder, as long as this process lives, with the metadata of a distribution named vllm: of the release that is installed."""
+    release = (ENGINE.version() or "0").partition("+")[0]
+    folder = tempfile.TemporaryDirectory(prefix=METADATA)
+    info = Path(folder.name) / f"vllm-{release}+cpu.dist-info"
+    info.mkdir()
+    summary = "Stand-in for the metadata of vllm, whose code the vllm-cpu distribution installs. For tests."
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {release}+cpu\nSummary: {summary}\n")
+    return folder

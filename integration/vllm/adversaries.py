@@ -249,16 +249,17 @@ class Halved:
     """Exact, and not the usual rule: keeps a draft half as often, and says so in its residual. Raises at a call if told to.
 
     :param raise_at: the call of `accept` that raises; 0 for never.
+    :param raise_upon: a file; once it exists, `accept` raises.
     """
 
     traits = VerifierTraits(lossless="sampling")
 
-    def __init__(self, raise_at: int = 0) -> None:
-        self.raise_at, self.calls = raise_at, 0
+    def __init__(self, raise_at: int = 0, raise_upon: str = "") -> None:
+        self.raise_at, self.raise_upon, self.calls = raise_at, raise_upon, 0
 
     def accept(self, view: VerifyView) -> Any:
         self.calls += 1
-        if self.calls == self.raise_at:
+        if self.calls == self.raise_at or (self.raise_upon and Path(self.raise_upon).exists()):
             raise RuntimeError("the rule has fallen silent")
         return (view.target_at_tokens() / view.draft_at_tokens()).clamp(max=1.0) / 2
 
@@ -281,6 +282,15 @@ class Drawn:
         assert ((view.draft.sum(-1) - 1).abs() < 1e-4).all()
         assert (view.draft_at_tokens() > 0).all(), "a draft that its own drafter thinks impossible"
         return (view.target_at_tokens() / view.draft_at_tokens()).clamp(max=1.0)
+
+
+class Likeliest:
+    """Keeps what the target likes best, which says nothing of sampling."""
+
+    traits = VerifierTraits(lossless="greedy")
+
+    def accept(self, view: VerifyView) -> Any:
+        return (view.logits.argmax(-1) == view.tokens).to(view.target.dtype)
 
 
 class Everything:
@@ -350,3 +360,4 @@ def register_verifiers(register: Any) -> None:
     register("drawn", Drawn)
     register("halved", Halved)
     register("everything", Everything)
+    register("likeliest", Likeliest)

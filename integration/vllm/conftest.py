@@ -98,7 +98,7 @@ def plain(ask_plain: Plain) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def serving(model_dir: Path, site: Path, plain: dict[str, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """Servers whose drafter is right at first and raises once a test says so, behind a rule that is not vLLM's; the one on V1 compiles grammars too."""
+    """Servers whose drafter is right at first, behind a rule that is not vLLM's; either raises once a test says so. The one on V1 compiles grammars too."""
     folder, kept = tmp_path_factory.mktemp("servers"), dict[str, Server]()
     sequences, template = folder / "sequences.json", folder / "template.jinja"
     known = [[prompt, output["token_ids"]] for prompt, output in zip(SERVED["prompts"], plain["served"], strict=True)]
@@ -112,7 +112,8 @@ def serving(model_dir: Path, site: Path, plain: dict[str, list[dict[str, Any]]],
             log = folder / f"{runner}.log"
             oracle = {"sequences": sequences, "pattern": "[[2, 1]]", "raise_upon": log.with_suffix(".breaks")}
             dotted = [f"--additional-config.accelplug.drafter.{name}={value}" for name, value in {"name": "oracle", **oracle}.items()]
-            dotted += [f"--additional-config.accelplug.{name}={value}" for name, value in {"verifier": "halved", "audit": AUDITED[runner]}.items()]
+            rule = {"verifier.name": "halved", "verifier.raise_upon": log.with_suffix(".breaks_rule"), "audit": AUDITED[runner]}
+            dotted += [f"--additional-config.accelplug.{name}={value}" for name, value in rule.items()]
             more = [*WITH_GRAMMARS, "--chat-template", str(template)] if runner == "v1" else []
             kept[runner] = Server(model_dir, site, log, *dotted, "--per-request-spec-decode-metrics", "summary", *more, runner=runner)
         kept[runner].wait()

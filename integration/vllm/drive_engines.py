@@ -133,6 +133,7 @@ def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
         "worker_cls": config.parallel_config.worker_cls,
         "metrics": {name: value - before.get(name, 0) for name, value in counted(llm).items()},
         "grammars": {name: {key: value - grammars.get(name, {}).get(key, 0) for key, value in tally.items()} for name, tally in masked(llm).items()},
+        "refused": [sample.labels["reason"] for metric in REGISTRY.collect() if metric.name == "accelplug_refused_info" for sample in metric.samples],
         "modules": sorted(name for name in sys.modules if name.startswith("accelplug")),
     }
 

@@ -138,7 +138,7 @@ if os.environ.get("JUDGED"):
     of_v1.RejectionSampler = Stand
 
     def pytest_terminal_summary(terminalreporter):
-        judged = sum(int(rule.counts()[0]) for rule in made)
+        judged = sum(int(rule.counts()[1]) for rule in made)
         failed = {rule.switched_off for rule in made if rule.switched_off}
         terminalreporter.write_line(f"JUDGED {judged} drafts in {len(made)} samplers; switched off: {sorted(failed)}")
 '''

@@ -24,8 +24,8 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.log, self.runner = log, runner
-        self.breaks = log.with_suffix(".breaks")
-        """Upon this file the drafter of a shared server raises."""
+        self.breaks, self.breaks_rule = log.with_suffix(".breaks"), log.with_suffix(".breaks_rule")
+        """Upon these files the drafter and the rule of a shared server raise."""
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model_dir), "--served-model-name", "tiny", "--port", str(self.port)]
         sizes = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "96", "--max-num-seqs", "8", "--host", "127.0.0.1"]
         LOGS.append(log)
@@ -93,6 +93,12 @@ def sample_of(metrics: str, name: str, *labels: str) -> float:
     """Return a metric's value; the one line that has the name and the labels."""
     (line,) = (line for line in metrics.splitlines() if re.match(rf"{name}(?:{{|\s)", line) and all(label in line for label in labels))
     return float(line.rsplit(" ", 1)[1])
+
+
+def total_of(metrics: str, name: str, *labels: str) -> float:
+    """Return the sum of a metric's values over all lines that have the name and the labels; 0 where there is none."""
+    lines = (line for line in metrics.splitlines() if re.match(rf"{name}(?:{{|\s)", line) and all(label in line for label in labels))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 Serving = Callable[[str], Server]

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 from jsonschema import Draft202012Validator
-from servers import Server, Serving, sample_of
+from servers import Server, Serving, sample_of, total_of
 from test_vllm_grammars import RECORD, REGEX, UNIQUE
 
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
@@ -39,7 +39,7 @@ def formatted(schema: dict[str, Any]) -> dict[str, Any]:
 def test_openai_api(serving: Serving) -> None:
     server = serving("v1")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=300)
-    refused = sample_of(server.get("/metrics"), "accelplug_refused_requests_total")
+    refused = total_of(server.get("/metrics"), "accelplug_refused_requests_total")
     answer = complete(client, formatted(RECORD), whitespace="compact")
     assert answer.finish_reason == "stop"
     assert Draft202012Validator(RECORD).is_valid(json.loads(answer.text))
@@ -55,7 +55,8 @@ def test_openai_api(serving: Serving) -> None:
     forced = 'kind="grammar"', 'technique="auto"', 'distribution="accelplug"'
     assert sample_of(metrics, "accelplug_accepted_tokens_total", *forced) > 0
     check_counted(client, server)
-    assert sample_of(metrics, "accelplug_refused_requests_total") == refused + len(REFUSED)
+    assert total_of(metrics, "accelplug_refused_requests_total") == refused + len(REFUSED)
+    assert total_of(metrics, "accelplug_refused_requests_total", 'kind="grammar"', 'technique="auto"', 'reason="grammar"') > 0
     endless = complete(client, formatted(ENDLESS))
     assert str(endless.stop_reason).startswith("accelplug: the final check was ended after 2 s, in the pattern "), endless
     again = complete(client, formatted(RECORD), whitespace="compact")

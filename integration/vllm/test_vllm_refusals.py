@@ -13,6 +13,7 @@ from jobs import environment
 
 CONFIGURE = """
 import json, os, sys
+from prometheus_client import REGISTRY
 from vllm import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -22,6 +23,9 @@ def outcome(given):
     os.environ.update(given.pop("environment", {}))
     flags = given.pop("flags", [])
     sys.path[:0] = given.pop("installed", [])
+    if release := given.pop("release", None):
+        from accelplug.hosts.seams import Engine
+        Engine.version = lambda self: release
     try:
         parsed = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(["--model", sys.argv[1], "--enforce-eager", *flags])
         args = EngineArgs.from_cli_args(parsed) if flags else EngineArgs(model=sys.argv[1], enforce_eager=True, **given)
@@ -38,6 +42,8 @@ path = list(sys.path)
 for given in json.loads(sys.argv[2]):
     sys.path[:] = path
     found.append({"outcome": outcome(given), "wrapped": None})
+    shown = [metric for metric in REGISTRY.collect() if metric.name == "accelplug_refused_info"]
+    found[-1]["refused"] = [sample.labels["reason"] for metric in shown for sample in metric.samples]
     create = EngineArgs.create_engine_config
     if hasattr(create, "__accelplug_original__"):
         from accelplug.hosts.vllm import plugin
@@ -172,6 +178,11 @@ ALLOWED_V2 = {
 REFUSED_V2 = {
     "environment forbids it": (accelplug(drafter="prompt_lookup", runner="v2"), "0", "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),
     "LoRA on a CPU": ({**LOOKUP, "enable_lora": True}, "1", "vLLM's V2 runner with LoRA on a CPU fails as soon as anything is drafted"),
+    "sharded sampling": (
+        {**LOOKUP, "tensor_parallel_size": 2, "enable_batch_sharded_sampling": True},
+        "1",
+        "with vLLM's enable_batch_sharded_sampling each tensor-parallel rank verifies requests of its own",
+    ),
     "environment forces it": (accelplug(drafter="prompt_lookup", runner="v1"), "1", "contradicts VLLM_USE_V2_MODEL_RUNNER=1"),
 }
 
@@ -184,7 +195,6 @@ FILES = {
     'draftr = "suffix"': ["OptionError", "did you mean 'drafter'?"],
 }
 INSTALLED = {
-    "vllm-0.33.1+cpu": ("", [{}, LOOKUP]),
     "ban_words-1.0": ("[vllm.logits_processors]\nban_words = ban_words:Ban\n", [LOOKUP]),
 }
 """Distributions, their entry points, and what is configured where they are installed."""
@@ -218,6 +228,7 @@ def on_v1(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any
     for distribution, (entry_points, asked) in INSTALLED.items():
         found = installed(folder, distribution, entry_points)
         cases |= {(distribution, i): {**given, "installed": [found]} for i, given in enumerate(asked)}
+    cases |= {f"release {i}": {**given, "release": "0.33.1+cpu"} for i, given in enumerate([{}, LOOKUP])}  # which stays
     return dict(zip(cases, configure("v1", model_dir, list(cases.values())), strict=True))
 
 
@@ -239,6 +250,13 @@ def test_refused_before_weights_load(case: str, on_v1: dict[Any, dict[str, Any]]
 @pytest.mark.parametrize("case", ALLOWED_V1)
 def test_configured_for_v1(case: str, on_v1: dict[Any, dict[str, Any]]) -> None:
     assert on_v1[case]["outcome"] == ALLOWED_V1[case][1]
+
+
+def test_metrics_say_that_the_engine_serves_without_accelplug(on_v1: dict[Any, dict[str, Any]]) -> None:
+    assert not any(on_v1[case]["refused"] for case in REFUSED), "where the engine does not start nobody reads them"
+    (reason,) = on_v1["refused for what it drafts, but serving"]["refused"]
+    assert reason.startswith("vllm's V1 runner cannot run this selection: drafter 'fusion'")
+    assert on_v1["by name"]["refused"] == []
 
 
 @pytest.mark.parametrize("case", ALLOWED_V2)
@@ -291,7 +309,7 @@ def test_settings_in_a_file(text: str, on_v1: dict[Any, dict[str, Any]]) -> None
 
 
 def test_untested_release_is_refused_only_when_configured(on_v1: dict[Any, dict[str, Any]]) -> None:
-    plain, refused = (on_v1["vllm-0.33.1+cpu", i]["outcome"] for i in range(2))
+    plain, refused = (on_v1[f"release {i}"]["outcome"] for i in range(2))
     assert plain[0] == PLAIN_WORKER
     assert refused == ["HostError", "vllm 0.33.1+cpu is outside the tested range >=0.28,<0.33; pip install 'vllm>=0.28,<0.33'"]
 

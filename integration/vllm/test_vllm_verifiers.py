@@ -41,9 +41,14 @@ def test_rules(runner: str, run_shared: Run, model_dir: Path, plain: dict[str, l
         "generous": ({**lossy, "verifier": "typical"}, of_requests(unmasked, {"accelplug.epsilon": 0.0})),
         "serving anyway": ({"drafter": "hidden", "num_tokens": 4, "on_refused": "serve"}, greedy, seeded),
         "refused": ({**lossy, "verifier": "typical"}, of_requests(greedy, {"accelplug.epsilon": 1.5})),
+        "greedy": ({"drafter": oracle, "verifier": "greedy"}, greedy),
+        "sampled": ({"drafter": oracle, "verifier": "greedy"}, seeded),
+        "likeliest": ({"drafter": oracle, "verifier": "likeliest"}, greedy),
+        "likeliest, sampled": ({"drafter": oracle, "verifier": "likeliest"}, seeded),
+        "sampled, allowed": ({**lossy, "verifier": "greedy"}, seeded),
     }
     done = run_shared(runner, *(shared(model_dir, name, *batches, accelplug=settings) for name, (settings, *batches) in asked.items()))
-    for name in ("halved", "block", "typical", "silent", "serving anyway"):
+    for name in ("halved", "block", "typical", "silent", "serving anyway", "greedy", "likeliest"):
         assert "error" not in done[name], done[name]
         check_greedy(done[name]["outputs"][0], plain["greedy"])
     halved = done["halved"]
@@ -57,10 +62,15 @@ def test_rules(runner: str, run_shared: Run, model_dir: Path, plain: dict[str, l
     anyway = done["serving anyway"]["status"][0]
     assert "drafter 'hidden' (adversaries 1.5) needs 'hidden.last'" in anyway["refused"]
     assert (anyway["drafter"], anyway["verifier"]) == (None, None)
+    assert anyway["refused"] in done["serving anyway"]["refused"], "on /metrics too"
     if runner == "v1":
         assert done["serving anyway"]["outputs"][1] == plain["seeded"], "as if nothing drafted, top-k too"
     assert done["unasked"]["error"] == "HostError"
     assert "may change the output; pass allow_lossy=True" in done["unasked"]["message"]
+    for name, rule in (("sampled", "'greedy' (accelplug 0.1.0)"), ("likeliest, sampled", "'likeliest' (adversaries 1.5)")):
+        assert done[name]["error"] == "VLLMValidationError"
+        assert done[name]["message"].startswith(f"verifier {rule} is exact for greedy decoding only and the request samples at temperature 1.2; set")
+    assert "error" not in done["sampled, allowed"], done["sampled, allowed"]
     check_everything(done["everything"], plain, model_dir)
     check_requests(done, plain)
 

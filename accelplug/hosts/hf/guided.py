@@ -12,7 +12,7 @@ from accelplug.hooks.capabilities import Selection, drafter_traits, verifier_tra
 from accelplug.hooks.drafting import ROOT, DrafterTraits, DraftView, IntArray, NodeKind
 from accelplug.hooks.masking import Matcher
 from accelplug.hosts.hf.tree import EMPTY, Tree
-from accelplug.hosts.stats import Stats
+from accelplug.hosts.stats import Forced, Stats
 
 if TYPE_CHECKING:
     from accelplug.hosts.hf.grammar import GrammarProcessor, RowGrammars
@@ -177,6 +177,9 @@ def merged(forced: list[int], tree: Tree, budget: int) -> Tree:
     return Tree.grown(tokens, parents, forced=len(forced))
 
 
-def forced_share(trees: Sequence[Tree], paths: Sequence[Sequence[int]], rows: Sequence[int]) -> tuple[int, int]:
-    """Return how many of the nodes verified in these rows a grammar had forced, and how many of those were accepted."""
-    return sum(trees[row].forced for row in rows), sum(node < trees[row].forced for row in rows for node in paths[row])
+def forced_share(trees: Sequence[Tree], paths: Sequence[Sequence[int]], rows: Sequence[int]) -> Forced:
+    """Return what a grammar had forced of the trees verified in these rows."""
+    forced = [row for row in rows if trees[row].forced]
+    accepted = sum(node < trees[row].forced for row in forced for node in paths[row])
+    alone = sum(trees[row].forced == len(trees[row]) for row in forced)
+    return Forced(sum(trees[row].forced for row in forced), accepted, len(forced), alone)

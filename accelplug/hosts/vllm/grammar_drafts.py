@@ -75,6 +75,7 @@ class Forcing:
         for req_id, own in forced_in(output).items():
             new = sampled.sampled_token_ids[sampled.req_id_to_index[req_id]] if sampled.sampled_token_ids else []
             if new and (running := self._running(req_id)) is not None:
+                running.count("drafts", 1)
                 running.count("drafted", len(output.scheduled_spec_decode_tokens[req_id]) - own)
                 running.count("accepted", max(len(new) - 1 - own, 0))
 

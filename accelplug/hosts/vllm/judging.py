@@ -50,7 +50,7 @@ class Judge:
         self.lossy = self.traits.lossless is None
         self._decide = self._chains if judges_chains(rule) else self._paths if judges_paths(rule) else self._candidates
         self._residual = getattr(rule.instance, "residual", residual)
-        self._totals = torch.zeros(3, dtype=torch.int64, device=device)  # judged, accepted, lossy
+        self._totals = torch.zeros(4, dtype=torch.int64, device=device)  # drafts, judged, accepted, lossy
         self.serving, self.stops = False, stops
         self.seconds = 0.0
         self.switched_off: str | None = None
@@ -76,13 +76,17 @@ class Judge:
             return None
         if self.serving:
             self.seconds += took
-            self._totals += torch.stack([(batch.tokens >= 0).sum(), kept.sum(), lossy.sum()])
+            judged = batch.tokens >= 0
+            drafts = (judged & (batch.places[1] == 0)).sum()  # what is no padding stands first
+            self._totals += torch.stack([drafts, judged.sum(), kept.sum(), lossy.sum()])
         return Verdict(_lay_out(batch, kept, chance.draw(rest), width, filler), kept)
 
-    def counts(self) -> tuple[int, int, int]:
-        """Return how many drafts were judged, accepted, and accepted against the lossless rule; waits for the device."""
-        judged, accepted, lossy = self._totals.tolist()
-        return judged, accepted, lossy
+    def counts(self) -> tuple[int, int, int, int]:
+        """Return how many drafts were judged, how many tokens of them, how many of those were accepted, and how many of these against the
+        lossless rule; waits for the device.
+        """
+        drafts, judged, accepted, lossy = self._totals.tolist()
+        return drafts, judged, accepted, lossy
 
     def _candidates(self, batch: Judged, chance: Chance, width: int) -> Decision:
         """Ask a rule for single candidates."""

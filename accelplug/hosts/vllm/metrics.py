@@ -8,7 +8,7 @@ import tempfile
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from accelplug.hosts.vllm.board import FOLDER, SHARED
+from accelplug.hosts.vllm.board import FOLDER, SHARED, write_refusal
 
 _counters: dict[str, Counter] = {}
 """What this process counts itself, by name."""
@@ -18,18 +18,21 @@ _read: list[MultiProcessCollector] = []
 """What shows them, once."""
 
 OF_REQUESTS = {
-    "accelplug_refused_requests": "Requests refused for what they set for a technique.",
-    "accelplug_audited_requests": "Greedy requests that were run again without drafts.",
-    "accelplug_audit_mismatches": "Audited requests whose tokens differ from those without drafts.",
+    "accelplug_refused_requests": ("Requests refused for what they set for a technique.", ("kind", "technique", "reason")),
+    "accelplug_audited_requests": ("Greedy requests that were run again without drafts.", ()),
+    "accelplug_audit_mismatches": ("Audited requests whose tokens differ from those without drafts.", ()),
 }
+"""What each counts, and the names of its labels."""
 
 
 def expose() -> None:
-    """Let the registry that vLLM's ``/metrics`` shows have the counters; calling it again does nothing.
+    """Let the registry that vLLM's ``/metrics`` shows have the counters; calling it again does nothing."""
+    _counters.update({name: Counter(name, *told) for name, told in OF_REQUESTS.items() if name not in _counters})
+    _expose_folder()
 
-    With several API servers vLLM shows every file of `SHARED`, where the workers write then.
-    """
-    _counters.update({name: Counter(name, said) for name, said in OF_REQUESTS.items() if name not in _counters})
+
+def _expose_folder() -> None:
+    """Let it show what workers write. With several API servers vLLM shows every file of `SHARED`, where they write then."""
     if SHARED in os.environ or _read:
         return
     if FOLDER not in os.environ:
@@ -38,12 +41,33 @@ def expose() -> None:
     _read.append(shown_in(REGISTRY, os.environ[FOLDER]))
 
 
+def hide() -> None:
+    """Take the counters off the registry and remove this process's folder, as before `expose`. Calling it again does nothing."""
+    for metric in (*_counters.values(), *_read):
+        REGISTRY.unregister(metric)
+    if _folders:
+        os.environ.pop(FOLDER, None)
+        _folders.pop().cleanup()
+    _counters.clear()
+    _read.clear()
+
+
 def shown_in(registry: CollectorRegistry, folder: str) -> MultiProcessCollector:
     """Let a registry show what workers write into a folder."""
     os.makedirs(folder, exist_ok=True)
     return MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
 
 
-def count(name: str) -> None:
-    """Add one to a counter of `OF_REQUESTS`."""
-    _counters[name].inc()
+def count(name: str, *labels: str) -> None:
+    """Add one to a counter of `OF_REQUESTS`.
+
+    :param labels: the values of its labels.
+    """
+    if (counter := _counters.get(name)) is not None:  # they are hidden while somebody still holds a method that was wrapped
+        (counter.labels(*labels) if labels else counter).inc()
+
+
+def tell_refused(reason: str) -> None:
+    """Show why accelplug does not run in this engine, which serves without it."""
+    _expose_folder()
+    write_refusal(reason)

@@ -30,15 +30,10 @@ REQUESTS: Final = "vllm.v1.engine.input_processor"
 ASYNC: Final = "vllm.v1.engine.async_llm"
 SYNC: Final = "vllm.v1.engine.llm_engine"
 
-WRAPPED: Final = (
-    (MODULE, "EngineArgs", "create_engine_config"),  # always, the others where a configuration asks for accelplug
-    (REQUESTS, "InputProcessor", "_validate_params"),
-    (ASYNC, "AsyncLLM", "add_request"),  # for grammars alone
-    (ASYNC, "AsyncLLM", "generate"),  # these for audits alone
-    (SYNC, "LLMEngine", "add_request"),
-    (SYNC, "LLMEngine", "step"),
-)
-"""Every method of a class of vLLM's that accelplug ever wraps."""
+METRICS: Final = "accelplug.hosts.vllm.metrics"
+
+_replaced: list[tuple[Any, str, Any, Any]] = []
+"""What was replaced for the whole process: where, the attribute, what it was, and what stands there instead."""
 
 
 def register() -> None:
@@ -51,21 +46,31 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Put everything back as it was before `register`."""
+    """Put back whatever is replaced in this process, and take accelplug's counters off ``/metrics``. Calling it again does nothing.
+
+    What somebody else has put on top since stays where it is.
+    """
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _WrapOnImport)]
-    for owner, method, original in _wraps():
-        setattr(owner, method, original)
+    for owner, name, original, ours in reversed(_replaced):
+        if getattr(owner, name) is ours:
+            setattr(owner, name, original)
+    _replaced.clear()
+    if METRICS in sys.modules:
+        sys.modules[METRICS].hide()
+
+
+def replace(owner: Any, name: str, ours: Any) -> None:
+    """Put something in the place of an attribute for the whole process, until `unregister`.
+
+    :param owner: a class, a module, or an object that the whole process shares.
+    """
+    _replaced.append((owner, name, getattr(owner, name), ours))
+    setattr(owner, name, ours)
 
 
 def wrapped() -> list[str]:
     """Return the methods that are wrapped now, as ``"Class.method"``."""
-    return [f"{owner.__name__}.{method}" for owner, method, _ in _wraps()]
-
-
-def _wraps() -> list[tuple[type, str, Callable[..., Any]]]:
-    """Return every wrap that is in place: its class, the method's name, and what it replaced."""
-    loaded = [(getattr(sys.modules[name], owner), method) for name, owner, method in WRAPPED if name in sys.modules]
-    return [(owner, method, original) for owner, method in loaded if (original := original_of(getattr(owner, method))) is not None]
+    return [f"{owner.__name__}.{name}" for owner, name, _, ours in _replaced if isinstance(owner, type) and getattr(owner, name) is ours]
 
 
 def check_requests() -> None:
@@ -80,14 +85,14 @@ def _validate_params(self: Any, original: Any, params: Any, *args: Any, **kwargs
     from accelplug._errors import AccelplugError
     from accelplug.hosts.vllm.grammar_front import without_grammar
     from accelplug.hosts.vllm.metrics import count
-    from accelplug.hosts.vllm.requests import check_params
+    from accelplug.hosts.vllm.requests import check_params, concerned
 
     try:
         check_params(self.vllm_config, params)
         with without_grammar(self, params) as rest:
             return original(self, rest, *args, **kwargs)
     except AccelplugError as exc:
-        count("accelplug_refused_requests")
+        count("accelplug_refused_requests", *concerned(self.vllm_config, params))
         raise VLLMValidationError(str(exc)) from exc
 
 
@@ -106,7 +111,7 @@ def wrap(module: ModuleType, owner: str, method: str, stand_in: Callable[..., An
         return stand_in(self, original, *args, **kwargs)
 
     wrapping.__accelplug_original__ = original  # type: ignore[attr-defined]
-    setattr(cls, method, wrapping)
+    replace(cls, method, wrapping)
 
 
 def original_of(method: Callable[..., Any]) -> Callable[..., Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelplug._errors import AccelplugError
 from accelplug.hosts.vllm.attachment import trims
-from accelplug.hosts.vllm.board import Counters
+from accelplug.hosts.vllm.board import Counters, write_refusal
 from accelplug.hosts.vllm.log import LOG
 
 
@@ -23,6 +23,7 @@ class Refused:
     def __init__(self, runner: Any, reason: AccelplugError, *, v2: bool, drafts: bool) -> None:
         LOG.error("accelplug: %s; the engine serves without it, as on_refused='serve' asks", reason)
         self.reason, self.v2, self.drafts = str(reason), v2, drafts
+        write_refusal(self.reason)
         self.config = runner.vllm_config
         if drafts and v2:
             from accelplug.hosts.vllm.v2 import Speculator

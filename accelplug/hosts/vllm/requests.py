@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from accelplug._errors import HostError, OptionError
+from accelplug._errors import AccelplugError, HostError, OptionError
+from accelplug.hooks.capabilities import verifier_traits
 from accelplug.hooks.options import Offer, check_request, fields_of, is_number, may_be_none, offers_of, per_request_options
 from accelplug.hooks.registry import Technique, registry
-from accelplug.hosts.vllm.grammar_request import OFFERS
+from accelplug.hooks.unbuilt import unbuilt
+from accelplug.hosts.vllm.grammar_request import ENGINE, OFFERS
 from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.settings import Settings, read_settings
 
@@ -57,19 +59,71 @@ def check_params(vllm_config: Any, params: Any) -> None:
     """Refuse a request that vLLM's front end is asked to queue; engines without accelplug's settings refuse nothing.
 
     :param params: vLLM's SamplingParams, or PoolingParams, which set nothing.
-    :raises OptionError: naming the option and what is allowed.
+    :raises OptionError: naming the option and what is allowed, or the rule that is not exact for a sampled request.
     """
-    given = read_request(getattr(params, "extra_args", None))
-    settings = (vllm_config.additional_config or {}).get(KEY) if given else None
-    if settings is not None:
+    settings = (vllm_config.additional_config or {}).get(KEY)
+    if settings is None:
+        return
+    if given := read_request(getattr(params, "extra_args", None)):
         if KEY in given:
             raise OptionError(f"a request's options are a mapping such as {{'num_tokens': 4}}, over HTTP names like {KEY}.num_tokens, got {given[KEY]!r:.60}")
         check_request("accelplug", given, _offers(json.dumps(settings)))
+    if _is_sampled(params) and (rule := _greedy_only(json.dumps(settings))) is not None:
+        raise OptionError(
+            f"{rule} is exact for greedy decoding only and the request samples at temperature {params.temperature:.2g}; set temperature 0 in the request, "
+            "or start the server with verifier 'token_wise'"
+        )
+
+
+def _is_sampled(params: Any) -> bool:
+    kind = getattr(params, "sampling_type", None)
+    return kind is not None and kind.name != "GREEDY"
+
+
+@functools.cache
+def _greedy_only(settings: str) -> Technique | None:
+    """Return the rule if it is not exact for sampled requests and nobody allowed that; one whose traits only building tells is refused at the start."""
+    read = read_settings(json.loads(settings))
+    rule = unbuilt(*registry().find("verifier", read.verifier))
+    return rule if rule is not None and verifier_traits(rule).lossless == "greedy" and not read.allow_lossy else None
 
 
 @functools.cache
 def _offers(settings: str) -> dict[str, Offer]:
     return offers_under(read_settings(json.loads(settings)))
+
+
+def concerned(vllm_config: Any, params: Any) -> tuple[str, str, str]:
+    """Return what a refused request is counted under: kind and name of the technique that refuses it, both empty where none has the option that it sets,
+    and ``"option"``, ``"sampling"`` or ``"grammar"``. All of it is configured or installed, so that requests cannot make up labels.
+
+    :param params: vLLM's SamplingParams.
+    """
+    given, settings = read_request(getattr(params, "extra_args", None)), json.dumps(vllm_config.additional_config[KEY])
+    for name, value in given.items():
+        try:
+            check_request("accelplug", {name: value}, _offers(settings))
+        except OptionError:
+            return *_owners(settings).get(name, ("", "")), "option"
+    if _is_sampled(params) and (rule := _greedy_only(settings)) is not None:
+        return "verifier", rule.name, "sampling"
+    engine = given.get(ENGINE) or read_settings(json.loads(settings)).grammar or ""
+    try:
+        return "grammar", registry().find("grammar", engine)[0].name, "grammar"
+    except AccelplugError:  # the request's own word for an engine
+        return "grammar", "", "grammar"
+
+
+@functools.cache
+def _owners(settings: str) -> dict[str, tuple[str, str]]:
+    """Return the kind and name of the technique that each option belongs to."""
+    read = read_settings(json.loads(settings))
+    owners = dict.fromkeys(OFFERS, ("grammar", "" if read.grammar is None else read.grammar.name))
+    for kind, spec in (("verifier", read.verifier), ("drafter", read.drafter)):
+        if spec is not None:
+            entry, _ = registry().find(kind, spec)
+            owners |= dict.fromkeys(per_request_options(entry.resolve()), (kind, entry.name))
+    return owners | {CAP: ("drafter", "nothing" if read.drafter is None else read.drafter.name)}
 
 
 class RequestOptions:

@@ -119,7 +119,7 @@ class Session:
     def counters(self) -> list[Counters]:
         """Return the drafter's counters and the verifier's."""
         drafter, rule = self.stats.techniques
-        lossy, seconds, off = (0, 0.0, False) if self.judge is None else (self.judge.counts()[2], self.judge.seconds, self.judge.switched_off is not None)
+        lossy, seconds, off = (0, 0.0, False) if self.judge is None else (self.judge.counts()[3], self.judge.seconds, self.judge.switched_off is not None)
         return [
             counters_of(drafter, 0, self.stats.propose_seconds, off=self.switched_off is not None),
             counters_of(rule, lossy, seconds, off=off),
@@ -129,7 +129,7 @@ class Session:
         """Return who drafts, who verifies, and what came of it, as plain JSON values."""
         drafter = describe(self.bound.technique, self.switched_off)
         if self.judge is not None:
-            self.stats.lossy_accepts = self.judge.counts()[2]
+            self.stats.lossy_accepts = self.judge.counts()[3]
         verifier = describe(self.verifier, None if self.judge is None else self.judge.switched_off)
         return {"drafter": drafter, "verifier": verifier, "stats": self.stats.as_dict()}
 
@@ -156,7 +156,7 @@ def check_device_drafts(who: Technique, drafts: DeviceDrafts, view: DeviceView, 
 def counters_of(stats: TechniqueStats, lossy: int, seconds: float, *, off: bool) -> Counters:
     """Return a technique's counters as they go to ``/metrics``."""
     who = stats.kind, stats.name, stats.distribution, stats.version
-    return Counters(who, (float(stats.drafted), float(stats.accepted), float(lossy), seconds, float(off)))
+    return Counters(who, (float(stats.drafts), float(stats.drafted), float(stats.accepted), float(lossy), seconds, float(off)))
 
 
 def describe(technique: Technique, switched_off: str | None) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class DeviceSource:
         self._known = torch.zeros_like(self.real).repeat(3, 1)
         self._arriving: dict[str, tuple[int, int, int]] = {}
         self._own: Mapping[str, int] = {}
-        self._totals = torch.zeros(3, dtype=torch.int64, device=device)  # drafted, accepted, tokens; since settle()
+        self._totals = torch.zeros(4, dtype=torch.int64, device=device)  # drafts, drafted, accepted, tokens; since settle()
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests, also such as never came to a step."""
@@ -85,9 +85,9 @@ class DeviceSource:
 
     def settle(self) -> None:
         """Move the device's counters into the session's."""
-        drafted, accepted, tokens = self._totals.tolist()
+        drafts, drafted, accepted, tokens = self._totals.tolist()
         self._totals.zero_()
-        self.session.stats.count(drafted, accepted)
+        self.session.stats.count(drafts, drafted, accepted)
         self.session.stats.tokens += tokens
 
     def _count(self, slots: torch.Tensor, num_sampled: torch.Tensor, cu_num_logits: torch.Tensor, req_ids: list[str]) -> None:
@@ -103,7 +103,7 @@ class DeviceSource:
             verified = async_tensor_h2d(own, slots.device).minimum(verified)
         real = torch.minimum(self.real[slots], verified) * (num_sampled > 0)
         accepted = torch.minimum(real, num_sampled.long() - 1).clamp(min=0)
-        self._totals += torch.stack([real.sum(), accepted.sum(), num_sampled.long().sum()])
+        self._totals += torch.stack([(real > 0).sum(), real.sum(), accepted.sum(), num_sampled.long().sum()])
 
     def _start(self, req_ids: list[str], slots: list[int]) -> None:
         """Start the requests that are new to the drafter."""

@@ -1,10 +1,11 @@
-"""Where a drafter drafts beside the V2 runner, and what a step of it waits for."""
+"""Where a drafter drafts beside either runner, and what a step of it waits for."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from accelplug.hooks.binding import BoundDrafter
+from accelplug.hooks.registry import Entry
 
 
 def drafts_on_device(bound: BoundDrafter, config: Any) -> bool:
@@ -16,6 +17,11 @@ def drafts_on_device(bound: BoundDrafter, config: Any) -> bool:
     :param config: vLLM's VllmConfig.
     """
     return bound.propose_on_device is not None and (bound.is_device_only or bool(config.scheduler_config.async_scheduling))
+
+
+def cost_on_v1(drafter: Entry) -> str:
+    """Return what a drafter costs beside the V1 runner, for the log; known before anything is built or loaded."""
+    return f"{drafter} drafts in host memory beside the V1 runner: vLLM has no asynchronous scheduling with it there, so that every step waits for its tokens"
 
 
 def expected_cost(bound: BoundDrafter, config: Any, device: str) -> str:

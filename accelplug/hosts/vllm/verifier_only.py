@@ -66,10 +66,10 @@ class VerifierOnly:
         if self.seat is None:
             return None
         kept = self._counted(self.seat.judge).as_dict()
-        return {name: kept[name] for name in ("drafted", "accepted", "acceptance", "lossy_accepts", "techniques")}
+        return {name: kept[name] for name in ("drafts", "drafted", "accepted", "acceptance", "lossy_accepts", "techniques")}
 
     def _counted(self, judge: Judge) -> Stats:
         stats = Stats(techniques=[TechniqueStats.of(self.rule)])
-        judged, accepted, stats.lossy_accepts = judge.counts()
-        stats.count(judged, accepted)
+        drafts, judged, accepted, stats.lossy_accepts = judge.counts()
+        stats.count(drafts, judged, accepted)
         return stats

@@ -119,8 +119,9 @@ def test_a_session_needs_no_drafter_and_says_what_was_enforced(model, tokenizer)
     assert session.grammar.statement.enforced == ("choice",)
     assert session.stats.accepted > 0
     assert session.stats.forwards < session.stats.tokens
-    shares = {technique.kind: (technique.drafted, technique.accepted) for technique in session.stats.techniques}
-    assert shares["grammar"] == shares["verifier"] == (session.stats.drafted, session.stats.accepted)
+    shares = {technique.kind: (technique.drafts, technique.drafted, technique.accepted) for technique in session.stats.techniques}
+    assert shares["grammar"] == shares["verifier"] == (session.stats.drafts, session.stats.drafted, session.stats.accepted)
+    assert 0 < session.stats.drafts < session.stats.drafted
     assert set(answers(tokenizer, plain, inputs["input_ids"].shape[1])) <= set(CHOICES)
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 import accelplug
 from accelplug import ConstraintError
-from accelplug.hosts.stats import Stats
+from accelplug.hosts.stats import NOTHING_FORCED, Forced, Stats
 from accelplug.testing.oracle import Oracle
 from tests.hosts.hf.conftest import VOCAB
 from tests.hosts.hf.test_batches import padded, unpadded
@@ -101,13 +101,13 @@ class Watched(Stats):
 
     events: Counter[str] = field(default_factory=Counter)
 
-    def count(self, drafted: int, accepted: int, forced: tuple[int, int] = (0, 0)) -> None:
-        super(Watched, self).count(drafted, accepted, forced)
-        self.events["forced accepted"] += forced[1]
-        self.events["forced rejected"] += forced[0] - forced[1]
-        self.events["drafter's own accepted"] += accepted - forced[1]
+    def count(self, drafts: int, drafted: int, accepted: int, forced: Forced = NOTHING_FORCED) -> None:
+        super(Watched, self).count(drafts, drafted, accepted, forced)
+        self.events["forced accepted"] += forced.accepted
+        self.events["forced rejected"] += forced.drafted - forced.accepted
+        self.events["drafter's own accepted"] += accepted - forced.accepted
         self.events["part accepted"] += 0 < accepted < drafted
-        self.events["own behind forced"] += accepted > forced[1] > 0
+        self.events["own behind forced"] += accepted > forced.accepted > 0
 
 
 def compiled(model: Any, schema: Any, tokenizer: Any) -> Any:

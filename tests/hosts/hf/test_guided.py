@@ -150,8 +150,10 @@ def test_it_is_shown_what_is_forced_and_told_what_became_of_its_own(model, token
     assert all(budget <= 24 - 1 - 8 for _, _, budget in shown)
     assert session.stats.pruned == len(prompts)  # the q
     assert drafter.accepted[len(prompts) : 2 * len(prompts)] == [int("x" in text) for text in texts]
-    shares = {technique.kind: (technique.drafted, technique.accepted) for technique in session.stats.techniques}
-    assert shares["drafter"] == (len(prompts), sum("x" in text for text in texts))
+    shares = {technique.kind: technique for technique in session.stats.techniques}
+    assert (shares["drafter"].drafted, shares["drafter"].accepted) == (len(prompts), sum("x" in text for text in texts))
+    assert shares["drafter"].drafts == len(prompts)
+    assert shares["grammar"].drafts == shares["verifier"].drafts == session.stats.drafts >= 2 * len(prompts), "a middle, and then more"
 
 
 def test_one_that_does_not_go_on_is_heard_as_far_as_it_agrees(model, tokenizer):

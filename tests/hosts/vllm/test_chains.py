@@ -66,7 +66,7 @@ def test_request_is_started_shown_and_finished(session: Callable[[object], Sessi
         ("propose", [3, 3]),
     ]
     stats = chains.session.stats
-    assert (stats.drafted, stats.accepted, stats.tokens) == (5, 2, 8)
+    assert (stats.drafts, stats.drafted, stats.accepted, stats.tokens) == (2, 5, 2, 8)
 
 
 def test_rows_move_and_slots_do_not(session: Callable[[object], Session]) -> None:

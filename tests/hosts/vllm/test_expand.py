@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelplug.hosts.seams import Engine
-from accelplug.hosts.vllm import cpu_expand, cpu_kernels
+from accelplug.hosts.vllm import cpu_expand, cpu_kernels, plugin
 from accelplug.hosts.vllm.compat import LAUNCHERS
 from accelplug.hosts.vllm.cpu_expand import expand_batch_to_tokens
 
@@ -36,6 +36,9 @@ def test_it_stands_in_where_vllms_own_fails(kernel: str, monkeypatch: pytest.Mon
     assert cpu_expand.repair()
     assert module.expand_batch_to_tokens is expand_batch_to_tokens
     assert cpu_expand.repair(), "once more changes nothing"
+    for _ in range(2):
+        plugin.unregister()
+        assert module.expand_batch_to_tokens is failing
 
 
 def test_a_sound_one_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +62,7 @@ def test_launchers_get_the_kernels_that_lie_beside_them(release: str, handed: bo
     assert cpu_kernels.hand_over() == ([f"_{name}" for name in LAUNCHERS] if handed else [])
     for name in LAUNCHERS:
         assert (getattr(module, f"_{name}").kernel == f"{name} on a CPU") is handed
+    cpu_kernels.hand_over()
+    for _ in range(2):
+        plugin.unregister()
+        assert {launcher.kernel for launcher in (getattr(module, f"_{name}") for name in LAUNCHERS)} == {"none that runs on a CPU"}

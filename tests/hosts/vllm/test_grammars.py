@@ -177,10 +177,10 @@ def test_forced_drafts_are_told_and_counted() -> None:
     assert forced_in(output) == {"a": 0}
     forcing.count(output, SimpleNamespace(sampled_token_ids=[[3, 2]], req_id_to_index={"a": 0}))
     tally = request.structured_output_request.grammar.tally
-    assert (tally.drafted, tally.accepted) == (1, 1)
+    assert (tally.drafts, tally.drafted, tally.accepted) == (1, 1, 1)
     forcing.cut({"a": 3, "gone": 2}, {"a": [3]})
     assert tally.cut == 2
-    assert request.structured_output_request.grammar.drafts == {"drafted": 1, "accepted": 1, "cut": 2}
+    assert request.structured_output_request.grammar.drafts == {"drafts": 1, "drafted": 1, "accepted": 1, "cut": 2}
 
 
 @pytest.mark.parametrize("drafts", [[], [-1, -1, -1, -1], [4]])
@@ -470,7 +470,7 @@ def test_a_violation_is_told_to_the_client(compiling: tuple[Grammars, Gate]) -> 
     assert (checked.stop_reason, whole.stop_reason, cut.stop_reason) == ("accelplug: 'ab' is no good", None, None)
     assert unbegun.stop_reason == "accelplug: the answer ended before its grammar began, since the model never ended its reasoning"
     assert grammars.status()["auto"] | {"seconds": 0} == {
-        "compiled": 4, "drafted": 0, "accepted": 0, "cut": 0, "answers": 3, "violations": 2, "failures": 0, "seconds": 0,
+        "compiled": 4, "drafts": 0, "drafted": 0, "accepted": 0, "cut": 0, "answers": 3, "violations": 2, "failures": 0, "seconds": 0,
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("prometheus_client", reason="vLLM brings it")
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from accelplug.hosts.vllm.board import FOLDER, LABELS, SHARED, Board, Counters, board_of
+from accelplug.hosts.vllm.board import FOLDER, LABELS, SHARED, Board, Counters, board_of, write_refusal
 from accelplug.hosts.vllm.metrics import shown_in
 
 DRAFTER = ("drafter", "oracle", "adversaries", "1.5")
@@ -31,7 +31,7 @@ class Attachment:
 
     def counters(self) -> list[Counters]:
         self.calls += 1
-        return [Counters(DRAFTER, (10.0, self.accepted, 0.0, 0.25, 1.0)), Counters(RULE, (10.0, self.accepted, 2.0, 0.5, 0.0))]
+        return [Counters(DRAFTER, (4.0, 10.0, self.accepted, 0.0, 0.25, 1.0)), Counters(RULE, (4.0, 10.0, self.accepted, 2.0, 0.5, 0.0))]
 
 
 def board(folder: Path, attachment: Attachment, *, engine: str = "0", waits: bool = False) -> Board:
@@ -57,6 +57,7 @@ def test_what_is_written_is_shown(tmp_path: Path, registry: CollectorRegistry) -
     attachment.accepted = 7.0
     written.write(attachment)
     for name, who, value in (
+        ("drafts_total", DRAFTER, 4.0),
         ("drafted_tokens_total", DRAFTER, 10.0),
         ("accepted_tokens_total", DRAFTER, 7.0),
         ("plugin_seconds_total", DRAFTER, 0.25),
@@ -74,13 +75,13 @@ def test_what_grammars_came_to_is_shown(tmp_path: Path, registry: CollectorRegis
     from accelplug.hosts.vllm.grammar_core import Tally
 
     who = ("grammar", "auto", "accelplug", "0.1.0")
-    tally = Tally(compiled=9, drafted=8, accepted=7, cut=6, answers=5, violations=4, failures=3, seconds=2.0)
+    tally = Tally(compiled=9, drafts=6, drafted=8, accepted=7, cut=6, answers=5, violations=4, failures=3, seconds=2.0)
     Board(tmp_path, "0", [tally.counters(who)], waits=False)
     shown = {name: registry.get_sample_value(f"accelplug_{name}_total", labels(who)) for name in SHOWN}
     assert shown == SHOWN
 
 
-SHOWN = {"drafted_tokens": 8, "accepted_tokens": 7, "cut_drafts": 6, "answers": 5, "violations": 4, "failed_requests": 3, "plugin_seconds": 2.0}
+SHOWN = {"drafts": 6, "drafted_tokens": 8, "accepted_tokens": 7, "cut_drafts": 6, "answers": 5, "violations": 4, "failed_requests": 3, "plugin_seconds": 2.0}
 
 
 def test_nothing_in_the_folder_stops_a_scrape(tmp_path: Path) -> None:
@@ -105,6 +106,20 @@ def test_folder_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     with caplog.at_level(logging.WARNING, "vllm.accelplug"):
         assert board_of(Attachment(), config, torch.device("cpu")) is None
     assert f"no counters on /metrics, since {tmp_path / 'nowhere'} cannot be written" in caplog.text
+
+
+def test_a_worker_says_that_it_refused(tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv(SHARED, raising=False)
+    monkeypatch.delenv(FOLDER, raising=False)
+    write_refusal("nobody looks")
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    for _ in range(2):  # tensor-parallel ranks
+        write_refusal("drafter 'odd' needs 'hidden.last'")
+    assert registry.get_sample_value("accelplug_refused_info", {"reason": "drafter 'odd' needs 'hidden.last'"}) == 1
+    monkeypatch.setenv(FOLDER, str(tmp_path / "nowhere"))
+    with caplog.at_level(logging.WARNING, "vllm.accelplug"):
+        write_refusal("it cannot")
+    assert "no refusal on /metrics" in caplog.text
 
 
 def test_engines_of_one_name_add_up_and_others_stay_apart(tmp_path: Path, registry: CollectorRegistry) -> None:
@@ -148,10 +163,15 @@ def test_news_is_written_at_once_and_seconds_alone_once_a_second(tmp_path: Path,
 EXPOSE = """
 import json, os, sys
 from prometheus_client import REGISTRY, generate_latest
-from accelplug.hosts.vllm.metrics import count, expose
+from accelplug.hosts.vllm.metrics import count, expose, tell_refused
 expose(); expose()
-count("accelplug_refused_requests")
-print(json.dumps([REGISTRY.get_sample_value("accelplug_refused_requests_total"), os.environ.get("ACCELPLUG_METRICS_DIR")]))
+of_typical = "verifier", "typical", "option"
+count("accelplug_refused_requests", *of_typical)
+count("accelplug_audited_requests")
+tell_refused("it cannot"); tell_refused("it cannot")
+labels = dict(zip(("kind", "technique", "reason"), of_typical))
+counted = [REGISTRY.get_sample_value("accelplug_refused_requests_total", labels), REGISTRY.get_sample_value("accelplug_audited_requests_total")]
+print(json.dumps([counted, REGISTRY.get_sample_value("accelplug_refused_info", {"reason": "it cannot"}), os.environ.get("ACCELPLUG_METRICS_DIR")]))
 """
 
 
@@ -164,13 +184,14 @@ def test_what_front_ends_count(servers: int, tmp_path: Path) -> None:
         json.loads(subprocess.run([sys.executable, "-c", EXPOSE], env=environment, capture_output=True, text=True, check=True).stdout) for _ in range(servers)
     ]
     if servers == 1:
-        ((counted, folder),) = answers
-        assert counted == 1
+        ((counted, refused, folder),) = answers
+        assert (counted, refused) == ([1, 1], 1)
         assert not Path(folder).exists(), "it goes with the process"
     else:
         board(tmp_path, Attachment())
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(tmp_path))
-        assert registry.get_sample_value("accelplug_refused_requests_total") == 2
+        assert registry.get_sample_value("accelplug_refused_requests_total", {"kind": "verifier", "technique": "typical", "reason": "option"}) == 2
+        assert registry.get_sample_value("accelplug_refused_info", {"reason": "it cannot"}) == 1, "either says so"
         assert registry.get_sample_value("accelplug_drafted_tokens_total", labels(RULE)) == 10
-        assert [folder for _, folder in answers] == [None, None]
+        assert [folder for *_, folder in answers] == [None, None]

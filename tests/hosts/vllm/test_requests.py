@@ -15,7 +15,7 @@ from accelplug import HostError, OptionError, option
 from accelplug.hooks import Drafts, DraftView
 from accelplug.hooks.registry import Owner, Technique
 from accelplug.hosts.vllm.chains import Batch, Chains
-from accelplug.hosts.vllm.requests import RequestOptions, check_params, offers_under, read_request, refuse_no_numbers
+from accelplug.hosts.vllm.requests import RequestOptions, check_params, concerned, offers_under, read_request, refuse_no_numbers
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.settings import read_settings
 
@@ -38,6 +38,40 @@ def test_offers() -> None:
     grammar = {"grammar", "strict", "format", "whitespace", "order", "all_of"}
     assert set(offers_under(read_settings({"grammar": "auto"}))) == grammar
     assert set(offers_under(read_settings({"grammar": "auto", "num_tokens": 4}))) == {*grammar, "num_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "labels"),
+    [
+        ({"accelplug.num_tokens": 99}, ("drafter", "input_copy", "option")),
+        ({"accelplug.span_end": "x"}, ("drafter", "input_copy", "option")),
+        ({"accelplug.num_tokens": 2, "accelplug.epsilon": 2.0}, ("verifier", "typical", "option")),
+        ({"accelplug.strict": 7}, ("grammar", "auto", "option")),
+        ({"accelplug.made_up": 1}, ("", "", "option")),
+        ({"accelplug": 3}, ("", "", "option")),
+        (None, ("grammar", "auto", "grammar")),
+        ({"accelplug.grammar": "accelplug:xgrammar"}, ("grammar", "xgrammar", "grammar")),
+        ({"accelplug.grammar": "made_up"}, ("grammar", "", "grammar")),
+    ],
+)
+def test_a_refusal_is_counted_under_what_is_configured(extra_args: dict[str, Any] | None, labels: tuple[str, str, str]) -> None:
+    config = SimpleNamespace(additional_config={"accelplug": {**LOSSY, "grammar": "auto"}})
+    assert concerned(config, SimpleNamespace(extra_args=extra_args)) == labels
+
+
+@pytest.mark.parametrize(("verifier", "allow_lossy", "refused"), [("greedy", False, True), ("greedy", True, False), ("block", False, False)])
+def test_a_rule_for_greedy_decoding_refuses_sampled_requests(verifier: str, allow_lossy: bool, refused: bool) -> None:
+    settings = {"drafter": "suffix", "verifier": verifier, "allow_lossy": allow_lossy}
+    config = SimpleNamespace(additional_config={"accelplug": settings})
+    greedy, sampled = (SimpleNamespace(sampling_type=SimpleNamespace(name=name), temperature=0.7, extra_args=None) for name in ("GREEDY", "RANDOM_SEED"))
+    check_params(config, greedy)
+    check_params(config, SimpleNamespace())  # PoolingParams
+    if not refused:
+        check_params(config, sampled)
+        return
+    with pytest.raises(OptionError, match=r"is exact for greedy decoding only and the request samples at temperature 0\.7; set temperature 0"):
+        check_params(config, sampled)
+    assert concerned(config, sampled) == ("verifier", "greedy", "sampling")
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ def test_what_a_device_drafter_is_shown_and_how_much_of_it_counts(session) -> No
     step(source, slots, [5, 3, 1, 1], 4)
     source.settle()
     stats = source.session.stats
-    assert (stats.techniques[0].drafted, stats.techniques[0].accepted) == (2 + 4 + 1, 2 + 2)
+    own = stats.techniques[0]
+    assert (own.drafts, own.drafted, own.accepted) == (3, 2 + 4 + 1, 2 + 2)
     assert stats.tokens == 3 + 10
     source.end({"a"})
     source.arrive("e", [], 3, 40, SimpleNamespace(extra_args=None))
