@@ -17,13 +17,14 @@ from threading import Lock
 from typing import Final
 
 from accelplug._errors import ConstraintError
-from accelplug.constrained.engines.known import begin, enforces, label
+from accelplug.constrained import expressions
+from accelplug.constrained.engines.known import begin, installed, label
 from accelplug.constrained.engines.matching import Compiled
 from accelplug.constrained.finishing import check_ends, problem
+from accelplug.constrained.forms import stated
 from accelplug.constrained.intersecting import intersected
 from accelplug.constrained.routing import Route, route_other, route_schema
 from accelplug.constrained.schema.document import Document
-from accelplug.constrained.statements import uses
 from accelplug.constrained.tags.judged import with_final_check
 from accelplug.constrained.time_limit import within
 from accelplug.constrained.worker import tried
@@ -71,11 +72,11 @@ class Auto(Cached):
 
     def _compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> CompiledGrammar:
         if spec.kind != "json_schema":
-            tried("auto", spec, limits)
             route = route_other(spec, vocabulary, limits)
-            return Compiled(route.statement, route.begin, _nothing_more)
+            return Compiled(route.statement, route.begin, expressions.ending(spec, route.statement))
         document = Document(spec.value(), asserted=spec.format == "assert")
-        tried("auto", spec, limits)
+        if installed("llguidance"):  # the others try what they compile themselves
+            tried("auto", spec, limits)
         with within(limits.seconds):
             route = route_schema(document, spec, vocabulary, limits)
             check_ends(document)  # last: what refuses keywords by their places says more
@@ -91,21 +92,21 @@ class Alone(Cached):
 
     def _compile(self, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> CompiledGrammar:
         if spec.kind != "json_schema":
-            tried(self.name, spec, limits)
-            return Compiled(GrammarStatement(label(self.name), (spec.kind,)), begin(self.name, spec, vocabulary, limits), _nothing_more)
+            statement = expressions.stated(self.name, spec)
+            return Compiled(statement, begin(self.name, spec, vocabulary, limits), expressions.ending(spec, statement))
         document = Document(spec.value(), asserted=spec.format == "assert")
         if spec.order != "declared":
             raise ConstraintError(f"{self.name} alone writes properties as they are declared; use the engine auto for any order")
-        tried(self.name, spec, limits)
-        found = uses(document)
-        checked = tuple(dict.fromkeys(use.place for use in found if not enforces(self.name, use.feature)))
-        enforced = tuple(dict.fromkeys(use.place for use in found if use.place not in checked))
+        enforced, checked = stated(self.name, document)
         if spec.strict and checked:
             statement = GrammarStatement(label(self.name), enforced, (), checked)
             raise ConstraintError(
                 f"strict: {self.name} does not enforce {', '.join(checked[:5])}; use the engine auto, or drop strict", statement
             )
-        return _checked(document, Route(begin(self.name, spec, vocabulary, limits), GrammarStatement(label(self.name), enforced, checked)))
+        route = Route(begin(self.name, spec, vocabulary, limits), GrammarStatement(label(self.name), enforced, checked))
+        with within(limits.seconds):
+            check_ends(document)
+        return _checked(document, route)
 
 
 def llguidance() -> Alone:
@@ -125,7 +126,3 @@ def outlines() -> Alone:
 
 def _checked(document: Document, route: Route) -> Compiled:
     return Compiled(route.statement, route.begin, lambda text: problem(document, text))
-
-
-def _nothing_more(_: str) -> None:
-    """Nothing is left to be checked: the mask enforces the whole grammar."""

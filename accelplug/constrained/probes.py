@@ -6,8 +6,9 @@ The table is run against the installed release on a vocabulary of bytes, once pe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
@@ -34,7 +35,18 @@ def _array(**keywords: Any) -> dict[str, Any]:
     return {"type": "array", **keywords}
 
 
+def _bounded(kind: str) -> Iterator[Probe]:
+    """Return probes of numbers with one bound, and with one on either side."""
+    below, above = ({"minimum": 3}, {"exclusiveMinimum": 2}), ({"maximum": 9}, {"exclusiveMaximum": 10})
+    for low, high in [*product(below, above), *product(below, ({},)), *product(({},), above)]:
+        good = tuple(number for number in _NUMBERS if not (low and number < 3) and not (high and number > 9))
+        yield Probe({"type": kind, **low, **high}, good, (*[number for number in _NUMBERS if number not in good], "a"))
+
+
+_NUMBERS: Final = (-4, 2, 3, 4, 5, 8, 9, 10, 33, 50)
 _DRAFT_7: Final = "http://json-schema.org/draft-07/schema#"
+_I: Final = {"type": "integer"}
+_S: Final = {"type": "string"}
 _A: Final = {"a": {"type": "integer"}}
 PROBES: Final[dict[str, Probe]] = {
     "type": Probe({"type": ["integer", "null"]}, (1, -7, None), (1.5, "a", True, [], {})),
@@ -104,6 +116,65 @@ PROBES: Final[dict[str, Probe]] = {
     "format email": Probe(_string(format="email"), ("a@example.com",), ("a", "a@", "@b")),
     "format uri": Probe(_string(format="uri"), ("https://example.com/a?b#c",), ("a b", "example")),
 }
+
+
+OVERLAPPING: Final = "oneOf that overlaps"
+BOUNDS_OF_INTEGERS: Final = "bounds of integers"
+BOUNDS_OF_NUMBERS: Final = "bounds of numbers"
+LENGTHS: Final = "lengths of texts"
+ITEMS: Final = "items that are counted"
+FRONT_ITEMS: Final = "items behind the first"
+PROPERTIES: Final = "properties and others"
+TOGETHER: Final = "keywords together"
+FORMS: Final[dict[str, tuple[Probe, ...]]] = {
+    OVERLAPPING: (Probe({"oneOf": [_I, {"type": "number"}]}, (1.5,), (1, "a")),),
+    BOUNDS_OF_INTEGERS: tuple(_bounded("integer")),
+    BOUNDS_OF_NUMBERS: tuple(_bounded("number")),
+    LENGTHS: (Probe(_string(minLength=2, maxLength=3), ("ab", "abc", "\u00e4\u00e4"), ("", "a", "abcd", "\u00e4")),),
+    ITEMS: (
+        Probe(_array(items=_I, minItems=2, maxItems=3), ([1, 2], [1, 2, 3]), ([], [1], ["a", 1], [1, 2, "a"], [1, 2, 3, 4])),
+        Probe(_array(items=_I, minItems=1), ([1], [1, 2]), ([], ["a"], [1, "a"])),
+        Probe(_array(items=_I, maxItems=1), ([], [1]), (["a"], [1, 2])),
+        Probe(_array(minItems=1, maxItems=2), ([1], [1, "a"]), ([], [1, 2, 3])),
+    ),
+    FRONT_ITEMS: (
+        Probe(_array(prefixItems=[_I, _S], items=_I), ([], [1], [1, "a"], [1, "a", 2]), (["a"], [1, 2], [1, "a", "b"])),
+        Probe(_array(prefixItems=[_I, _S], items=False), ([], [1], [1, "a"]), (["a"], [1, 2], [1, "a", 2])),
+        Probe(_array(prefixItems=[_I, _S], minItems=2), ([1, "a"], [1, "a", None]), ([], [1], [1, 2])),
+        Probe(_array(prefixItems=[_I, _S], minItems=1), ([1], [1, "a"], [1, "a", None]), ([], ["a"], [1, 2])),
+        Probe(_array(prefixItems=[_I, _S], minItems=3, items=_I), ([1, "a", 2],), ([1, "a"], [1, "a", "b"])),
+    ),
+    PROPERTIES: (
+        Probe(_object(properties=_A, required=["a"], additionalProperties=False), ({"a": 1},), ({}, {"a": "x"}, {"a": 1, "b": 1})),
+        Probe(_object(properties={**_A, "b": _S}, required=["b"], additionalProperties=False), ({"b": "x"}, {"a": 1, "b": "x"}), ({}, {"a": 1}, {"b": 1})),
+        Probe(_object(properties=_A, required=["a"], additionalProperties=_S), ({"a": 1}, {"a": 1, "b": "x"}), ({}, {"b": "x"}, {"a": 1, "b": 1}, {"a": "x"})),
+        Probe(_object(properties=_A, required=["a"]), ({"a": 1}, {"a": 1, "b": 1}), ({}, {"b": 1}, {"a": "x"})),
+    ),
+    TOGETHER: (
+        Probe({"minimum": 5}, (5, "a", None, [1]), (1,)),
+        Probe({"minItems": 2}, ([1, 2], "a", {}), ([], [1])),
+        Probe({"minLength": 2}, ("ab", 1), ("a",)),
+        Probe({"properties": _A, "additionalProperties": False}, ({"a": 1}, 1, "a"), ({"a": "x"}, {"b": 1})),
+        Probe({"type": ["integer", "string"], "minimum": 3, "maxLength": 1}, (3, "a"), (2, "ab", None)),
+        Probe({"type": "string", "enum": ["a", 1]}, ("a",), (1,)),
+        Probe({"type": "integer", "maximum": 3, "const": 1, "enum": [1, 2]}, (1,), (2, 3)),
+        Probe({"anyOf": [_I, _S], "minimum": 3}, (3, "a"), (2, None)),
+        Probe({"oneOf": [_I, _S], "type": ["string", "null"]}, ("a",), (1, None)),
+        Probe({"anyOf": [_I, _S], "oneOf": [_I, {"type": "null"}]}, (1,), ("a", None)),
+        Probe({"allOf": [_I], "minimum": 3}, (3,), (2, 3.5)),
+        Probe({"allOf": [{"minimum": 3}, {"maximum": 5}, _I]}, (3, 5), (2, 6, "a")),
+        Probe({"$ref": "#/$defs/a", "minimum": 3, "$defs": {"a": _I}}, (3,), (2, "a")),
+        Probe({"$ref": "#/$defs/a", "enum": [1, "a"], "$defs": {"a": _I}}, (1,), (2, "a")),
+        Probe(_string(minLength=2, pattern="^a"), ("ab",), ("a", "bb")),
+        Probe(_string(minLength=12, format="uuid"), ("123e4567-e89b-12d3-a456-426614174000",), ("123e4567-e89b",)),
+        Probe(
+            _object(properties=_A, patternProperties={"^a": {"minimum": 3}}, additionalProperties=False),
+            ({"a": 3}, {"ab": 4}),
+            ({"a": 2}, {"a": "x"}, {"b": 1}),
+        ),
+    ),
+}
+"""Forms of schemas, beside the keywords alone: what an engine must do right of each before it is believed about keywords that stand so."""
 
 
 @cache

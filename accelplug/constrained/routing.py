@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained import expressions
 from accelplug.constrained.engines.known import begin, enforces, installed, label, nests_behind_blanks
+from accelplug.constrained.forms import stated
 from accelplug.constrained.lark.compile import to_lark
 from accelplug.constrained.plain import MAY_CHANGE, plain
 from accelplug.constrained.schema.document import Document
@@ -40,11 +42,11 @@ def route_schema(document: Document, spec: GrammarSpec, vocabulary: Vocabulary, 
 
     :raises ConstraintError: none compiles it; in strict mode, something is left to the final check.
     """
-    found = uses(document)
     if installed("llguidance"):
+        found = uses(document)
         route = _as_it_is("llguidance", document, found, spec, vocabulary) or _rewritten(document, found, spec, vocabulary, limits)
     else:
-        route = _as_far_as_it_goes(found, spec, vocabulary, limits)
+        route = _as_far_as_it_goes(document, spec, vocabulary, limits)
     if spec.strict and route.statement.checked:
         left = ", ".join(route.statement.checked[:5])
         statement = GrammarStatement(route.statement.engine, route.statement.enforced, (), route.statement.checked)
@@ -97,17 +99,15 @@ def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabula
     return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))
 
 
-def _as_far_as_it_goes(found: list[Use], spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
+def _as_far_as_it_goes(document: Document, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits) -> Route:
     """Without llguidance: the other engines as they are, with everything checked that they were not seen to enforce."""
     names = [name for name in ("xgrammar", "outlines") if installed(name)]
     if not names:
         raise ConstraintError("no grammar engine is installed; install accelplug[grammar]")
     refusal = ConstraintError("no engine was asked")
     for name in names:
-        enforced = tuple(dict.fromkeys(use.place for use in found if enforces(name, use.feature)))
-        checked = tuple(dict.fromkeys(use.place for use in found if not enforces(name, use.feature)))
         try:
-            return Route(begin(name, spec, vocabulary, limits), GrammarStatement(label(name), enforced, checked))
+            return Route(begin(name, spec, vocabulary, limits), GrammarStatement(label(name), *stated(name, document)))
         except ConstraintError as exc:
             refusal = exc
     raise refusal
@@ -124,7 +124,8 @@ def route_other(spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits
     refusals: list[ConstraintError] = []
     for name in names[:1] if spec.kind in READ_DIFFERENTLY else names:
         try:
-            return Route(begin(name, spec, vocabulary, limits), GrammarStatement(label(name), (spec.kind,)))
+            statement = expressions.stated(name, spec)
+            return Route(begin(name, spec, vocabulary, limits), statement)
         except ConstraintError as exc:
             refusals.append(exc)
     if len(refusals) == 1:

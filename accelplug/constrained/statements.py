@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +24,7 @@ _ALL_ONES: Final = frozenset((*ONES, *_MORE_ONES))
 _PARTS: Final = (dict, list)
 _LOOKED_AT: Final = HOLDING | SPEAKING
 _CLASSES: Final = re.compile(r"\\[dwsDWSpb]|\(\?|\.")
+_IN_A_MAP: Final = re.compile(r"#/(\$defs|definitions)/[^/%]*")
 _ANCHOR: Final = re.compile(r"#[A-Za-z_][\w.-]*")
 _SIBLINGS: Final = SPEAKING - {"$ref"}
 
@@ -43,8 +44,47 @@ def uses(document: Document) -> list[Use]:
     """Return every keyword that constrains, in the order of the text."""
     found: list[Use] = []
     if isinstance(document.schema, dict):
-        _add_uses(found, document, document.schema, "#", spoken_in(document.draft))
+        spoken = spoken_in(document.draft)
+        _add_uses(found, document, document.schema, "#", spoken)
+        if any(map(_leads_aside, document.seen.references)):
+            _add_hidden(found, document, spoken)
     return found
+
+
+def _add_hidden(found: list[Use], document: Document, spoken: frozenset[str]) -> None:
+    """Add what stands where only references lead: behind keywords that hold no schemas, such as ``components``."""
+    known = set[str]()
+    for use in found:  # which grows as it goes
+        reference = str(at(document.schema, use.place)) if use.keyword == "$ref" else ""
+        if reference in known or not _leads_aside(reference):
+            continue
+        known.add(reference)
+        target = document.names.at(reference)
+        if isinstance(target, dict):
+            _add_uses(found, document, target, reference, spoken)
+        elif target is None:
+            found.append(_use((use.place, "$ref", "$ref beyond a pointer")))
+
+
+def _leads_aside(reference: Any) -> bool:
+    """Whether a pointer leads where a walk from schema to schema does not come."""
+    if not isinstance(reference, str) or not reference.startswith("#/") or _IN_A_MAP.fullmatch(reference):
+        return False
+    steps = reference.split("/")[1:]
+    while steps:
+        keyword = steps.pop(0)
+        if keyword not in HOLDING:
+            return True
+        if steps and (keyword in MAPS or (keyword in LISTS and steps[0].isdecimal())):
+            steps.pop(0)
+    return False
+
+
+def at(schema: Any, place: str) -> Any:
+    """Return what stands at a place that a walk has met."""
+    for step in place.split("/")[1:]:
+        schema = schema[int(step)] if isinstance(schema, list) else schema[step.replace("~1", "/").replace("~0", "~")]
+    return schema
 
 
 def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], place: str, spoken: frozenset[str]) -> None:
@@ -57,11 +97,11 @@ def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], plac
             feature = keyword if keyword not in _FORMED else _feature({keyword: value} if alone else schema, keyword)
             found.append(_use((here, keyword, feature)))
         if keyword in HOLDING and isinstance(value, _PARTS):
-            for below, child in _children(keyword, value, here):
+            for below, child in children(keyword, value, here):
                 _add_uses(found, document, child, below, spoken)
 
 
-def _children(keyword: str, value: dict[str, Any] | list[Any], place: str) -> list[tuple[str, dict[str, Any]]]:
+def children(keyword: str, value: dict[str, Any] | list[Any], place: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the schema objects that stand directly below a keyword, with their places."""
     if isinstance(value, list):
         return [(f"{place}/{index}", child) for index, child in enumerate(value) if keyword in LISTS and isinstance(child, dict)]
@@ -135,6 +175,16 @@ def _counts_optional(schema: dict[str, Any], value: Any) -> bool:
     return "patternProperties" in schema or schema.get("additionalProperties", True) is not False
 
 
+def _is_beside_others(schema: dict[str, Any], value: Any) -> bool:
+    """Whether other names are free; where properties are counted, whether more are wanted than are named: one that comes twice is counted twice."""
+    free = schema.get("additionalProperties", True) is not False
+    if not isinstance(value, int):
+        return free
+    required = schema.get("required")
+    named = len(required) if isinstance(required, list) else 0
+    return (free or "patternProperties" in schema) and value > max(1, named)
+
+
 def _has_parts(_: dict[str, Any], value: Any) -> bool:
     return any(isinstance(one, dict | list | float) for one in (value if isinstance(value, list) else [value]))
 
@@ -157,7 +207,7 @@ _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], b
         lambda _, value: not isinstance(value, int) or value > 1000,
     ),
     "{} beside optional properties": (("minProperties", "maxProperties"), _counts_optional),
-    "{} beside others": (("properties", "patternProperties"), lambda schema, _: schema.get("additionalProperties", True) is not False),
+    "{} beside others": (("properties", "patternProperties", "minProperties"), _is_beside_others),
     "{} from zero on": (("multipleOf",), _is_from_zero_on),
     "{} of fractions": (("multipleOf",), lambda _, value: not isinstance(value, int)),
     "{} beyond 100000": (("multipleOf",), lambda _, value: value > MOST_STEP),
@@ -183,14 +233,14 @@ def split(all_uses: list[Use], inexact: Iterable[str]) -> tuple[tuple[str, ...],
         return tuple(dict.fromkeys([use.place for use in all_uses])), ()
     known = {use.place for use in all_uses}
     if all(place in known or place.startswith("*/") or any(one.startswith(f"{place}/") for one in known) for place in vague):
-        checked = [use.place for use in all_uses if f"*/{use.keyword}" in vague or _is_below(use.place, vague)]
+        checked = [use.place for use in all_uses if f"*/{use.keyword}" in vague or is_below(use.place, vague)]
     else:
         checked = [use.place for use in all_uses]
     kept = dict.fromkeys(checked)
     return tuple(dict.fromkeys([use.place for use in all_uses if use.place not in kept])), tuple(kept)
 
 
-def _is_below(place: str, vague: frozenset[str]) -> bool:
+def is_below(place: str, vague: Set[str]) -> bool:
     """Whether a place, or one above it, is among these."""
     while place not in vague:
         place, slash, _ = place.rpartition("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,9 +15,12 @@ from tempfile import TemporaryFile
 from typing import Any, Final
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.unfolding import unfolds_far
 from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary
 
 _GLANCE: Final = 0.05  # seconds between looks at whether a grammar is still wanted
+STARTING: Final = 60.0
+"""The most seconds that a process may take before it begins to compile: it loads the engine, on a machine that is busy. The limit begins behind that."""
 LONG_TEXT: Final = 300_000
 BIG_NUMBER: Final = 1000
 LONG_STEP: Final = 5  # digits of all steps together
@@ -39,11 +43,13 @@ def looks_dangerous(name: str, spec: GrammarSpec) -> bool:
 
 
 def tried(name: str, spec: GrammarSpec, limits: CompileLimits) -> None:
-    """Compile a grammar that looks dangerous in another process, on a small vocabulary, under the limits.
+    """Compile a grammar that looks dangerous, or for xgrammar one that unfolds far, in another process, on a small vocabulary, under the limits.
 
     :raises ConstraintError: it was refused there, took longer or more memory than the limits, or brought the process down.
     """
-    if name != "outlines" and looks_dangerous(name, spec):  # outlines is always compiled apart
+    if name == "outlines":  # which is always compiled apart
+        return
+    if looks_dangerous(name, spec) or (name == "xgrammar" and unfolds_far(spec)):
         _in_a_process(name, spec, None, limits)
 
 
@@ -65,7 +71,7 @@ def _in_a_process(name: str, spec: GrammarSpec, vocabulary: object, limits: Comp
                 output = _waited_for(process, limits)
             finally:
                 process.kill()
-    if output is None:
+    if output is None or process.returncode == -signal.SIGALRM:
         raise ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds")
     if process.returncode == 0:
         return output
@@ -75,11 +81,11 @@ def _in_a_process(name: str, spec: GrammarSpec, vocabulary: object, limits: Comp
 
 
 def _waited_for(process: subprocess.Popen[bytes], limits: CompileLimits) -> bytes | None:
-    """Return what a process printed, None once it took too long.
+    """Return what a process printed, None once it took too long, which it ends for itself unless it never gets so far.
 
     :raises ConstraintError: nobody waits for it any longer.
     """
-    deadline = time.monotonic() + limits.seconds
+    deadline = time.monotonic() + STARTING + limits.seconds
     while time.monotonic() < deadline:
         limits.check_wanted()
         try:

@@ -11,7 +11,7 @@ from accelplug import ConstraintError
 from accelplug.constrained.auto import Alone, Auto
 from accelplug.constrained.engines.known import enforces, label
 from accelplug.constrained.engines.recorded import RECORDED
-from accelplug.constrained.probes import PROBES, bytes_only, seen
+from accelplug.constrained.probes import FORMS, PROBES, bytes_only, seen
 from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary, load_registry
 
 NAMES = ("llguidance", "xgrammar", "outlines")
@@ -127,16 +127,17 @@ def test_what_an_engine_does_not_take_is_refused():
 def test_the_recorded_probes_are_what_the_probes_find():
     """All of llguidance's; of the slower engines a few."""
     for name, features in (
-        ("llguidance", list(PROBES)),
-        ("xgrammar", ["required", "enum", "uniqueItems"]),
-        ("outlines", ["enum", "required"]),
+        ("llguidance", [*PROBES, *FORMS]),
+        ("xgrammar", ["required", "enum", "uniqueItems", *FORMS]),
+        ("outlines", ["enum", "required", "items that are counted", "keywords together"]),
     ):
         if label(name) not in RECORDED:
             continue
         from accelplug.constrained.engines.known import begin
 
         for feature in features:
-            found = seen(PROBES[feature], lambda spec, vocabulary, name=name: begin(name, spec, vocabulary))
+            probes = FORMS.get(feature) or (PROBES[feature],)
+            found = all(seen(probe, lambda spec, vocabulary, name=name: begin(name, spec, vocabulary)) for probe in probes)
             assert found == (feature not in RECORDED[label(name)]) == enforces(name, feature), (name, feature)
 
 

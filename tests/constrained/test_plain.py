@@ -159,3 +159,15 @@ def test_formats_that_describe_are_left_out():
     grammar = compiled({"type": "string", "format": "date"}, format="annotate")
     assert "rewritten" not in grammar.statement.engine
     assert legal(grammar, "x")
+
+
+def test_what_only_references_lead_to_is_in_the_statement():
+    """Documents of OpenAPI keep their schemas where no keyword of JSON Schema holds any; an engine that takes them as they are was told nothing of it."""
+    day = {"type": "string", "format": "date"}
+    for schema in ({"$ref": "#/components/schemas/a~1b", "components": {"schemas": {"a/b": day}}}, {"items": {"$ref": "#/x"}, "x": {"$ref": "#/y"}, "y": day}):
+        said = compiled(schema).statement
+        place = "#/y/format" if "y" in schema else "#/components/schemas/a~1b/format"
+        assert place in said.enforced
+        value = ["2023-02-29"] if "y" in schema else "2023-02-29"
+        assert not legal_by_mask(compiled(schema).matcher(), json.dumps(value), bytes_only())
+    assert compiled({"$ref": "#/x/0", "x": [{"type": "integer"}]}).statement.engine.endswith("rewritten")  # what leads through a list is not looked at

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from accelplug import ConstraintError
 from accelplug.hooks import CompileLimits, GrammarSpec
 
 pytest.importorskip("llguidance")
@@ -166,8 +167,8 @@ CASES = {
 }
 
 
-WRITTEN_TWICE = {"not pattern properties", "not additional", "not names"}
-"""A name may be written twice, and the last one counts: whether some property is as demanded is also checked at the end."""
+WRITTEN_TWICE = {"minProperties", "not pattern properties", "not additional", "not names"}
+"""A name may be written twice, and the last one counts, once: whether some property is as demanded, or there are enough, is also checked at the end."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -230,3 +231,18 @@ def test_an_object_of_many_properties_is_not_too_deep(required):
     assert not written.inexact
     names = set(re.findall(r"^obj\d+", written.text, re.MULTILINE))
     assert names <= {*re.findall(r" (obj\d+)", written.text)}, "no rule is there in vain"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_name_that_comes_twice_counts_once(strict):
+    schema = {"type": "object", "properties": {"a": {}}, "minProperties": 2}
+    if strict:
+        with pytest.raises(ConstraintError, match="no mask enforces #/minProperties"):
+            compiled(schema, strict=True)
+        assert compiled({**schema, "minProperties": 1}, strict=True).statement.checked == ()
+        assert compiled({**schema, "required": ["a", "b"]}, strict=True).statement.checked == ()
+        return
+    grammar = compiled(schema)
+    assert legal_by_mask(grammar.matcher(), '{"b": 1, "b": 1}', bytes_only())  # or this test has nothing to show
+    assert "#/minProperties" in grammar.statement.checked
+    assert "not have enough properties" in grammar.check('{"b": 1, "b": 1}')

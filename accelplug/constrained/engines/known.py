@@ -11,8 +11,8 @@ from typing import Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.recorded import RECORDED
-from accelplug.constrained.probes import PROBES, bytes_only, seen
-from accelplug.constrained.worker import compiled_apart
+from accelplug.constrained.probes import FORMS, PROBES, bytes_only, seen
+from accelplug.constrained.worker import compiled_apart, tried
 from accelplug.hooks import CompileLimits, GrammarSpec, Matcher, Vocabulary
 
 PACKAGES: Final = {"llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
@@ -38,10 +38,12 @@ def module_of(name: str) -> ModuleType:
 def begin(name: str, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits | None = None) -> Callable[[], Matcher]:
     """Compile with one engine, as it is; return what makes matchers.
 
-    :param limits: outlines works in a process of its own under them; the others are bounded by what they do, and by `worker.tried`.
-    :raises ConstraintError: the engine refuses the grammar, or is not installed.
+    :param limits: outlines works in a process of its own under them, and the others try there what may take them long. None: neither.
+    :raises ConstraintError: the engine refuses the grammar, would exceed a limit, or is not installed.
     """
     module = module_of(name)
+    if limits is not None:
+        tried(name, spec, limits)
     if name == "llguidance":
         found = module.template(module.source_of(spec), vocabulary)
     elif name == "outlines" and limits is not None:
@@ -72,8 +74,9 @@ def nests_behind_blanks() -> bool:
 
 @cache
 def enforces(name: str, feature: str) -> bool:
-    """Whether the installed release of an engine enforces a feature: as recorded for that release, else probed once per process."""
+    """Whether the installed release of an engine enforces a feature or a form: as recorded for that release, else probed once per process."""
+    probes = FORMS.get(feature) or [PROBES[feature]] if feature in PROBES or feature in FORMS else []
     recorded = RECORDED.get(label(name))
     if recorded is not None:
-        return feature in PROBES and feature not in recorded
-    return feature in PROBES and seen(PROBES[feature], lambda spec, vocabulary: begin(name, spec, vocabulary))
+        return bool(probes) and feature not in recorded
+    return bool(probes) and all(seen(probe, lambda spec, vocabulary: begin(name, spec, vocabulary)) for probe in probes)

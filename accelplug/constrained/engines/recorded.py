@@ -7,10 +7,13 @@ from typing import Final
 _NOT_IN_OTHERS: Final = frozenset(
     {"$ref to an anchor", "$ref with siblings", "additionalItems", "items as a list", "multipleOf from zero on"}
 )
+_ALONE: Final = frozenset({"keywords together", "oneOf that overlaps"})
 _CALENDAR: Final = frozenset({"format date", "format time", "format date-time"})  # days that a year lacks, seconds that a minute lacks
 _COUNTED_OPTIONAL: Final = frozenset({"minProperties beside optional properties", "maxProperties beside optional properties"})
 RECORDED: Final[dict[str, frozenset[str]]] = {
-    "llguidance 1.7.6": frozenset({"contains", "multipleOf", "propertyNames", "uniqueItems"}) | _COUNTED_OPTIONAL | _CALENDAR,
+    "llguidance 1.7.6": frozenset({"contains", "multipleOf", "propertyNames", "oneOf that overlaps", "uniqueItems"})
+    | _COUNTED_OPTIONAL
+    | _CALENDAR,
     "xgrammar 0.2.8": frozenset(
         {
             "allOf",
@@ -26,11 +29,15 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
         }
     )
     | _NOT_IN_OTHERS
+    | _ALONE
+    | frozenset({"anchors inside expressions", "the dot in expressions"})
     | _CALENDAR,
     "outlines 0.2.14": frozenset(
         {
             "additionalProperties",
             "allOf",
+            "bounds of integers",
+            "bounds of numbers",
             "contains",
             "exclusiveMaximum",
             "exclusiveMinimum",
@@ -50,8 +57,10 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
             "patternProperties",
         }
         | {"patternProperties with classes", "prefixItems", "propertyNames", "required", "uniqueItems"}
+        | {"items behind the first", "properties and others"}
     )
     | _NOT_IN_OTHERS
+    | _ALONE
     | _CALENDAR,
 }
 """Engine and release -> the features of the table that it does not enforce."""

@@ -74,6 +74,8 @@ def shape_of(builder: Builder, branch: Branch) -> Shape | None:
         return None
     if others and (low > len(required) or some):  # a name written twice counts once
         builder.checked(*(Inexact(atom.place) for atom in some))
+    if low > len(required) + 1 and (others or builder.any_order):  # and so it does where several are counted
+        builder.checked(Inexact("*/minProperties"), Inexact("*/maxProperties"))
     return Shape(named, others, required, len(some), low, high)
 
 

@@ -16,6 +16,7 @@ class Seen:
     :param depth: of nesting.
     :param keywords: all names in it.
     :param beside_references: those that stand beside a ``$ref``, it included.
+    :param references: what stands as ``$ref``.
     :param formats: what stands as ``format``.
     :param naming: the objects that may name themselves.
     :param lists_items: whether ``items`` is a list somewhere.
@@ -23,6 +24,7 @@ class Seen:
 
     def __init__(self, schema: Any) -> None:
         self.keywords, self.beside_references = set[str](), set[str]()
+        self.references: list[Any] = []
         self.formats: list[Any] = []
         self.naming: list[dict[str, Any]] = []
         self.lists_items = False
@@ -38,6 +40,7 @@ class Seen:
         self.keywords.update(one)
         if "$ref" in one:
             self.beside_references.update(one)
+            self.references.append(one["$ref"])
         if not NAMING.isdisjoint(one):
             self.naming.append(one)
         if "format" in one:

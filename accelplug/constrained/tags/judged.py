@@ -10,11 +10,12 @@ from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.known import begin, enforces
 from accelplug.constrained.engines.matching import Compiled
 from accelplug.constrained.finishing import CHECK_SECONDS, TOO_DEEP, check_ends, out_of_time
+from accelplug.constrained.forms import doubtful
 from accelplug.constrained.probes import bytes_only
-from accelplug.constrained.statements import BESIDE_OTHERS, Use, split, uses
-from accelplug.constrained.tags.doubts import at, beside_others, check_references
+from accelplug.constrained.statements import BESIDE_OTHERS, Use, at, split, uses
 from accelplug.constrained.tags.parts import Walk
 from accelplug.constrained.tags.reading import Form, Schema, read
+from accelplug.constrained.tags.references import check_references
 from accelplug.constrained.time_limit import OutOfTimeError, within
 from accelplug.hooks import CompiledGrammar, CompileLimits, GrammarSpec, GrammarStatement
 
@@ -57,12 +58,12 @@ def with_final_check(compiled: CompiledGrammar, spec: GrammarSpec, limits: Compi
 def _of_one(schema: Schema, form: Form) -> _Places:
     found = uses(schema.document)
     lost = [use.place for use in found if not _is_enforced(use, schema)]
-    doubtful = (*lost, *beside_others(schema.document, found))  # and what stands below them
-    enforced, checked = (tuple(f"{schema.place}{place}" for place in places) for places in split(found, doubtful))
+    left = (*lost, *doubtful(ENGINE, schema.document, [use.place for use in found]))  # and what stands below them
+    enforced, checked = (tuple(f"{schema.place}{place}" for place in places) for places in split(found, left))
     if checked:
         if why := schema.hidden or form.hidden:
             raise ConstraintError(
-                f"{ENGINE} does not enforce {schema.place}{(lost or doubtful)[0]}, and it cannot be checked at the end, since {why}; leave the keyword out"
+                f"{ENGINE} does not enforce {schema.place}{left[0]}, and it cannot be checked at the end, since {why}; leave the keyword out"
             )
         _check_checking(schema, found)
     return _Places(enforced, checked)
