@@ -11,7 +11,7 @@ _ALONE: Final = frozenset({"keywords together", "oneOf that overlaps"})
 _CALENDAR: Final = frozenset({"format date", "format time", "format date-time"})  # days that a year lacks, seconds that a minute lacks
 _COUNTED_OPTIONAL: Final = frozenset({"minProperties beside optional properties", "maxProperties beside optional properties"})
 RECORDED: Final[dict[str, frozenset[str]]] = {
-    "llguidance 1.7.6": frozenset({"contains", "multipleOf", "propertyNames", "oneOf that overlaps", "uniqueItems"})
+    "llguidance 1.7.6": frozenset({"contains", "format hostname", "multipleOf", "propertyNames", "oneOf that overlaps", "uniqueItems"})
     | _COUNTED_OPTIONAL
     | _CALENDAR,
     "xgrammar 0.2.8": frozenset(
@@ -20,6 +20,7 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
             "const of parts",
             "contains",
             "enum of parts",
+            "format hostname",
             "maxLength",
             "minLength",
             "pattern",

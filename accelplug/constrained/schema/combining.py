@@ -92,18 +92,14 @@ def dependent_required(place: Place) -> Iterator[Clause]:
 
 
 def dependencies(place: Place) -> Iterator[Clause]:
-    """``dependencies`` of drafts to 7, both of the above; later ones know it where they name no draft."""
-    if place.kind != "object" or not (place.legacy or "$schema" not in _root(place)):
+    """``dependencies`` of drafts to 7, both of the above; later ones ask nobody to give it another meaning."""
+    if place.kind != "object":
         return
     for name, wanted in place.value.items():
         if isinstance(wanted, dict | bool):
             yield _depending(place, name)
         else:
             yield _bringing(name, [wanted] if isinstance(wanted, str) else wanted)
-
-
-def _root(place: Place) -> dict[str, object]:
-    return place.document.schema if isinstance(place.document.schema, dict) else {}
 
 
 def _depending(place: Place, name: str) -> Clause:

@@ -38,11 +38,15 @@ _IPV6: Final = "|".join(
         *(f"{front}::{behind}" for front, behind in zip(_FRONT, _BEHIND, strict=True)),
     ]
 )
+IP_LITERAL: Final = rf"{_IPV6}|[vV]{_HEX}+\.[A-Za-z0-9._~!$&'()*+,;=:-]+"
+"""What stands in brackets in the place of a host (RFC 3986, 3.2.2)."""
 _LABEL: Final = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _ESCAPED: Final = rf"%{_HEX}{{2}}"
 _URI_TAIL: Final = rf"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?\[\]-]|{_ESCAPED})*(?:#(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|{_ESCAPED})*)?"
 _IRI_TAIL: Final = r'[^\s<>"{}|\\^`#]*(?:#[^\s<>"{}|\\^`#]*)?'
 _SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]*"
+_VARIABLE: Final = rf"(?:[A-Za-z0-9_]|{_ESCAPED})(?:\.?(?:[A-Za-z0-9_]|{_ESCAPED}))*(?::[1-9][0-9]{{0,3}}|\*)?"
+_EXPANDED: Final = rf"\{{[+#./;?&=,!@|]?{_VARIABLE}(?:,{_VARIABLE})*\}}"
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 
 FORMATS: Final[dict[str, Format]] = {
@@ -50,9 +54,9 @@ FORMATS: Final[dict[str, Format]] = {
     "time": Format(rf"^{_TIME}$"),
     "date-time": Format(rf"^{_DATE}[tT]{_TIME}$"),
     "duration": Format(rf"^P(?:[0-9]+W|{_DAYS}(?:{_HOURS})?|{_HOURS})$"),
-    "email": Format(rf"^(?:{_ATOM}(?:\.{_ATOM})*|\"[^\"\\\r\n]*\")@(?:{_LABEL}(?:\.{_LABEL})*|\[[^\]\s]+\])$"),
+    "email": Format(rf"^(?:{_ATOM}(?:\.{_ATOM})*|\"[^\"\\\r\n]*\")@(?:{_LABEL}(?:\.{_LABEL})*|\[(?:{_IPV4}|IPv6:(?:{_IPV6}))\])$"),
     "idn-email": Format(r"^[^@\s]+@[^@\s]+$"),
-    "hostname": Format(rf"^(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*$"),
+    "hostname": Format(rf"^(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*$", exact=False),  # xn-- begins a label that not every text makes
     "idn-hostname": Format(r"^[^\s/?#@]+$", exact=False),
     "ipv4": Format(rf"^{_IPV4}$"),
     "ipv6": Format(rf"^(?:{_IPV6})$"),
@@ -63,7 +67,7 @@ FORMATS: Final[dict[str, Format]] = {
     "iri-reference": Format(rf"^{_IRI_TAIL}$", exact=False),
     "json-pointer": Format(r"^(?:/(?:[^~/]|~[01])*)*$".replace("[^~/]", r"(?:[^~/]|\n|\r)")),
     "relative-json-pointer": Format(r"^(?:0|[1-9][0-9]*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", exact=False),
-    "uri-template": Format(r"^(?:[^\s\"'<>\\^`{|}]|\{[^{}\s]+\})*$", exact=False),
+    "uri-template": Format(rf"^(?:[^\s\"'%<>\\^`{{|}}\x00-\x1f\x7f-\x9f]|{_ESCAPED}|{_EXPANDED})*$", exact=False),
     "regex": Format(r"^[\s\S]*$", exact=False),
 }
 """Formats that are not here constrain nothing: an unknown format describes, says the specification."""

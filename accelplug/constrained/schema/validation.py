@@ -13,6 +13,7 @@ from accelplug._errors import ConstraintError
 from accelplug.constrained.regex.backtracking import backtracking
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.schema import evaluated, searching
+from accelplug.constrained.schema.format_checks import MORE
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.time_limit import seconds_left
 
@@ -36,7 +37,7 @@ class Checking:
 def validator_class(draft: int, *, declared: bool) -> Checking:
     """Return the validators of a draft.
 
-    :param declared: whether the schema names its draft; ``dependencies`` counts where it does not, whatever the draft.
+    :param declared: whether the schema names its draft; where it does not, older ones' forms count too. ``dependencies`` counts in all.
     :raises ConstraintError: jsonschema is not installed.
     """
     try:
@@ -58,8 +59,9 @@ def validator_class(draft: int, *, declared: bool) -> Checking:
         extra |= {"unevaluatedItems": partial(evaluated.unevaluated_items, newest=draft == 2020)}
     if draft == 3:
         extra["divisibleBy"] = _multiple_of
-    if not declared and draft > 7:
+    if draft > 7:
         extra |= {"dependencies": _dependencies}
+    if not declared and draft > 7:
         extra |= {name: partial(_bound, base.VALIDATORS, name) for name in (*_EXCLUSIVE, *_EXCLUSIVE.values())}
     checker = jsonschema.FormatChecker(())
     checker.checkers = dict(base.FORMAT_CHECKER.checkers) | {"regex": (_is_expression, ConstraintError)}
@@ -90,17 +92,17 @@ def _is_expression(value: str) -> bool:
 
 
 class _Formatted:
-    """A format's own check, and the expression that masks follow."""
+    """A format's own check, the expression that masks follow, and what neither asks."""
 
     def __init__(self, name: str, before: Any) -> None:
-        self._name, self._before = name, before
+        self._name, self._before, self._more = name, before, MORE.get(name)
 
     def __call__(self, value: Any) -> bool:
         if not isinstance(value, str):
             return True
         if self._before is not None and not self._holds(value):
             return False
-        return searching.found_in(FORMATS[self._name].pattern, value)
+        return searching.found_in(FORMATS[self._name].pattern, value) and (self._more is None or self._more(value))
 
     def _holds(self, value: str) -> bool:
         check, raises = self._before

@@ -1,0 +1,70 @@
+"""What the final check asks of formats beyond jsonschema's validators and the expressions that masks follow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from accelplug.constrained.schema.formats import IP_LITERAL
+
+_ASCII_LABEL: Final = re.compile(r"xn--", re.IGNORECASE)
+_STOPS: Final = re.compile("[.\u3002\uff0e\uff61]")
+_RIGHT_TO_LEFT: Final = ("R", "AL", "AN")
+_HOST: Final = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*:)?//(?:[^/?#@]*@)?\[([^\]]*)\]")
+_IP: Final = re.compile(IP_LITERAL)
+_SIGNS: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(\?[A-Za-z]+[)<]?|.", re.DOTALL)
+"""An escape, a class, the begin of a group with letters, or one more character."""
+_OTHERS: Final = re.compile(r"\(\?(?:P|[A-Za-z]+\))")
+
+
+def is_hostname(value: str) -> bool:
+    """Whether every label that stands for an internationalised one does (RFC 5890, 2.3.2.1)."""
+    return all(_is_ascii_label(label) for label in value.split(".") if _ASCII_LABEL.match(label))
+
+
+def _is_ascii_label(label: str) -> bool:
+    import idna
+
+    try:
+        idna.check_label(idna.ulabel(label.lower()))
+    except (idna.IDNAError, UnicodeError):
+        return False
+    return True
+
+
+def is_international_hostname(value: str) -> bool:
+    """Whether no label is empty, and where one is written from right to left all keep to the rule of those (RFC 5893, 2)."""
+    import unicodedata
+
+    import idna
+
+    labels = _STOPS.split(value)
+    if not all(labels) or not is_hostname(".".join(labels)):
+        return False
+    if any(unicodedata.bidirectional(char) in _RIGHT_TO_LEFT for char in value):
+        try:
+            return all(idna.check_bidi(label, check_ltr=True) for label in labels)
+        except idna.IDNAError:
+            return False
+    return True
+
+
+def has_ip_literal(value: str) -> bool:
+    """Whether what stands in brackets for a host is an address (RFC 3986, 3.2.2)."""
+    host = _HOST.match(value)
+    return host is None or _IP.fullmatch(host[1]) is not None
+
+
+def is_ecma(value: str) -> bool:
+    """Whether an expression has no group that other dialects alone have: ``(?P<name>`` and flags for the rest of the text."""
+    return not any(_OTHERS.match(part) for part in _SIGNS.findall(value))
+
+
+MORE: Final[Mapping[str, Callable[[str], bool]]] = {
+    "hostname": is_hostname,
+    "idn-hostname": is_international_hostname,
+    **dict.fromkeys(("uri", "uri-reference", "iri", "iri-reference"), has_ip_literal),
+    "regex": is_ecma,
+}
+"""Format -> what else must hold of a text."""
