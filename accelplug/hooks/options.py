@@ -137,7 +137,7 @@ def check_value(who: str, name: str, value: Any, annotation: object, metadata: M
         ``Literal`` admit anything.
     :raises OptionError: naming the option, the value and what is allowed.
     """
-    if (words := _words(annotation)) and value not in words:
+    if (words := words_of(annotation)) and value not in words:
         raise OptionError(f"{who}: {name}={value!r} is none of its values, it takes {' or '.join(map(repr, words))}")
     admitted = _admitted(annotation)
     if admitted and type(value) not in admitted and not (type(value) is int and float in admitted):
@@ -153,7 +153,7 @@ def check_value(who: str, name: str, value: Any, annotation: object, metadata: M
         raise OptionError(f"{who}: {name}={value!r} is out of range, it takes {bounds}")
 
 
-def _words(annotation: object) -> tuple[object, ...]:
+def words_of(annotation: object) -> tuple[object, ...]:
     """Return the values that a ``Literal`` lists; none for other annotations."""
     if isinstance(annotation, str):
         listed = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", annotation.strip(), re.DOTALL)

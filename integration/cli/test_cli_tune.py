@@ -44,6 +44,20 @@ def test_the_winner_is_judged_on_the_other_half(tuned, tmp_path):
     assert (found["x_plain"]["low"] > 1) == found["faster"]
 
 
+def test_drafters_compete_before_the_fastest_ones_options_do(tuned, tmp_path):
+    given = ("prompt_lookup(num_tokens=2, max_ngram=2, min_ngram=2)", "input_copy(num_tokens=8, max_ngram=3)")
+    _, found = tuned(*(part for spec in given for part in ("--drafter", spec)), "--output", str(tmp_path / "one.toml"))
+    assert found["drafters"] == list(given)
+    assert found["default"] in given
+    assert found["tried"] == [found["default"]], "all of its options are given"
+    assert found["rungs"] == [[2, 3]]
+    _, found = tuned("--output", str(tmp_path / "other.toml"))
+    assert {"prompt_lookup", "suffix", "adaptive"} <= set(found["drafters"])
+    assert "needs model" in found["left_out"]["draft_model"]
+    assert found["rungs"][0][0] == len(found["drafters"])
+    assert found["default"] == found["tried"][0]
+
+
 def test_a_model_with_an_encoder_is_tuned_too(tmp_path, capfd):
     testbed = pytest.importorskip("accelplug_testbed", reason="pip install ./integration/testbed")
     texts, output = tmp_path / "texts.jsonl", tmp_path / "accelplug.toml"

@@ -42,6 +42,14 @@ def test_a_grid_that_is_too_large_changes_one_option_at_a_time(monkeypatch):
     assert MOST == 27
 
 
+def test_words_are_tried_and_what_may_be_remembered_of_others_is_not():
+    found = settings("suffix")
+    assert found[0] == "suffix"
+    assert "suffix(shape='tree')" in found
+    assert not any("scope" in spelling for spelling in found)
+    assert not any("shape" in spelling for spelling in settings("suffix(shape='tree')")[1:] if "shape='tree'" not in spelling)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 27])
 @pytest.mark.parametrize("num_prompts", [1, 3, 16])
 def test_halving_finds_the_fastest_and_spends_more_prompts_on_fewer(count, num_prompts):

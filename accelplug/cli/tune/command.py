@@ -1,4 +1,4 @@
-"""``accelplug tune``: try a drafter's options on half of the prompts, judge the winner on the other half, write what holds."""
+"""``accelplug tune``: try drafters and the best one's options on half of the prompts, judge the winner on the other half, write what holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ def configure(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("model", metavar="MODEL", help="a model directory or hub id")
     parser.add_argument("--prompts", metavar="FILE", required=True, help="JSON lines with 'prompt', or Spec-Bench's")
-    parser.add_argument("--drafter", metavar="SPEC", default="prompt_lookup", help="options given here stay fixed (default: %(default)s)")
+    parser.add_argument(
+        "--drafter",
+        metavar="SPEC",
+        action="append",
+        help="may be repeated; options given here stay fixed (default: every installed one that runs here)",
+    )
     add_verifier(parser)
     parser.add_argument("--output", metavar="FILE", default="accelplug.toml", help="the configuration to write (default: %(default)s)")
     parser.add_argument("--limit", type=at_least(2, int), metavar="N", default=32, help="the most prompts (default: %(default)s)")
@@ -43,8 +48,9 @@ def configure(parser: ArgumentParser) -> None:
 
 def collect(arguments: Namespace) -> Document:
     """Search, judge, and write the configuration if it is shown to be faster than plain generation."""
-    for kind in ("drafter", "verifier"):
-        check_technique(kind, getattr(arguments, kind))
+    for drafter in arguments.drafter or ():
+        check_technique("drafter", drafter)
+    check_technique("verifier", arguments.verifier)
     output = Path(arguments.output).expanduser()
     if output.exists():
         raise OptionError(f"{output} is there already; remove it, or name another file with --output")
@@ -59,7 +65,7 @@ def collect(arguments: Namespace) -> Document:
 
 
 class Tuning:
-    """One search: the settings that run, and the two halves of the prompts."""
+    """One search: the drafters that run, then the fastest one's settings, and the two halves of the prompts."""
 
     def __init__(self, arguments: Namespace, model: Any, tokenizer: Any, texts: Sequence[tasks.Text]) -> None:
         self.arguments, self.model = arguments, model
@@ -76,24 +82,36 @@ class Tuning:
                 "tuning takes at least 2, to search on one half and judge on the other"
             )
         self.search, self.judge = halves(found[: arguments.limit])
-        self.ways: list[ways.Way] = []
-        for spec in settings(arguments.drafter):
+        self.chosen = {"verifier": arguments.verifier, "allow_lossy": arguments.allow_lossy}
+        self.tokenizer, self.left_out = tokenizer, dict[str, str]()
+        if arguments.drafter:
+            self.drafters = [ways.accelerated(model, tokenizer, drafter, **self.chosen) for drafter in dict.fromkeys(arguments.drafter)]
+        else:
+            self.drafters, self.left_out = ways.installed(model, tokenizer, **self.chosen)
+        if not self.drafters:
+            raise OptionError(f"no installed drafter runs here ({self.left_out}); name one with --drafter")
+
+    def _settings(self, drafter: ways.Way) -> list[ways.Way]:
+        """Return a drafter's settings, its own first, without those that it refuses."""
+        found = [drafter]
+        for spec in settings(drafter.name)[1:]:
             try:
-                self.ways.append(ways.accelerated(model, tokenizer, spec, arguments.verifier, allow_lossy=arguments.allow_lossy))
+                found.append(ways.accelerated(self.model, self.tokenizer, spec, **self.chosen))
             except AccelplugError:
-                if not self.ways:  # its own setting: then no other one is worth a look
-                    raise
+                continue
+        return found
 
     def run(self) -> Document:
         """Return what won, what it was worth on the prompts it was not chosen on, and the way there."""
         asked = self.arguments
-        default = self.ways[0]
         with progress("searching", 0) as tick:
 
             def measure(left: list[ways.Way], prompts: list[tasks.Prompt]) -> list[float]:
                 return [taken.seconds[0] for taken in self._take(left, prompts, 1, tick)]
 
-            winner, rungs = halving(self.ways, self.search, measure)
+            default, rungs = halving(self.drafters, self.search, measure)
+            tried = self._settings(default)
+            winner, more = halving(tried, self.search, measure)
             compared = list({way.name: way for way in (ways.plain(), default, winner)}.values())
             taken = dict(zip((way.name for way in compared), self._take(compared, self.judge, asked.rounds, tick), strict=True))
         against_default = paired_ratio(taken[default.name].seconds, taken[winner.name].seconds)
@@ -112,8 +130,10 @@ class Tuning:
             "x_plain": against_plain.as_dict(),
             "faster": exact and against_plain.low > 1,
             "output_agreement": agreement,
-            "tried": [way.name for way in self.ways],
-            "rungs": rungs,
+            "drafters": [way.name for way in self.drafters],
+            "left_out": self.left_out,
+            "tried": [way.name for way in tried],
+            "rungs": [*rungs, *more],
             "prompts": {"search": len(self.search), "judge": len(self.judge)},
             "rounds": asked.rounds,
             "max_new_tokens": asked.max_new_tokens,
@@ -145,8 +165,9 @@ def show(document: Document, console: Console) -> None:
 
     rungs = ", ".join(f"{candidates} on {prompts}" for candidates, prompts in document["rungs"]) or "only one"
     lines = [
-        f"tried: {len(document['tried'])} settings, {rungs} prompts; fastest: {document['winner']}",
-        f"against the default {document['default']}, on the other {document['prompts']['judge']} prompts: {interval(document['x_default'])} x",
+        f"drafters: {', '.join(document['drafters'])}; fastest: {document['default']}",
+        f"tried of it: {len(document['tried'])} settings, in all {rungs} prompts; fastest: {document['winner']}",
+        f"against its default {document['default']}, on the other {document['prompts']['judge']} prompts: {interval(document['x_default'])} x",
         f"chosen: {document['drafter']}, {interval(document['x_plain'])} x plain generation",
         f"wrote {document['output']}; use it with 'accelplug run --config {document['output']}' or attach(model, **accelplug.load_config(...))"
         if document["faster"]

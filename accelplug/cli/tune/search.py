@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import Parameter
 from typing import Any, Final, TypeVar
 
 from accelplug.cli.plugins import offered_here
-from accelplug.hooks.options import fields_of
+from accelplug.hooks.options import fields_of, words_of
 
 MOST: Final = 27
 """A grid with more settings than this changes one option at a time."""
@@ -18,26 +19,33 @@ Prompts = TypeVar("Prompts", bound=Sequence[Any])
 
 
 def settings(given: str) -> list[str]:
-    """Return the spellings to try for one drafter, its own first: each whole-number option with bounds at half, once and twice its default.
+    """Return the spellings to try for one drafter, its own first: each whole-number option with bounds at half, once and twice its default,
+    each option of words at all of them.
 
-    Options that `given` sets stay as they are.
+    Options that `given` sets stay as they are, and so does `scope`: what a drafter may remember of others is not for a search to choose.
 
     :raises AccelplugError: nobody offers it, or it cannot be imported.
     """
     entry, spec = offered_here().find("drafter", given)
     factory = entry.resolve()
     declared = {name: field.metadata.get("accelplug", {}) for name, field in getattr(factory, "__dataclass_fields__", {}).items()}
-    free = {
-        name: values(parameter.default, declared[name].get("ge"), declared[name].get("le"))
-        for name, parameter in fields_of(factory).items()
-        if name not in spec.options and type(parameter.default) is int and declared.get(name)
-    }
+    open_to_choice = {name: parameter for name, parameter in fields_of(factory).items() if declared.get(name) and name not in (*spec.options, "scope")}
+    free: dict[str, list[Any]] = {name: _tried(parameter, declared[name]) for name, parameter in open_to_choice.items()}
+    free = {name: tried for name, tried in free.items() if tried}
     changes = [dict(zip(free, chosen, strict=True)) for chosen in itertools.product(*free.values())]
     if len(changes) > MOST:
         changes = [{}, *({name: value} for name, tried in free.items() for value in tried[1:])]
     defaults = {name: tried[0] for name, tried in free.items()}
     spelled = [{name: value for name, value in change.items() if value != defaults[name]} for change in changes]
     return [str(replace(spec, options={**spec.options, **change})) for change in spelled]
+
+
+def _tried(parameter: Parameter, declared: Mapping[str, Any]) -> list[Any]:
+    """Return the values to try of one option, its default first; none where it has neither bounds nor words."""
+    if type(parameter.default) is int:
+        return values(parameter.default, declared.get("ge"), declared.get("le"))
+    words = words_of(parameter.annotation)
+    return sorted(words, key=lambda word: word != parameter.default) if parameter.default in words else []
 
 
 def values(default: int, low: float | None, high: float | None) -> list[int]:
