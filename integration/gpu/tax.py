@@ -20,6 +20,7 @@ import accelplug_testbed
 from place import MACHINE, ON_CPU, RESULTS, circumstances, missing
 
 import ngram_tax  # isort: skip  place puts their folder on the path
+from counting import count_graphs
 from measure import record
 from vllm_speed import NEW_TOKENS, Engine
 
@@ -38,7 +39,18 @@ def started(model: str, runner: str, most: int) -> dict[str, Engine]:
     contenders = ngram_tax.CONTENDERS if runner == "v1" else V2
     told = {"dtype": "float32" if ON_CPU else "auto", **MACHINE.arguments(runner)}
     environment = MACHINE.environment(runner)
-    return {name: Engine(model, {**told, **config}, most, script=ngram_tax.__file__, environment=environment) for name, config in contenders.items()}
+    return {name: Engine(model, {**told, **config}, most, script=__file__, environment=environment) for name, config in contenders.items()}
+
+
+def serve(model: str, config: str, most: int) -> None:
+    """Be one of the engines; without CUDA graphs there is nothing worth measuring on a GPU."""
+    graphs = count_graphs()
+
+    def started() -> None:
+        if not (ON_CPU or graphs["captured"]):
+            raise SystemExit("no CUDA graph was captured")
+
+    ngram_tax.serve(model, config, most, started)
 
 
 def compare_v2(engines: Mapping[str, Engine], concurrency: int, rounds: int) -> list[dict[str, Any]]:
@@ -61,7 +73,10 @@ def main(folder: Path = RESULTS) -> None:
     parser.add_argument("--model", default=str(accelplug_testbed.path()))
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.serve:
+        return serve(arguments.model, arguments.serve, max(arguments.concurrency))
     if (reason := missing()) is not None:
         raise SystemExit(f"nothing to measure: {reason}")
     # In half precision, unlike on a CPU, near-ties may part the outputs.
@@ -76,6 +91,7 @@ def main(folder: Path = RESULTS) -> None:
             record(f"vllm_tax_{arguments.runner}", rows, notes, folder)
         for engine in engines.values():
             engine.stop()
+    return None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,12 @@ def install(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(Path(__file__).parent), *inherited])
 
 
-def serve(model: str, config: str, most: int) -> None:
+def serve(model: str, config: str, most: int, started: Callable[[], None] = lambda: None) -> None:
     """Answer every line on standard input, a number of requests to run at once, with one run over as many prompts, four at least.
 
     The answer is the outputs, then [p99 of the microseconds per token, microseconds of CPU time, drafted, accepted].
+
+    :param started: called once the engine is up.
     """
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -144,6 +146,7 @@ def serve(model: str, config: str, most: int) -> None:
     # Statistics go on in every engine, so that they cost all of them alike.
     sizes = {"max_model_len": 2048, "max_num_seqs": most, "enable_prefix_caching": False, "disable_log_stats": False}
     llm = LLM(model, **{"dtype": "float32", "enforce_eager": True, **sizes, **json.loads(config)})
+    started()
     sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, output_kind=RequestOutputKind.DELTA)
     print("ready", flush=True)
     for number, line in enumerate(sys.stdin):
