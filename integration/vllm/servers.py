@@ -13,26 +13,27 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import LOGS, environment
+from jobs import CPU, LOGS, environment
+from machine import Machine, flags
 
 
 class Server:
     """A server in a process group of its own."""
 
-    def __init__(self, model_dir: Path, site: Path, log: Path, *flags: str, runner: str = "v1") -> None:
+    def __init__(self, model_dir: Path, site: Path, log: Path, *more: str, runner: str = "v1", machine: Machine = CPU) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.log, self.runner = log, runner
+        self.log, self.runner, self.machine = log, runner, machine
         self.breaks, self.breaks_rule = log.with_suffix(".breaks"), log.with_suffix(".breaks_rule")
         """Upon these files the drafter and the rule of a shared server raise."""
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model_dir), "--served-model-name", "tiny", "--port", str(self.port)]
-        sizes = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "96", "--max-num-seqs", "8", "--host", "127.0.0.1"]
-        LOGS.append(log)
+        sizes = ["--dtype", "float32", *flags(machine.arguments(runner)), "--max-model-len", "96", "--max-num-seqs", "8", "--host", "127.0.0.1"]
+        if machine is CPU:
+            LOGS.append(log)
         with log.open("w") as out:
-            self.process = subprocess.Popen(
-                [*command, *sizes, *flags], env=environment(runner, site, serve=True), stdout=out, stderr=out, start_new_session=True
-            )
+            env = environment(runner, site, serve=True, machine=machine)
+            self.process = subprocess.Popen([*command, *sizes, *more], env=env, stdout=out, stderr=out, start_new_session=True)
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
@@ -54,7 +55,7 @@ class Server:
                 assert self.process.poll() is None, self.log.read_text()[-3000:]
                 time.sleep(0.5)
             else:
-                return
+                return self.machine.check_log(self.log.read_text())
         raise AssertionError(self.log.read_text()[-3000:])
 
     def idle(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 from batches import LAST, SERVED, TEXTS, TOKENS
+from machine import Machine
 from servers import Server, Serving, sample_of, total_of
 
 CLIENTS = 32
@@ -22,7 +23,7 @@ WRAPPED = ("EngineArgs.create_engine_config", "InputProcessor._validate_params",
            "RequestSpecDecodeMetrics.to_dict")  # fmt: skip
 ALWAYS = [
     *(f"in effect in vLLM's front end: {method} is wrapped" for method in WRAPPED),
-    "in effect in vLLM's configuration: worker_cls is accelplug.hosts.vllm.worker.vllm:v1:worker:cpu_worker:CPUWorker",
+    "in effect in vLLM's configuration: worker_cls is accelplug.hosts.vllm.worker.{worker}",
 ]
 TOLD = {
     "v1": [
@@ -34,7 +35,7 @@ TOLD = {
     ],
     "v2-async": [
         *ALWAYS, "in effect in vLLM's configuration: speculative_config names ngram_gpu, 4 tokens", "in effect in vLLM's model runner: speculator",
-        "(adversaries 1.5) drafts in host memory: no wait on a CPU", "every step verifies 4 drafts of every request, drafted or padding",
+        "(adversaries 1.5) drafts in host memory: {host_wait}", "every step verifies 4 drafts of every request, drafted or padding",
     ],
 }  # fmt: skip
 *PROMPTS, _ = SERVED["prompts"]
@@ -90,7 +91,7 @@ def test_bench_serve(serving: Serving, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("runner", TOLD)
-def test_serves_right_and_survives_its_drafter_and_its_rule(runner: str, serving: Serving, outputs: list[dict[str, Any]]) -> None:
+def test_serves_right_and_survives_its_drafter_and_its_rule(runner: str, serving: Serving, machine: Machine, outputs: list[dict[str, Any]]) -> None:
     server = serving(runner)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=300)
     earlier = server.idle()  # after what other tests asked
@@ -119,7 +120,7 @@ def test_serves_right_and_survives_its_drafter_and_its_rule(runner: str, serving
     assert f"drafter 'oracle' (adversaries 1.5) drafts in vLLM's {SHOWN[runner]}" in log
     assert "verifier 'halved' (adversaries 1.5) verifies in place of vLLM's rejection sampler" in log
     for line in TOLD[runner]:
-        assert log.count(line) == 1, line
+        assert log.count(line.format(worker=machine.worker, host_wait=machine.host_wait)) == 1, line
     assert log.count("propose raised RuntimeError: the oracle has fallen silent; it is switched off") == 1
     assert log.count("(adversaries 1.5) raised RuntimeError: the rule has fallen silent; it is switched off") == 1
     server.stop()
