@@ -120,12 +120,14 @@ def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
     config = llm.llm_engine.vllm_config
     configured = config.parallel_config.worker_cls.startswith("accelplug.")  # a grammar alone needs no worker
     before, grammars = counted(llm), masked(llm)
-    outputs, stats = [], []
+    outputs, stats, metrics = [], [], []
     for batch in job["batches"]:
         outputs.append(generate(llm, batch, job["log"]))
         stats.append(llm.collective_rpc("accelplug_status")[0]["stats"] if configured else None)
+        metrics.append({name: value - before.get(name, 0) for name, value in counted(llm).items()})
     return {
         "outputs": outputs,
+        "metrics of batches": metrics,  # counted since the start, like the next
         "stats of batches": stats,  # counted since the start
         "status": llm.collective_rpc("accelplug_status") if configured else None,
         "v2": config.use_v2_model_runner,
