@@ -15,7 +15,7 @@ from jobs import HERE, Kept, Plain, Run, engine, engines_started, run_engines
 from servers import Server, Serving
 from transformers import AutoTokenizer
 
-MOST = 10
+MOST = 9
 """Engines, of which those of `integration/cli`, `readme` and `stranger` come to six more."""
 AUDITED = {"v1": "1.0", "v2-async": "0.2"}  # V2 runs in Triton's interpreter
 WITH_GRAMMARS = ["--additional-config.accelplug.grammar=auto", "--max-model-len", "256", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]

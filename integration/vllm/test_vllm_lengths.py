@@ -14,6 +14,7 @@ import tiny_model
 from batches import GREEDY, PROMPTS
 from jobs import Plain, Run, engine
 
+pytestmark = pytest.mark.by_hand
 LONG = 400
 SIZED = {"max_model_len": 512}
 STAGGERED = {"prompts": PROMPTS, "params": [{**GREEDY, "max_tokens": tokens} for tokens in (40, 60, 40, 50, 70)]}
@@ -61,7 +62,6 @@ def test_a_draft_model(run: Run, model_dir: Path, ask_plain: Plain) -> None:
     assert back[2] > 0.1, "it waits for at most 256 steps"
 
 
-@pytest.mark.by_hand
 def test_ngram(run: Run, model_dir: Path, ask_plain: Plain) -> None:
     """Of a text of one token all that is found is right, of a random one nothing."""
     done = run("v1", adaptive(model_dir, {"method": "ngram", **NGRAM}, STAGGERED, LOOP, RANDOM, RANDOM, LOOP))["adaptive"]
@@ -73,7 +73,6 @@ def test_ngram(run: Run, model_dir: Path, ask_plain: Plain) -> None:
     assert wrong[2] < 0.4
 
 
-@pytest.mark.by_hand
 def test_eagle3(run: Run, model_dir: Path, ask_plain: Plain, tmp_path: Path) -> None:
     done = run("v1", adaptive(model_dir, tiny_model.eagle3(model_dir, tmp_path / "head"), STAGGERED, RANDOM, RANDOM, verifier="block"))["adaptive"]
     (expected,) = ask_plain(STAGGERED)
@@ -81,7 +80,6 @@ def test_eagle3(run: Run, model_dir: Path, ask_plain: Plain, tmp_path: Path) -> 
     assert drafts(done)[-1][2] < 0.4
 
 
-@pytest.mark.by_hand
 @pytest.mark.parametrize("runner", ["v2", "v2-async"])
 def test_ngram_on_v2(runner: str, run: Run, model_dir: Path, ask_plain: Plain) -> None:
     batches = [{**batch, "params": {**batch["params"], "max_tokens": 120}} for batch in (LOOP, RANDOM, RANDOM)]
@@ -94,7 +92,6 @@ def test_ngram_on_v2(runner: str, run: Run, model_dir: Path, ask_plain: Plain) -
     assert wrong[2] < 0.6
 
 
-@pytest.mark.by_hand
 def test_a_draft_model_on_v2(run: Run, model_dir: Path, ask_plain: Plain) -> None:
     """It drafts all tokens in every step, so that nothing is saved by asking for fewer but what verifying them costs."""
     done = run("v2", adaptive(model_dir, {"method": "draft_model", "model": str(model_dir), "num_speculative_tokens": 3}, STAGGERED))["adaptive"]
@@ -105,7 +102,6 @@ def test_a_draft_model_on_v2(run: Run, model_dir: Path, ask_plain: Plain) -> Non
     assert accepted == drafted > 0
 
 
-@pytest.mark.by_hand
 @pytest.mark.parametrize("runner", ["v1", "v2-async"])
 def test_beside_a_grammar(runner: str, run: Run, model_dir: Path, ask_plain: Plain) -> None:
     """Both schedulers of accelplug's, one on top of the other."""
