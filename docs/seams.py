@@ -25,6 +25,7 @@ GROUPS = {
     "Front end, where requests are audited": compat.AUDIT,
     "Front end, where vLLM answers with a request's drafts": compat.ANSWERS,
     "Front end and scheduler, where accelplug compiles grammars": compat.GRAMMARS,
+    "Front end and scheduler, where accelplug decides how long vLLM's own drafts are": compat.LENGTHS,
     "Every worker": compat.WORKER,
     "Workers of the V1 runner": compat.V1,
     "Workers of the V2 runner": compat.V2,

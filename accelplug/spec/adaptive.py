@@ -23,8 +23,9 @@ from accelplug.hooks.binding import BoundDrafter, bind_drafter
 from accelplug.hooks.context import BuildContext
 from accelplug.hooks.drafting import CommitView, DrafterTraits, Drafts, DraftView, IntArray, NodeKind
 from accelplug.hooks.options import option
+from accelplug.hooks.paying import TRY, ByWidth
 from accelplug.spec.branches import NEVER, Branches, above_bar, bar_of, parents_of, pruned
-from accelplug.spec.worth import TRY, ByWidth, Worth
+from accelplug.spec.worth import Worth
 
 
 @dataclass(slots=True)

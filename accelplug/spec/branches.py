@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accelplug.hooks.drafting import ROOT, Drafts
-from accelplug.spec.worth import DOUBT, MARGIN, MEMORY, Pause
+from accelplug.hooks.paying import DOUBT, MARGIN, MEMORY, Pause
 
 NEVER = 3.0  # a bar for steps in which nothing may be drafted
 

@@ -1,79 +1,13 @@
-"""How many drafted tokens pay for themselves: counted acceptance against measured steps."""
+"""How one request's drafts fare: how many tokens to draft, and when to guess or to try."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
+from accelplug.hooks.paying import DOUBT, HOPE, MEMORY, TRY, Pause, Seconds, best_length, may_pay
 
-MEMORY = 0.9  # how much of what was counted stays from one judged draft to the next
-HOPE = 1.0  # accepted tokens presumed at first, so that a request begins with drafts and not with waiting
 FIRST = 3.0  # plain steps that a first draft may take, where nothing is known yet and guesses will tell; at 2 it cut what copies an input whole
-DOUBT = 0.125  # rejected tokens presumed at first
-MARGIN = 1.05  # what drafting must promise over a plain step: costs are measured, and where they seem equal any hope would do for ever
-TRY = 2  # tokens drafted to find out whether more are worth it
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 4, 4096
 _PATIENCE, _RAREST = 8, 4  # wrong guesses in a row after which guesses become half as frequent, and every how many steps they stay
-
-Seconds = npt.NDArray[np.floating]  # [most] what steps over 1, 2, ... positions take
-
-
-def seconds_by_width(table: Mapping[int, float], most: int) -> Seconds:
-    """Return a step's seconds over 1, 2, ... `most` positions, between those measured along straight lines.
-
-    A step takes no longer than a wider one, whose figure may come from a calmer moment. Wider ones than were measured are thought to take
-    no longer, so that they are tried: a line on through two figures with noise in them often denied them for good.
-
-    :param table: positions -> seconds, 1 among them.
-    """
-    widths = sorted(table)
-    least = np.minimum.accumulate([table[width] for width in reversed(widths)])[::-1]
-    seconds: Seconds = np.interp(np.arange(1, most + 1), widths, least)
-    return seconds
-
-
-class ByWidth:
-    """`seconds_by_width`, worked out anew when what was measured changed; most steps leave that as it was."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._measured: tuple[tuple[int, float], ...] = ()
-
-    def __call__(self, table: Mapping[int, float]) -> Seconds | None:
-        """Return them; None until a plain step was measured, the measure of all others."""
-        if 1 not in table:
-            return None
-        measured = tuple(table.items())
-        if measured != self._measured:
-            self._measured, self._seconds = measured, seconds_by_width(table, self.most)
-        return self._seconds
-
-
-@dataclass(slots=True)
-class Pause:
-    """When to try again after giving up: ever more rarely."""
-
-    length: int = _SHORTEST_PAUSE
-    left: int = 0
-    is_trying: bool = False
-
-    def tries(self) -> bool:
-        """Whether to draft in this step although it is not known to be worth it."""
-        self.left = max(0, self.left - 1)
-        self.is_trying = not self.left
-        return self.is_trying
-
-    def spent(self) -> None:
-        """Wait, twice as long each time, where what was drafted was a try."""
-        if self.is_trying:
-            self.left = self.length
-            self.length = min(2 * self.length, _LONGEST_PAUSE)
-
-    def over(self) -> None:
-        """Wait no more."""
-        self.length, self.left = _SHORTEST_PAUSE, 0
 
 
 @dataclass(slots=True)
@@ -115,7 +49,7 @@ class Worth:
     @property
     def may_pay(self) -> bool:
         """Whether a draft could be worth it if its tokens cost nothing, however many they are."""
-        return MARGIN * (1.0 - self.rate) <= 1.0
+        return may_pay(self.rate)
 
     def length(self, seconds: Seconds, most: int) -> int:
         """Return how many tokens to draft: those of most tokens per second.
@@ -127,10 +61,7 @@ class Worth:
             return 0
         if self.hoping and self.guessing:
             return int((seconds[1 : most + 1] <= FIRST * seconds[0]).sum())
-        gains = (self.rate ** np.arange(most + 1)).cumsum() / seconds[: most + 1]  # of no draft, one token, ...
-        best = int(gains.argmax())
-        if gains[best] < MARGIN * gains[0]:
-            best = 0
+        best = best_length(self.rate, seconds, most)
         if best:
             self.pause.over()
         return best

@@ -125,13 +125,15 @@ def asked(llm: LLM, job: dict[str, Any]) -> dict[str, Any]:
     config = llm.llm_engine.vllm_config
     configured = config.parallel_config.worker_cls.startswith("accelplug.")  # a grammar alone needs no worker
     before, grammars, replayed = counted(llm), masked(llm), graphs["replayed"]
-    outputs, stats = [], []
+    outputs, stats, metrics = [], [], []
     for batch in job["batches"]:
         outputs.append(generate(llm, batch, job["log"]))
         stats.append(llm.collective_rpc("accelplug_status")[0]["stats"] if configured else None)
+        metrics.append({name: value - before.get(name, 0) for name, value in counted(llm).items()})
     profile = profiled(llm, lambda: [generate(llm, batch, job["log"]) for batch in job["profiled"]]) if job.get("profiled") else None
     return {
         "outputs": outputs,
+        "metrics of batches": metrics,  # counted since the start, like the next
         "profile": profile,
         "graphs": {"captured": graphs["captured"], "replayed": graphs["replayed"] - replayed, "mode": str(config.compilation_config.cudagraph_mode)},
         "stats of batches": stats,  # counted since the start

@@ -128,6 +128,19 @@ REFUSED = {
         "HostError",
         "vLLM cuts the drafts that grammar 'auto' forbids and verifies the others with probabilities of all, which is not exact; take",
     ),
+    "a length and nothing that drafts": (accelplug(length="adaptive"), "HostError", "own drafters draft, and nothing drafts; add a speculative_config"),
+    "a length beside accelplug's drafter": (accelplug(drafter="suffix", length="adaptive"), "OptionError", "write drafter 'adaptive(source=...)'"),
+    "a length and a grammar alone": (accelplug(grammar="auto", length="adaptive"), "HostError", "own drafters draft, and nothing drafts"),
+    "two lengths": (
+        {**accelplug(length="adaptive"), "speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 4, 2]]}},
+        "HostError",
+        "vLLM's num_speculative_tokens_per_batch_size and length 'adaptive' both decide how many tokens are drafted; remove one of them",
+    ),
+    "a drafter of one length": (
+        {**accelplug(length="adaptive"), "speculative_config": {**NGRAM, "method": "ngram_gpu"}},
+        "HostError",
+        "vLLM's drafter 'ngram_gpu' drafts one length for ever in its V1 runner",
+    ),
     "grammar without a tokenizer": ({**accelplug(grammar="auto"), "skip_tokenizer_init": True}, "HostError", "needs the tokenizer's tokens"),
 }
 
@@ -154,6 +167,10 @@ ALLOWED_V1 = {
     "a grammar alone, with LoRA": ({**accelplug(grammar="auto"), "enable_lora": True}, [PLAIN_WORKER, None, None, False]),
     "a grammar that drafts": (accelplug(grammar="auto", num_tokens=3), [WORKER, "custom_class", 3, False]),
     "a grammar beside vLLM's drafter": ({**accelplug(grammar="auto"), "speculative_config": NGRAM}, [PLAIN_WORKER, "ngram", 2, False]),
+    "a length of vLLM's drafter": ({**accelplug(length="adaptive"), "speculative_config": NGRAM}, [WORKER, "ngram", 2, False]),
+    "a length of vLLM's drafter, by flags": (
+        {**accelplug(length="adaptive"), "spec_method": "ngram", "spec_tokens": 3}, [WORKER, "ngram", 3, False],
+    ),
     "dotted flags": (
         {"flags": ["--additional-config.accelplug.drafter", "prompt_lookup(num_tokens=6)", "--additional-config.accelplug.verifier=greedy"]},
         [WORKER, "custom_class", 6, False],

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from accelplug import PluginError
 from accelplug.hooks import CommitView, Drafts, DraftView
+from accelplug.hooks.paying import MARGIN, seconds_by_width
 from accelplug.hosts.costs import StepCosts
 from accelplug.spec.adaptive import Adaptive
 from accelplug.spec.suffix import Suffix
-from accelplug.spec.worth import MARGIN, Worth, seconds_by_width
+from accelplug.spec.worth import Worth
 from tests.support.adaptive import FLAT, RIGHT, STEEP, WRONG, Always, Dear, Given, seconds_of
 
 

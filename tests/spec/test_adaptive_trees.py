@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelplug.hooks import CommitView, DrafterTraits, Drafts, DraftView, NodeKind
+from accelplug.hooks.paying import MARGIN
 from accelplug.spec.adaptive import Adaptive
 from accelplug.spec.branches import above_bar, bar_of, pruned
-from accelplug.spec.worth import MARGIN
 from tests.support.adaptive import FLAT, RIGHT, STEEP, WRONG, Always, Given, seconds_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from accelplug.hooks import DrafterTraits, NodeKind, Owner, Technique
-from accelplug.spec.worth import seconds_by_width
+from accelplug.hooks.paying import seconds_by_width
 
 FLAT = {width: 1.0 + 0.02 * (width - 1) for width in range(1, 10)}
 STEEP = {1: 1.0, 3: 1.6, 9: 4.0}

@@ -50,11 +50,11 @@ class Clock:
             width, count = self._running
             self.costs.add(width, now - self._began, count)
         self._began = now
-        self._running = _decodes(scheduler_output.num_scheduled_tokens, scheduler_output.scheduled_spec_decode_tokens)
+        self._running = decodes(scheduler_output.num_scheduled_tokens, scheduler_output.scheduled_spec_decode_tokens)
 
 
-def _decodes(scheduled: Mapping[str, int], drafts: Mapping[str, list[int]]) -> tuple[int, int] | None:
-    """Return width and requests of a step, None where a request reads its prompt or there is none."""
+def decodes(scheduled: Mapping[str, int], drafts: Mapping[str, list[int]]) -> tuple[int, int] | None:
+    """Return width (the mean number of positions, rounded up) and requests of a step, None where a request reads its prompt or there is none."""
     if not scheduled or any(count != 1 + len(drafts.get(req_id, ())) for req_id, count in scheduled.items()):
         return None
     return -(-sum(scheduled.values()) // len(scheduled)), len(scheduled)

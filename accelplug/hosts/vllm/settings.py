@@ -15,9 +15,10 @@ from accelplug.hooks.spelling import Spec
 
 Runner = Literal["auto", "v1", "v2"]
 OnRefused = Literal["stop", "serve"]
+Length = Literal["fixed", "adaptive"]
 
 DEFAULT_NUM_TOKENS: Final = 4
-KEYS: Final = ("drafter", "verifier", "grammar", "num_tokens", "allow_lossy", "runner", "on_refused", "audit")
+KEYS: Final = ("drafter", "verifier", "grammar", "num_tokens", "allow_lossy", "runner", "on_refused", "audit", "length")
 VLLMS: Final = "vllm"
 """The grammar engine that is none: vLLM's own backend."""
 
@@ -33,6 +34,7 @@ class Settings:
     :param on_refused: what becomes of the engine where accelplug cannot run in it: ``"stop"``, or ``"serve"`` without it.
     :param audit: the share of greedy requests that is run again without drafts and compared.
     :param grammar: the engine for structured outputs; None where vLLM has them to itself.
+    :param length: how many tokens vLLM's own drafter drafts: ``"fixed"``, what vLLM was told, or ``"adaptive"``, at most as many.
     """
 
     drafter: Spec | None
@@ -43,6 +45,7 @@ class Settings:
     on_refused: OnRefused = "stop"
     audit: float = 0.0
     grammar: Spec | None = None
+    length: Length = "fixed"
 
     @property
     def drafts(self) -> bool:
@@ -68,7 +71,7 @@ def read_settings(given: object) -> Settings:
     elif "num_tokens" in given:
         num_tokens = _positive(given["num_tokens"], "accelplug")
     words = _boolean(given, "allow_lossy"), _word(given, "runner", Runner), _word(given, "on_refused", OnRefused)
-    return Settings(spec, rule, num_tokens, *words, _share(given, "audit"), _grammar(given))
+    return Settings(spec, rule, num_tokens, *words, _share(given, "audit"), _grammar(given), _word(given, "length", Length))
 
 
 def _check_keys(given: Mapping[str, Any]) -> None:
@@ -77,11 +80,13 @@ def _check_keys(given: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(str(key), KEYS, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise OptionError(f"accelplug has no setting {key!r}; {hint}its settings: {', '.join(KEYS)}")
-    if not {"drafter", "verifier", "grammar"} & set(given):
+    if not {"drafter", "verifier", "grammar", "length"} & set(given):
         raise OptionError("accelplug is configured without a drafter; add {'drafter': 'prompt_lookup'} or remove the settings")
     if "drafter" not in given and "audit" in given:
         raise OptionError("accelplug: audit runs requests again without drafts, and those of vLLM's own drafters cannot be turned off; name a drafter")
     drafts = "drafter" in given or {"grammar", "num_tokens"} <= set(given)
+    if drafts and "length" in given:
+        raise OptionError("accelplug: length belongs to vLLM's own drafters, and accelplug drafts here; remove it, or write drafter 'adaptive(source=...)'")
     if not drafts and (useless := {"num_tokens", "runner"} & set(given)):
         raise OptionError(f"accelplug: {useless.pop()} belongs to a drafter, and vLLM's own drafts here; write it into speculative_config")
 

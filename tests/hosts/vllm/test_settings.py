@@ -42,6 +42,12 @@ def test_grammars_alone_and_with_drafters(given: dict[str, object], grammar: str
     assert (str(settings.grammar), settings.num_tokens, settings.drafts) == (grammar, num_tokens, drafts)
 
 
+@pytest.mark.parametrize("more", [{}, {"verifier": "block"}, {"grammar": "auto"}])
+def test_length_of_vllms_own_drafts(more: dict[str, object]) -> None:
+    assert read_settings({"length": "adaptive", **more}).length == "adaptive"
+    assert read_settings({"verifier": "block"}).length == "fixed"
+
+
 def test_defaults() -> None:
     settings = read_settings({"drafter": "prompt_lookup"})
     assert (str(settings.verifier), settings.allow_lossy, settings.runner, settings.audit) == ("token_wise", False, "auto", 0.0)
@@ -71,6 +77,10 @@ def test_defaults() -> None:
         ({"grammar": "auto", "drafter": "prompt_lookup", "num_tokens": 4}, "write drafter 'prompt_lookup(num_tokens=4)'"),
         ({"grammar": "auto(speed=3)"}, "grammar 'auto'"),
         ({"grammar": 3}, "grammar 3 is no text or mapping"),
+        ({"length": "long"}, "accelplug has no length 'long'; it takes fixed, adaptive"),
+        ({"length": "adaptive", "num_tokens": 3}, "num_tokens belongs to a drafter, and vLLM's own drafts here"),
+        ({"drafter": "suffix", "length": "adaptive"}, "length belongs to vLLM's own drafters, and accelplug drafts here"),
+        ({"grammar": "auto", "num_tokens": 3, "length": "adaptive"}, "length belongs to vLLM's own drafters"),
     ],
 )
 def test_refused(given: object, message: str) -> None:
