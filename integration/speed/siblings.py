@@ -43,6 +43,8 @@ PAIRS: dict[str, tuple[object, object, float]] = {
     "draft_model confidence / fixed": ({**DRAWN, "length": "confidence"}, DRAWN, 0),
     "block / token_wise": ((DRAWN, "block"), (DRAWN, "token_wise"), 1),
     "gumbel tree / chain, sampled": ({**DRAWN, "tree": TREE}, DRAWN, 1),
+    "sequoia / gumbel tree, sampled": ({**DRAWN, "tree": "sequoia"}, {**DRAWN, "tree": TREE}, 1),
+    "stochastic_beam / gumbel tree, sampled": ({**DRAWN, "tree": "stochastic_beam"}, {**DRAWN, "tree": TREE}, 1),
     "traversal / token_wise": (({**DRAWN, "tree": TREE}, "traversal"), ({**DRAWN, "tree": TREE}, "token_wise"), 1),
 }
 
