@@ -20,8 +20,6 @@ from accelplug.cli.workload import check_length, missing_weights
 from accelplug.hooks.masking import CompileLimits, GrammarSpec
 from accelplug.hooks.spelling import Spec
 
-MORE = "all_of"
-"""Several grammars, and the option of requests that has those behind the first."""
 COUNTERS = ("requests", "forwards", "tokens", "drafts", "drafted", "accepted", "lossy_accepts")
 VLLMS_WORDS = {
     "json_schema": "json", "regex": "regex", "ebnf": "grammar", "lark": "grammar", "choice": "choice", "structural_tag": "structural_tag"
@@ -109,6 +107,8 @@ def structured(given: dict[str, Any]) -> dict[str, Any]:
     Of several grammars vLLM has words for the first, and accelplug's option has the rest.
     """
     from vllm.sampling_params import StructuredOutputsParams
+
+    from accelplug.hosts.vllm.grammar_request import MORE  # the kind of several grammars, too
 
     spec = GrammarSpec.of(given)
     if spec.kind == MORE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache
 from typing import Final
@@ -10,13 +9,13 @@ from typing import Final
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.known import begin, label
 from accelplug.constrained.engines.recorded import RECORDED
-from accelplug.constrained.finishing import CHECK_SECONDS
+from accelplug.constrained.finishing import CHECK_SECONDS, out_of_time
 from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.regex.parse import SIGN
 from accelplug.constrained.schema.searching import found_in
 from accelplug.constrained.time_limit import OutOfTimeError, within
 from accelplug.hooks import GrammarSpec, GrammarStatement
 
-_TOKEN: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 _BOUNDARIES: Final = frozenset({r"\A", r"\Z", r"\z", r"\b", r"\B"})
 ANCHORS: Final = "anchors inside expressions"
 DOTS: Final = "the dot in expressions"
@@ -49,7 +48,7 @@ def _problem(pattern: str, text: str) -> str | None:
         with within(CHECK_SECONDS):
             return None if _matches(pattern, text) else f"the text does not match {pattern!r:.100}"
     except OutOfTimeError as exc:
-        return f"the final check was ended after {CHECK_SECONDS:g} s, in {exc.what}; whether the text is valid is not known"
+        return out_of_time(exc)
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -58,7 +57,7 @@ def _matches(pattern: str, text: str) -> bool:
 
 def _features(pattern: str) -> list[str]:
     """Return what an expression asks of an engine, beyond what all do."""
-    tokens = _TOKEN.findall(pattern)
+    tokens = SIGN.findall(pattern)
     inside = "^" in tokens[1:] or "$" in tokens[:-1] or not _BOUNDARIES.isdisjoint(tokens)
     return [feature for feature, asked in ((ANCHORS, inside), (DOTS, "." in tokens)) if asked]
 

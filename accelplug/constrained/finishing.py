@@ -26,7 +26,7 @@ def problem(document: Document, text: str) -> str | None:
     :raises ConstraintError: the check cannot be made.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=no_constant)
     except RecursionError:
         return TOO_DEEP
     except ValueError as exc:
@@ -82,5 +82,9 @@ def check_ends(document: Document) -> None:
         raise ConstraintError("the schema's references lead back to themselves before they say anything; let one of them say what it is") from None
 
 
-def _refuse(name: str) -> NoReturn:
+def no_constant(name: str) -> NoReturn:
+    """Refuse what `json` reads and JSON has not: ``NaN`` and the infinities.
+
+    :raises ValueError: always.
+    """
     raise ValueError(f"{name} is no JSON number")

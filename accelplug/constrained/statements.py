@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Set
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Final, NamedTuple
 
 from accelplug.constrained.schema.document import Document
@@ -82,9 +82,15 @@ def _leads_aside(reference: Any) -> bool:
 
 def at(schema: Any, place: str) -> Any:
     """Return what stands at a place that a walk has met."""
-    for step in place.split("/")[1:]:
-        schema = schema[int(step)] if isinstance(schema, list) else schema[step.replace("~1", "/").replace("~0", "~")]
-    return schema
+    return reduce(stepped, place.split("/")[1:], schema)
+
+
+def stepped(value: Any, step: str) -> Any:
+    """Return what stands a pointer's step below a value.
+
+    :raises LookupError: nothing does; ValueError or TypeError: it takes no such step.
+    """
+    return value[int(step)] if isinstance(value, list) else value[step.replace("~1", "/").replace("~0", "~")]
 
 
 def _add_uses(found: list[Use], document: Document, schema: dict[str, Any], place: str, spoken: frozenset[str]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, Final
 from urllib.parse import unquote
 
-from accelplug.constrained.statements import HOLDING, children
+from accelplug.constrained.statements import HOLDING, children, stepped
 from accelplug.constrained.tags.older import as_format
 from accelplug.hooks import GrammarSpec
 
@@ -61,11 +62,7 @@ class _Unfolding:
         """Return what a pointer leads to, None where it is none, or leads nowhere."""
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             return None
-        found = self._document
         try:
-            for step in reference.split("/")[1:]:
-                name = unquote(step).replace("~1", "/").replace("~0", "~")
-                found = found[int(name)] if isinstance(found, list) else found[name]
-        except (KeyError, ValueError, IndexError, TypeError):
+            return reduce(stepped, map(unquote, reference.split("/")[1:]), self._document)
+        except (LookupError, ValueError, TypeError):
             return None
-        return found

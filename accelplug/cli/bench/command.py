@@ -54,6 +54,8 @@ def collect(arguments: Namespace) -> Document:
     """Check everything that can be checked, load the model, measure, and describe."""
     if arguments.skip_own and (arguments.assistant or arguments.early_exit):
         raise OptionError("--assistant and --early-exit are methods of Transformers' own, which --skip-own leaves out; drop one or the other")
+    if arguments.assistant is not None:
+        arguments.assistant = model_of(arguments.assistant)  # said before the model is loaded: no such folder
     if arguments.pair and arguments.drafter:
         arguments.drafter += [drafter for pair in arguments.pair for drafter in pair]
     for drafter in (*(arguments.drafter or ()), *(drafter for pair in arguments.pair for drafter in pair)):
@@ -123,16 +125,13 @@ class Bench:
     def __init__(self, arguments: Namespace, model: Any, tokenizer: Any, texts: Sequence[tasks.Text]) -> None:
         self.arguments, self.model, self.tokenizer = arguments, model, tokenizer
         check_exits(arguments.early_exit, model)
-        self.assistant = None if arguments.assistant is None else loaded(model_of(arguments.assistant), dtype_of(model), arguments.threads)[0]
+        self.assistant = None if arguments.assistant is None else loaded(arguments.assistant, dtype_of(model), arguments.threads)[0]
         self.prompts, self.left_out = prompts_for(model, tokenizer, texts, arguments)
         self.cut_short = False
         self.sizes: list[int] = sorted(set(arguments.batch_size or [1]))
         chosen = {"verifier": arguments.verifier, "allow_lossy": arguments.allow_lossy}
-        if arguments.drafter:
-            self.ways = [ways.accelerated(model, tokenizer, drafter, **chosen) for drafter in dict.fromkeys(arguments.drafter)]
-        else:
-            self.ways, refused = ways.installed(model, tokenizer, **chosen)
-            self.left_out |= {f"drafter {spec}": why for spec, why in refused.items()}
+        self.ways, refused = ways.asked(model, tokenizer, arguments.drafter, **chosen)
+        self.left_out |= {f"drafter {spec}": why for spec, why in refused.items()}
         known = {way.name for way in self.ways}
         asked = dict.fromkeys(spec for pair in arguments.pair for spec in pair if spec not in known)
         self.ways += [ways.accelerated(model, tokenizer, drafter, **chosen) for drafter in asked]
@@ -142,7 +141,7 @@ class Bench:
             length = max(len(prompt.tokens) for prompt in self.prompts) + arguments.max_new_tokens
             self.ways += ways.compiled(model, self.ways, length, lambda name: ways.accelerated(model, tokenizer, name, **chosen))
         if not self.ways:
-            raise OptionError(f"no installed drafter runs here ({self.left_out}); name one with --drafter")
+            raise ways.none_runs(self.left_out)
         if any(size > 1 for size in self.sizes) and not arguments.skip_own:
             self.left_out["Transformers' own methods in batches"] = "they take one prompt at a time"
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from accelplug._errors import AccelplugError
+from accelplug._errors import AccelplugError, OptionError
 from accelplug.cli.bench.scripts import Scripted
 from accelplug.cli.bench.tasks import Prompt
 from accelplug.cli.on_transformers import before_the_answer, decoding
@@ -187,6 +187,18 @@ def pad_id(tokenizer: Any, model: Any) -> int:
     """Return the id that shorter rows are padded with; it is masked, so any will do."""
     known = [tokenizer.pad_token_id, *eos_ids(model)]
     return next((int(token) for token in known if token is not None), 0)
+
+
+def asked(model: Any, tokenizer: Any, drafters: Sequence[str] | None, verifier: str, *, allow_lossy: bool) -> tuple[list[Way], dict[str, str]]:
+    """Return a way for each drafter that was named, each once, or where none was for every installed one that runs here; and why others do not."""
+    if not drafters:
+        return installed(model, tokenizer, verifier, allow_lossy=allow_lossy)
+    return [accelerated(model, tokenizer, drafter, verifier, allow_lossy=allow_lossy) for drafter in dict.fromkeys(drafters)], {}
+
+
+def none_runs(left_out: Mapping[str, str]) -> OptionError:
+    """Return the error for a model on which no installed drafter runs."""
+    return OptionError(f"no installed drafter runs here ({left_out}); name one with --drafter")
 
 
 def installed(model: Any, tokenizer: Any, verifier: str, *, allow_lossy: bool) -> tuple[list[Way], dict[str, str]]:

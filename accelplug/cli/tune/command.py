@@ -83,13 +83,10 @@ class Tuning:
             )
         self.search, self.judge = halves(found[: arguments.limit])
         self.chosen = {"verifier": arguments.verifier, "allow_lossy": arguments.allow_lossy}
-        self.tokenizer, self.left_out = tokenizer, dict[str, str]()
-        if arguments.drafter:
-            self.drafters = [ways.accelerated(model, tokenizer, drafter, **self.chosen) for drafter in dict.fromkeys(arguments.drafter)]
-        else:
-            self.drafters, self.left_out = ways.installed(model, tokenizer, **self.chosen)
+        self.tokenizer = tokenizer
+        self.drafters, self.left_out = ways.asked(model, tokenizer, arguments.drafter, **self.chosen)
         if not self.drafters:
-            raise OptionError(f"no installed drafter runs here ({self.left_out}); name one with --drafter")
+            raise ways.none_runs(self.left_out)
 
     def _settings(self, drafter: ways.Way) -> list[ways.Way]:
         """Return a drafter's settings, its own first, without those that it refuses."""

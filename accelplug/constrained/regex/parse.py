@@ -6,6 +6,7 @@ at the top level becomes an intersection.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -13,6 +14,8 @@ from accelplug.constrained.regex import classes
 from accelplug.constrained.regex.tree import EMPTY, EVERY, NOTHING, Regex, alt, both, cat, chars, rep, without
 
 MOST_REPEATS: Final = 100_000
+SIGN: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+"""An escape, a class, or one more character: what an expression is made of at a glance."""
 _DASH: Final = (0x2D, 0x2D)
 _ANCHORS: Final = frozenset("AZz")
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from accelplug.constrained.regex.parse import SIGN
 from accelplug.constrained.schema.formats import IP_LITERAL
 
 _ASCII_LABEL: Final = re.compile(r"xn--", re.IGNORECASE)
@@ -13,8 +14,6 @@ _STOPS: Final = re.compile("[.\u3002\uff0e\uff61]")
 _RIGHT_TO_LEFT: Final = ("R", "AL", "AN")
 _HOST: Final = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*:)?//(?:[^/?#@]*@)?\[([^\]]*)\]")
 _IP: Final = re.compile(IP_LITERAL)
-_SIGNS: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(\?[A-Za-z]+[)<]?|.", re.DOTALL)
-"""An escape, a class, the begin of a group with letters, or one more character."""
 _OTHERS: Final = re.compile(r"\(\?(?:P|[A-Za-z]+\))")
 
 
@@ -58,7 +57,7 @@ def has_ip_literal(value: str) -> bool:
 
 def is_ecma(value: str) -> bool:
     """Whether an expression has no group that other dialects alone have: ``(?P<name>`` and flags for the rest of the text."""
-    return not any(_OTHERS.match(part) for part in _SIGNS.findall(value))
+    return not any(_OTHERS.match(value, sign.start()) for sign in SIGN.finditer(value))
 
 
 MORE: Final[Mapping[str, Callable[[str], bool]]] = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, Protocol
 
-from accelplug.constrained.finishing import fault
+from accelplug.constrained.finishing import fault, no_constant
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.time_limit import seconds_left
 
@@ -126,11 +126,7 @@ def _blanks(text: str, start: int) -> int:
     return start if found is None else found.end()
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-_READER: Final = json.JSONDecoder(parse_constant=_no_number)
+_READER: Final = json.JSONDecoder(parse_constant=no_constant)
 
 
 class Alternatives:

@@ -10,11 +10,9 @@ named in ``scheduler_cls``, vLLM's own setting::
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, Final
 
 from accelplug._errors import HostError
@@ -22,6 +20,7 @@ from accelplug.hooks.paying import DOUBT, HOPE, MEMORY, TRY, ByWidth, Pause, Sec
 from accelplug.hosts.costs import StepCosts
 from accelplug.hosts.vllm.clock import decodes
 from accelplug.hosts.vllm.log import LOG
+from accelplug.hosts.vllm.subclasses import Subclasses
 
 TABLE: Final = "dynamic_sd_lookup"
 SCHEDULE: Final = [(1, 1, 1 << 16), (2, 2, 0), (3, 3, 1 << 16)]
@@ -40,20 +39,14 @@ def lengthened(scheduler_cls: str) -> str:
 
     :param scheduler_cls: as vLLM takes it, ``"package.module.Name"``.
     """
-    return f"{__name__}.{scheduler_cls.replace('.', '/')}"
+    return _SUBCLASSES.name_of(scheduler_cls)
 
 
 def __getattr__(name: str) -> type:
-    if "/" not in name:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _subclass(name.replace("/", "."))
+    return _SUBCLASSES(name)
 
 
-@functools.cache
-def _subclass(scheduler_cls: str) -> type:
-    module, _, name = scheduler_cls.rpartition(".")
-    base = getattr(import_module(module), name)
-    return type(f"Adaptive{base.__name__}", (AdaptiveScheduler, base), {"__module__": __name__})
+_SUBCLASSES: Final = Subclasses(__name__, lambda base, _: type(f"Adaptive{base.__name__}", (AdaptiveScheduler, base), {"__module__": __name__}), dot="/")
 
 
 def refuse_one_length(config: Any, *, v2: bool) -> None:

@@ -64,11 +64,15 @@ def check_params(vllm_config: Any, params: Any) -> None:
     settings = (vllm_config.additional_config or {}).get(KEY)
     if settings is None:
         return
-    if given := read_request(getattr(params, "extra_args", None)):
+    given, sampled = read_request(getattr(params, "extra_args", None)), _is_sampled(params)
+    if not given and not sampled:
+        return
+    written = json.dumps(settings)
+    if given:
         if KEY in given:
             raise OptionError(f"a request's options are a mapping such as {{'num_tokens': 4}}, over HTTP names like {KEY}.num_tokens, got {given[KEY]!r:.60}")
-        check_request("accelplug", given, _offers(json.dumps(settings)))
-    if _is_sampled(params) and (rule := _greedy_only(json.dumps(settings))) is not None:
+        check_request("accelplug", given, _offers(written))
+    if sampled and (rule := _greedy_only(written)) is not None:
         raise OptionError(
             f"{rule} is exact for greedy decoding only and the request samples at temperature {params.temperature:.2g}; set temperature 0 in the request, "
             "or start the server with verifier 'token_wise'"

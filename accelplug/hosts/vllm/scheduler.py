@@ -12,7 +12,6 @@ import functools
 import time
 from concurrent.futures import Future
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import Any, Final
@@ -31,6 +30,7 @@ from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.requests import read_request
 from accelplug.hosts.vllm.settings import Settings, read_settings
+from accelplug.hosts.vllm.subclasses import Subclasses
 
 MOST_SAID: Final = 1024
 UNBEGUN: Final = "the answer ended before its grammar began, since the model never ended its reasoning"
@@ -39,19 +39,14 @@ RELIED_ON: Final = ("executor", "tokenizer", "_grammar_bitmask", "_use_async_gra
 
 def governed(scheduler_cls: type) -> str:
     """Return the name of accelplug's subclass of a scheduler."""
-    return f"{__name__}.{scheduler_cls.__module__.replace('.', ':')}:{scheduler_cls.__qualname__}"
+    return _SUBCLASSES.name_of(f"{scheduler_cls.__module__}.{scheduler_cls.__qualname__}")
 
 
 def __getattr__(name: str) -> type:
-    if ":" not in name:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _subclass(name.replace(":", "."))
+    return _SUBCLASSES(name)
 
 
-@functools.cache
-def _subclass(scheduler_cls: str) -> type:
-    module, _, name = scheduler_cls.rpartition(".")
-    return type(f"Governed{name}", (GovernedScheduler, getattr(import_module(module), name)), {})
+_SUBCLASSES: Final = Subclasses(__name__, lambda base, _: type(f"Governed{base.__name__}", (GovernedScheduler, base), {}))
 
 
 class GovernedScheduler:

@@ -8,9 +8,7 @@ it by name, and the name says which class to put the subclass on::
 
 from __future__ import annotations
 
-import functools
-from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 from accelplug._errors import AccelplugError, HostError
 from accelplug.hooks.registry import Technique
@@ -25,6 +23,7 @@ from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.requests import RequestOptions
 from accelplug.hosts.vllm.session import Session
 from accelplug.hosts.vllm.settings import Settings, read_settings
+from accelplug.hosts.vllm.subclasses import Subclasses
 
 METHODS = ("load_model", "compile_or_warm_up_model", "execute_model", "sample_tokens", "take_draft_token_ids")
 
@@ -34,23 +33,21 @@ def attached(worker_cls: str) -> str:
 
     :param worker_cls: ``"package.module.Class"``.
     """
-    return f"{__name__}.{worker_cls.replace('.', ':')}"
+    return _SUBCLASSES.name_of(worker_cls)
 
 
 def __getattr__(name: str) -> type:
-    if ":" not in name:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _subclass(name.replace(":", "."))
+    return _SUBCLASSES(name)
 
 
-@functools.cache
-def _subclass(worker_cls: str) -> type:
-    module, _, name = worker_cls.rpartition(".")
-    base = getattr(import_module(module), name)
+def _subclass(base: type, worker_cls: str) -> type:
     missing = [method for method in METHODS if not hasattr(base, method)]
     if missing:
         raise HostError(f"worker_cls {worker_cls} has no {', '.join(missing)}; accelplug needs a subclass of vllm.v1.worker.gpu_worker.Worker")
-    return type(f"Attached{name}", (AttachedWorker, base), {})
+    return type(f"Attached{base.__name__}", (AttachedWorker, base), {})
+
+
+_SUBCLASSES: Final = Subclasses(__name__, _subclass)
 
 
 class AttachedWorker:
