@@ -48,14 +48,25 @@ def _common(model: Any, target: Any, own: Any, tokenizer: Any, tokens: str) -> T
     return Tokens(tokenizer, own, (_width(target), _width(model)))
 
 
-def _from_pretrained(name: str, target: Any) -> tuple[Any, Any]:
+def loaded_beside(target: Any, kind: Any, name: str, what: str = "second model") -> Any:
+    """Load a model in the target's dtype and to its device.
+
+    :param kind: one of Transformers' auto classes.
+    :param name: a folder, or a name on the hub.
+    :param what: it in words.
+    :raises HostError: it cannot be loaded.
+    """
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
+        return kind.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
     except (OSError, ValueError) as exc:
         # Transformers takes a folder that is not there for a name on the hub, and complains of its spelling.
         is_missing = name.startswith(("/", ".", "~")) and not Path(name).exists()
         reason = "there is no such folder" if is_missing else " ".join(str(exc).split()).rstrip(".")
-        raise HostError(f"the second model {name!r} cannot be loaded: {reason}; give a folder, a name on the hub, or a loaded model") from exc
+        raise HostError(f"the {what} {name!r} cannot be loaded: {reason}; give a folder, a name on the hub, or a loaded model") from exc
+
+
+def _from_pretrained(name: str, target: Any) -> tuple[Any, Any]:
+    model = loaded_beside(target, AutoModelForCausalLM, name)
     try:
         return model, AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError):  # weights without a tokenizer: then the sizes must do

@@ -14,6 +14,7 @@ from transformers import AutoModel
 
 from accelplug._errors import HostError
 from accelplug.hooks.drafting import IntArray
+from accelplug.hosts.hf.loading import loaded_beside
 
 
 class OnHidden:
@@ -121,7 +122,7 @@ def dflash_model(given: Any, target: Any) -> Any:
 
     :raises HostError: it cannot be loaded, is no such model, or is one for another target.
     """
-    model = _loaded(given, target) if isinstance(given, str) else given
+    model = loaded_beside(target, AutoModel, given, "DFlash drafter") if isinstance(given, str) else given
     config: Any = getattr(model, "config", None)
     text = target.config.get_text_config(decoder=True)
     if missing := [name for name in ("target_layer_ids", "block_size", "mask_token_id") if not hasattr(config, name)]:
@@ -132,11 +133,3 @@ def dflash_model(given: Any, target: Any) -> Any:
             f"{type(target).__name__} has hidden size {text.hidden_size} and {text.vocab_size} tokens; use the drafter that was made for this model"
         )
     return model
-
-
-def _loaded(name: str, target: Any) -> Any:
-    try:
-        return AutoModel.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
-    except (OSError, ValueError) as exc:
-        reason = " ".join(str(exc).split()).rstrip(".")
-        raise HostError(f"the DFlash drafter {name!r} cannot be loaded: {reason:.300}; give a folder, a name on the hub, or a loaded model") from exc
