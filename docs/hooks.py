@@ -203,15 +203,7 @@ def head_of(module: ModuleType) -> str:
     return "\n\n".join(said(ast.parse(inspect.getsource(module))).text.split("\n\n")[1:])
 
 
-def main() -> int:
-    """Write the page, or say that it is out of date."""
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
-        sys.stderr.write(f"{PAGE.name} is not what the source says; run python docs/hooks.py\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if "--check" in sys.argv:
+        sys.exit(0 if PAGE.read_text(encoding="utf-8") == page() else "docs/hooks.md is out of date; run python docs/hooks.py")
+    PAGE.write_text(page(), encoding="utf-8")
