@@ -17,9 +17,32 @@ from accelplug.constrained.walking import legal_by_mask
 from accelplug.hooks import CompileLimits, GrammarSpec
 
 EXACT = sorted(name for name, known in FORMATS.items() if known.exact)
+IDENTIFIERS = ("uri", "uri-reference", "iri", "iri-reference")
+PARTS = st.sampled_from(
+    ["http", "urn", ":", "://", "//", "/", "a", "b@", "@", "1.2.3.4", "[::1]", "[v1.a:b]", "[", "]", ":80", "?", "#", "%20", "%", "&", ";", " ", '"', "{", "|", "^",
+     "\u00e4", "\ue000", "\ufdd0", "\U0001fffe", "\U000e1000", "\x7f"]
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", IDENTIFIERS)
+def test_identifiers_are_what_the_validator_says(name):
+    """RFC 3986 and RFC 3987, in both directions."""
+    jsonschema = pytest.importorskip("jsonschema")
+    pytest.importorskip("rfc3987")
+    checker, seen = jsonschema.Draft202012Validator.FORMAT_CHECKER, {True: 0, False: 0}
+
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @given(st.sampled_from(["", "x:", "http://", "http://a"]), st.lists(PARTS, max_size=4).map("".join))
+    def the_same(beginning, rest):
+        text = beginning + rest
+        seen[checker.conforms(text, name)] += 1
+        assert matches(parse(FORMATS[name].pattern), text) == checker.conforms(text, name), text
+
+    the_same()
+    assert min(seen.values()) > 20
+
+
+@pytest.mark.parametrize("name", sorted({*EXACT} - {*IDENTIFIERS}))
 def test_exact_formats_are_the_whole_truth(name):
     """What matches is valid: were it not, the statement would call a keyword enforced that is not."""
     jsonschema = pytest.importorskip("jsonschema")
@@ -47,7 +70,9 @@ def test_exact_formats_are_the_whole_truth(name):
         ("ipv6", ["::", "::1", "1::", "1:2:3:4:5:6:7:8", "::ffff:1.2.3.4", "1:2::7:8"], ["1:2:3", ":::", "1::2::3", "g::"]),
         ("uuid", ["2eb8aa08-aa98-11ea-b4aa-73b441d16380"], ["2eb8aa08aa9811eab4aa73b441d16380", "x"]),
         ("email", ["a@b.c", "joe.bloggs@example.com", "te~st@example.com"], ["a", "a@", ".a@b", "a..b@c"]),
-        ("uri", ["http://a/b?c=d#e", "urn:x:y", "mailto:a@b"], ["a b", "//a", "\\\\a", "http://[a"][:3]),
+        ("uri", ["http://a/b?c=d#e", "urn:x:y", "mailto:a@b", "x://[::1]:8/"], ["a b", "//a", "\\\\a", "http://[a", "x://[]", "x:]", "x://[::1]a"]),
+        ("uri-reference", ["", "a/b:c", "//h", "?#"], ["a:]", ":", "a b", "%2"]),
+        ("iri", ["http://\u00e4/\u4e2d?\ue000"], ["\u00e4:a", "x:\ue000", "x:\ufdd0"]),
         ("json-pointer", ["", "/a~0b~1/c", "/"], ["a", "/a~2"]),
         ("duration", ["P1D", "PT1H30M", "P2W", "P1Y2M3DT4H"], ["P", "PT", "1D", "P1D2H", "P1DT"]),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,16 @@ PATTERNS = st.recursive(
     max_leaves=6,
 )
 TEXTS = st.text("ab1\n", max_size=6)
+LOOKS = st.recursive(
+    st.sampled_from(["a", "-", ".", r"\w", r"\W", "[^a]", "a*", "-?", ".*", ".{1,2}", "^", "$", r"\b", r"\B"]),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=4).map("".join),
+        st.builds("({}{}|{})".format, st.sampled_from(["?=", "?!", "?<=", "?<!", "?:"]), inner, inner),
+        st.builds("{}|{}".format, inner, inner),
+    ),
+    max_leaves=8,
+)
+SHORT = ["".join(signs) for size in range(5) for signs in product("ab-", repeat=size)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -34,6 +46,27 @@ TEXTS = st.text("ab1\n", max_size=6)
 def test_search_is_what_python_finds(pattern, text):
     python = re.compile(pattern.replace("$", r"\Z"))  # "$" of ECMA 262 is the very end
     assert matches(parse(pattern), text) == (python.search(text) is not None)
+
+
+def test_what_looks_around_is_what_the_package_regex_finds():
+    """Look-ahead, look-behind, word boundaries and anchors anywhere, in every short text."""
+    regex, read = pytest.importorskip("regex"), Counter()
+
+    @settings(max_examples=400, deadline=None, derandomize=True)
+    @given(LOOKS)
+    def the_same(pattern):
+        try:
+            found = parse(pattern)
+        except UnsupportedPatternError:
+            return
+        searching = regex.compile(pattern, regex.VERSION0 | regex.ASCII)
+        for text in SHORT:
+            assert matches(found, text) == (searching.search(text) is not None), (pattern, text)
+        read.update(sign for sign in ("(?=", "(?!", "(?<=", "(?<!", r"\b", r"\B", "^", "$") if sign in pattern)
+
+    the_same()
+    assert len(read) == 8
+    assert min(read.values()) > 5, read
 
 
 @settings(max_examples=40, deadline=None)
@@ -72,6 +105,11 @@ def test_quoting_keeps_the_set(pattern, text):
         (r"^[^\]]+$", "[", "]"),
         (r"^a|b$", "ax", "xa"),
         (r"^\d$", "1", "\u0663"),
+        (r"^(?!^foo$)(?!^bar$).*$", "fool", "bar"),
+        (r".*(?<!\\)\$\{(.*?)\}", "${a}", r"\${a}"),
+        (r"\bfoo\b", "a foo-b", "food"),
+        (r"^[\u0020-\uD7FF\uD800\uDBFF-\uDC00\uDFFF]*$", "a\ud7ff", "\n"),
+        (r"^\p{ASCII}+$", "a~", "\u00e4"),
     ],
 )
 def test_ecma_is_read(pattern, good, bad):
@@ -79,16 +117,22 @@ def test_ecma_is_read(pattern, good, bad):
     assert not matches(parse(pattern), bad)
 
 
-@pytest.mark.parametrize("pattern", [r"(a)\1", r"\bfoo", "(?<=a)b", "(", "a)", "[a", "*", "(^a)*", "a{3,2}"])
+@pytest.mark.parametrize("pattern", [r"(a)\1", r"(\bfoo)", r"(?=a)\ba", "((?<=a)b)", "(?=a)(?<=b)", "(?<=a$)", "(?=a", "(", "a)", "[a", "*", "(^a)*", "a{3,2}"])
 def test_what_is_not_regular_is_refused(pattern):
     with pytest.raises(UnsupportedPatternError):
         parse(pattern)
 
 
 def test_a_search_that_would_not_end_is_given_up():
-    hard = both(*(parse(f"(a.{{{n}}}b|c.{{{n + 3}}}d)") for n in range(20)), without(parse("x.{40}y")))
+    hard = both(parse("^[ab]*a[ab]{20}$"), parse("^[ab]*b[ab]{20}$"))  # nothing matches, as half a million derivatives would show
     assert is_empty_if_decided(hard) is None
     assert not is_empty(hard)
+
+
+def test_a_search_goes_to_where_the_least_is_left():
+    """A thousand characters that anything may be do not hide the few that must come."""
+    assert is_empty_if_decided(both(length(20, 2048), parse(r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-z]+"))) is False
+    assert is_empty_if_decided(both(length(1, 1024), parse(r"(?=.{1,1024}$)(https)://([^/]+)/(.+)"))) is False
 
 
 def test_lengths_and_edges():

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 NAME: Final = "llguidance"
 KINDS: Final = ("json_schema", "regex", "ebnf", "lark", "choice")
 _FUEL: Final = 10_000_000
-"""Of one step of the lexer. With less, llguidance drops what it has no time to look at, and refuses texts that are legal."""
+"""Of the lexer's beginning, a quarter of a second at most, and of each step of it. With less, llguidance refuses grammars of many long expressions;
+in a step it drops what it has no time to look at, and refuses texts that are legal."""
 
 
 def release() -> str:
@@ -130,7 +131,7 @@ def template(source: str, vocabulary: Vocabulary) -> LLMatcher:
     """
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(step_lexer_fuel=_FUEL)
+    limits = LLParserLimits(initial_lexer_fuel=_FUEL, step_lexer_fuel=_FUEL)
     found = LLMatcher(_tokenizer(vocabulary), source, limits=limits, log_level=0)
     if found.is_error():
         raise ConstraintError(f"llguidance refuses the grammar: {in_one_line(found.get_error())}")

@@ -36,10 +36,10 @@ def sequence(builder: Builder, shape: Shape) -> str:
         if steps << len(shape.required) > MOST_IN_ANY_ORDER:
             builder.checked(Inexact("*/required"), Inexact("*/dependencies"), Inexact("*/dependentRequired"))
             shape = shape._replace(required=frozenset())
-        return _Free(builder, shape, counted=counted).rule(At(frozenset(), 0, 0, begun=False))
+        return _Free(builder, shape, counted=counted).written(At(frozenset(), 0, 0, begun=False))
     if not counted and not shape.demands:
         return _linked(builder, shape)
-    return _Ordered(builder, shape, counted=counted).rule(At(0, 0, 0, begun=False))
+    return _Ordered(builder, shape, counted=counted).written(At(0, 0, 0, begun=False))
 
 
 class _Link(NamedTuple):
@@ -91,13 +91,22 @@ class _Sequence:
     def __init__(self, builder: Builder, shape: Shape, *, counted: bool) -> None:
         self.builder, self.shape, self.counted = builder, shape, counted
         self.names: dict[At, str] = {}
+        self.waiting: list[At] = []
         self.all = (1 << shape.demands) - 1
 
+    def written(self, at: At) -> str:
+        """Write the rule of what may follow and all that it asks for, one after the other: one within the other would be too deep; return its name."""
+        name = self.rule(at)
+        while self.waiting:
+            following = self.waiting.pop()
+            self.fill(self.names[following], following)
+        return name
+
     def rule(self, at: At) -> str:
-        """Return the rule of what may follow."""
+        """Return the rule of what may follow, which is to be written."""
         if at not in self.names:
-            self.names[at] = name = self.builder.new("obj")
-            self.fill(name, at)
+            self.names[at] = self.builder.new("obj")
+            self.waiting.append(at)
         return self.names[at]
 
     def fill(self, name: str, at: At) -> None:

@@ -7,7 +7,7 @@ import unicodedata
 from functools import lru_cache
 from typing import Final
 
-from accelplug.constrained.regex.tree import Ranges, inverted, normal
+from accelplug.constrained.regex.tree import ANY, SURROGATES, Ranges, common, inverted, normal
 
 DIGIT: Final[Ranges] = ((0x30, 0x39),)
 WORD: Final[Ranges] = normal([*DIGIT, (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)])
@@ -37,11 +37,17 @@ _LONG_TOO: Final = {
     "Uppercase": "Lu",
     "Lowercase": "Ll",
 }
+_BINARY: Final[dict[str, Ranges]] = {"ASCII": ((0, 0x7F),), "Any": ((0, sys.maxunicode),), "ASCII_Hex_Digit": normal([*DIGIT, (0x41, 0x46), (0x61, 0x66)])}
 
 
 def inverse(ranges: list[tuple[int, int]]) -> Ranges:
     """Return all other code points."""
     return inverted(normal(ranges))
+
+
+def scalar(ranges: Ranges) -> Ranges:
+    """Return ranges without surrogates."""
+    return common(ranges, ANY.ranges) if any(low <= SURROGATES[1] and high >= SURROGATES[0] for low, high in ranges) else ranges
 
 
 def escaped(pattern: str, at: int, *, inside: bool) -> tuple[Ranges | None, int]:
@@ -69,7 +75,7 @@ def _one(point: int) -> Ranges:
 def _property(pattern: str, at: int, *, negated: bool) -> tuple[Ranges | None, int]:
     end = pattern.find("}", at)
     name = pattern[at + 2 : end].rpartition("=")[2]
-    ranges = _category(_LONG.get(name, _LONG_TOO.get(name, name)))
+    ranges = _BINARY.get(name) or _category(_LONG.get(name, _LONG_TOO.get(name, name)))
     if end < 0 or not ranges:
         return None, at
     return (inverted(ranges) if negated else ranges), end + 1
@@ -100,6 +106,10 @@ def _by_number(pattern: str, at: int) -> tuple[Ranges | None, int]:
     except ValueError:
         return None, at
     if 0xD800 <= point <= 0xDBFF and pattern[behind : behind + 2] == "\\u":  # a pair of surrogates is one character
-        low = int(pattern[behind + 2 : behind + 6] or "0", 16)
-        return (_one(0x10000 + ((point - 0xD800) << 10) + low - 0xDC00), behind + 6) if 0xDC00 <= low <= 0xDFFF else (None, at)
+        try:
+            low = int(pattern[behind + 2 : behind + 6], 16)
+        except ValueError:
+            return None, at
+        if 0xDC00 <= low <= 0xDFFF:
+            return _one(0x10000 + ((point - 0xD800) << 10) + low - 0xDC00), behind + 6
     return (_one(point), behind) if point <= 0x10FFFF else (None, at)

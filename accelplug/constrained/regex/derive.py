@@ -10,14 +10,21 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Final
 
-from accelplug.constrained.regex.tree import EMPTY, NOTHING, Ranges, Regex, alt, both, cat, rep, without
+from accelplug.constrained.regex.tree import ANY, EMPTY, NOTHING, Ranges, Regex, alt, both, cat, rep, without
 from accelplug.constrained.time_limit import seconds_left
 
+_BY_SIZE: Final = attrgetter("size")
 MOST_STATES: Final = 3000
-MOST_WORK: Final = 150_000
-"""Nodes of all derivatives that one search may look at; what is not decided by then counts as not empty."""
+MOST_WORK: Final = 600_000
+"""Nodes of all derivatives that one search may come to; what is not decided by then counts as not empty."""
+_SMALL: Final = 60
+_AHEAD: Final = 12
+MOST_GROWTH: Final = 1000
+"""Nodes by which an expression may grow within the first characters of a text, for an engine to keep up with it."""
 
 
 def contains(ranges: Ranges, point: int) -> bool:
@@ -159,9 +166,27 @@ def is_empty_if_decided(regex: Regex) -> bool | None:
     if regex.nullable or regex.op == "set":
         return not regex.nullable and not regex.ranges  # as most are
     try:
-        return not _plainly_has_some(regex) and not _has_some(regex)
+        return not _plainly_has_some(regex) and (_is_empty_of_any_length(regex) or not _has_some(regex))
     except (OverflowError, RecursionError):
         return None
+
+
+def _is_empty_of_any_length(regex: Regex) -> bool:
+    """Whether an intersection is seen to match no text of whatever length, which takes no counting."""
+    others = [part for part in regex.parts if part.op != "rep" or part.parts[0] != ANY] if regex.op == "and" else []
+    return 0 < len(others) < len(regex.parts) and is_empty(both(*others))
+
+
+def grows_far(regex: Regex) -> bool:
+    """Whether some text soon leaves so many ways open that every further character takes an engine long."""
+    if regex.size < _SMALL:
+        return False
+    state, points, most = regex, representatives(regex), regex.size + MOST_GROWTH
+    for _ in range(_AHEAD):
+        state = max((derivative(state, point) for point in points), key=_BY_SIZE)
+        if state.size > most:
+            return True
+    return False
 
 
 @lru_cache(maxsize=1 << 14)
@@ -201,19 +226,24 @@ def _is_endless(regex: Regex) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def _has_some(regex: Regex) -> bool:
-    """Search derivatives, deep first, since counters make texts long, for one that is seen to match something."""
-    seen, waiting, work = {regex}, [regex], 0
+    """Search derivatives for one that is seen to match something, those first of which the least is left, and of these the longest texts."""
+    seen, waiting, work = {regex}, [(_left(regex), 0, regex)], 0
     points = representatives(regex)
     while waiting:
-        state = waiting.pop()
-        work += state.size * len(points)
+        state = heappop(waiting)[-1]
         if _plainly_has_some(state):
             return True
         for point in reversed(points):
             following = derivative(state, point)
+            work += following.size
             if (following.op != "set" or following.ranges) and following not in seen:
                 seen.add(following)
-                waiting.append(following)
+                heappush(waiting, (_left(following), -len(seen), following))
         if len(seen) > MOST_STATES or work > MOST_WORK:
             raise OverflowError("too many derivatives")
     return False
+
+
+def _left(regex: Regex) -> float:
+    """Return how far a search still has to go, as a guess: what every part of an intersection still needs."""
+    return sum(part.least for part in regex.parts) if regex.op == "and" else regex.least

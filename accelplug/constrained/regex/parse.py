@@ -1,35 +1,52 @@
 r"""ECMA 262 expressions, as JSON Schema's ``pattern`` has them, read into trees that match whole texts.
 
-Understood: everything regular but back references, ``\b`` inside, look-behind and look-ahead in the middle of groups; a look-ahead
-at the top level becomes an intersection.
+Understood: everything but back references, what looks around (look-ahead, look-behind, ``\b``) within groups, and what looks back behind a
+look-ahead; at the top level it becomes an intersection with what lies before or behind.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from enum import IntEnum
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from accelplug.constrained.regex import classes
-from accelplug.constrained.regex.tree import EMPTY, EVERY, NOTHING, Regex, alt, both, cat, chars, rep, without
+from accelplug.constrained.regex.tree import ANY, EMPTY, EVERY, NOTHING, Regex, alt, both, cat, chars, inverted, rep, without
 
 MOST_REPEATS: Final = 100_000
 SIGN: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 """An escape, a class, or one more character: what an expression is made of at a glance."""
 _DASH: Final = (0x2D, 0x2D)
 _ANCHORS: Final = frozenset("AZz")
+_BEGINNING: Final = re.compile(r"\^|\\A")
+_WORD: Final = chars(classes.WORD)
+_WORD_FIRST: Final = cat(_WORD, EVERY)
+_OTHER_FIRST: Final = cat(chars(inverted(classes.WORD)), EVERY)
+_WORD_LAST: Final = cat(EVERY, _WORD)
+_SOME: Final = rep(ANY, 1)
 
 
 class UnsupportedPatternError(ValueError):
     """The expression is none, or says something that is not regular."""
 
 
+class Looks(IntEnum):
+    """What may look around in a sequence."""
+
+    NOTHING = 0
+    AHEAD = 1
+    AROUND = 2
+
+
 class Piece(NamedTuple):
-    """A part of an expression: what it matches, and whether that must begin or end the text."""
+    """A part of an expression: what it matches, whether that must begin or end the text, and whether a character of a word must follow or must not."""
 
     regex: Regex
     begins: bool = False
     ends: bool = False
+    word: bool | None = None
 
 
 @lru_cache(maxsize=4096)
@@ -39,14 +56,16 @@ def parse(pattern: str) -> Regex:
     :raises UnsupportedPatternError: the expression cannot be read, or is not regular.
     """
     reader = Reader(pattern)
-    pieces = reader.alternatives(top=True)
+    pieces = reader.alternatives(Looks.AROUND)
     if reader.at < len(pattern):
         raise UnsupportedPatternError(f"unbalanced ')' in {pattern!r:.80}")
     return alt(*(_opened(piece) for piece in pieces))
 
 
 def _opened(piece: Piece) -> Regex:
-    return cat(EMPTY if piece.begins else EVERY, piece.regex, EMPTY if piece.ends else EVERY)
+    if piece.ends:
+        return NOTHING if piece.word else _until(piece)
+    return cat(_until(piece), {None: EVERY, True: _WORD_FIRST, False: without(_WORD_FIRST)}[piece.word])
 
 
 def _joined(left: list[Piece], right: list[Piece]) -> list[Piece]:
@@ -57,16 +76,51 @@ def _joined(left: list[Piece], right: list[Piece]) -> list[Piece]:
             if (other.begins and not one.regex.nullable) or (one.ends and not other.regex.nullable):
                 continue
             before = EMPTY if other.begins else one.regex
-            behind = EMPTY if one.ends else other.regex
-            found.append(Piece(cat(before, behind), one.begins or other.begins, one.ends or other.ends))
+            for behind, word in _following(EMPTY if one.ends else other.regex, one.word):
+                found.append(Piece(cat(before, behind), one.begins or other.begins, one.ends or other.ends, word))
     return _merged(found)
 
 
+def _following(regex: Regex, word: bool | None) -> Iterator[tuple[Regex, bool | None]]:
+    """Yield what may follow where a character of a word must come or must not, and what is still to be met behind that."""
+    if word is None:
+        yield regex, None
+        return
+    yield both(regex, _WORD_FIRST if word else _OTHER_FIRST), None
+    if regex.nullable:
+        yield EMPTY, word
+
+
 def _merged(pieces: list[Piece]) -> list[Piece]:
-    kinds: dict[tuple[bool, bool], list[Regex]] = {}
-    for piece in pieces:
-        kinds.setdefault((piece.begins, piece.ends), []).append(piece.regex)
+    kinds: dict[tuple[bool, bool, bool | None], list[Regex]] = {}
+    for regex, begins, ends, word in pieces:
+        kinds.setdefault((begins, ends, word), []).append(regex)
     return [Piece(alt(*regexes), *kind) for kind, regexes in kinds.items()]
+
+
+def _until(piece: Piece) -> Regex:
+    """Return the text from its beginning to where a part ends."""
+    return cat(EMPTY if piece.begins else EVERY, piece.regex)
+
+
+def _behind(pieces: list[Piece], *, first: bool) -> Regex:
+    """Return the texts that begin with one of several parts, which may say that nothing lies before them if they are the first."""
+    return alt(*(cat(piece.regex, EMPTY if piece.ends else EVERY) for piece in pieces if first or not piece.begins))
+
+
+def _divided(before: list[Piece], *, first: bool | None) -> Iterator[tuple[Piece, bool]]:
+    """Yield what may lie before a place, with and without that being nothing at all.
+
+    :param first: whether nothing lies before all this, None if that is to be said by the pieces.
+    """
+    for piece in before:
+        if first is False:
+            yield piece, False
+            continue
+        if piece.regex.nullable:
+            yield piece._replace(regex=EMPTY, begins=True), True
+        until = _until(piece) if first is None else piece.regex
+        yield piece._replace(regex=both(until, _SOME), begins=True), False
 
 
 class Reader:
@@ -74,6 +128,8 @@ class Reader:
 
     def __init__(self, pattern: str) -> None:
         self.pattern, self.at = pattern, 0
+        self.first: bool | None = None
+        """Whether nothing lies before the sequence that is being read, None at the top, where its pieces say that."""
 
     def fail(self, why: str) -> UnsupportedPatternError:
         return UnsupportedPatternError(f"{why} at {self.at} of {self.pattern!r:.80}")
@@ -87,34 +143,79 @@ class Reader:
         self.at += len(text)
         return True
 
-    def alternatives(self, *, top: bool = False) -> list[Piece]:
-        found = self.sequence(top=top)
+    def alternatives(self, looks: Looks = Looks.NOTHING) -> list[Piece]:
+        found = self.sequence(looks)
         while self.take("|"):
-            found = found + self.sequence(top=top)
+            found = found + self.sequence(looks)
         return _merged(found)
 
-    def sequence(self, *, top: bool) -> list[Piece]:
+    def sequence(self, looks: Looks) -> list[Piece]:
         found = [Piece(EMPTY)]
         while self.at < len(self.pattern) and not self.peek("|") and not self.peek(")"):
-            if self.peek("(?=") or self.peek("(?!"):
-                return self.ahead(found, top=top)
-            found = _joined(found, self.repeated())
+            if self.take("(?=") or self.take("(?!"):
+                return self.ahead(found, looks)
+            if self.take("(?<=") or self.take("(?<!"):
+                found = self.after(found, looks)
+            elif self.take(r"\b") or self.take(r"\B"):
+                found = self.boundary(found, looks)
+            else:
+                found = _joined(found, self.repeated())
         return found
 
-    def ahead(self, before: list[Piece], *, top: bool) -> list[Piece]:
+    def ahead(self, before: list[Piece], looks: Looks) -> list[Piece]:
         """Read a look-ahead and the rest of the sequence, which both begin where `before` ends."""
-        if not top:
+        negative = self.pattern[self.at - 1] == "!"
+        if not looks:
             raise self.fail("a look-ahead inside a group")
-        negative = self.pattern[self.at + 2] == "!"
-        self.at += 3
-        inside = alt(*(cat(piece.regex, EMPTY if piece.ends else EVERY) for piece in self.alternatives() if not piece.begins))
+        inside = self.alternatives()
+        self.close()
+        asks = self.first is not False and (any(piece.begins for piece in inside) or _BEGINNING.search(self.pattern, self.at) is not None)
+        rests, found = self.rests(asks=asks), list[Piece]()
+        for piece, first in _divided(before, first=self.first if asks else False):
+            look = _behind(inside, first=first)
+            behind = both(without(look) if negative else look, _behind(rests[first], first=first))
+            found += _joined([piece], [Piece(behind, ends=True)])
+        return _merged(found)
+
+    def rests(self, *, asks: bool) -> dict[bool, list[Piece]]:
+        """Read the rest of a sequence behind a look-ahead, as it is where nothing lies before it, if that is asked for, and where something does."""
+        start, before, found = self.at, self.first, dict[bool, list[Piece]]()
+        for first in (False, True) if asks else (False,):
+            self.at, self.first = start, first
+            found[first] = self.sequence(Looks.AHEAD)
+        self.first = before
+        return found
+
+    def after(self, before: list[Piece], looks: Looks) -> list[Piece]:
+        """Read a look-behind; return what lies before it, from the beginning of the text on."""
+        negative = self.pattern[self.at - 1] == "!"
+        if looks < Looks.AROUND:
+            raise self.fail("a look-behind inside a group or behind a look-ahead")
+        inside = self.alternatives()
+        self.close()
+        if any(piece.ends for piece in inside):
+            raise self.fail("'$' in a look-behind")
+        look = alt(*map(_until, inside))
+        return [piece._replace(regex=both(_until(piece), without(look) if negative else look), begins=True) for piece in before]
+
+    def boundary(self, before: list[Piece], looks: Looks) -> list[Piece]:
+        r"""Read ``\b`` or ``\B``: of what lies before and behind it one is a character of a word, or both or neither are."""
+        at_edge = self.pattern[self.at - 1] == "b"
+        if looks < Looks.AROUND:
+            raise self.fail("a word boundary inside a group or behind a look-ahead")
+        found = []
+        for piece in before:
+            for ends_word in (True, False):
+                word = ends_word != at_edge
+                if piece.word in (None, word):
+                    until = both(_until(piece), _WORD_LAST if ends_word else without(_WORD_LAST))
+                    found.append(Piece(until, begins=True, ends=piece.ends, word=word))
+        return _merged(found)
+
+    def close(self) -> None:
+        """Read the end of a group."""
         if not self.take(")"):
             raise self.fail("an unclosed group")
-        rest = self.sequence(top=True)
-        if any(piece.begins for piece in rest):
-            raise self.fail("'^' behind a look-ahead")
-        behind = alt(*(cat(piece.regex, EMPTY if piece.ends else EVERY) for piece in rest))
-        return _joined(before, [Piece(both(without(inside) if negative else inside, behind), ends=True)])
 
     def repeated(self) -> list[Piece]:
         pieces = self.atom()
@@ -149,7 +250,7 @@ class Reader:
         if self.take("("):
             return self.group()
         if self.take("["):
-            return [Piece(chars(self.bracket()))]
+            return [Piece(self.characters())]
         char = self.pattern[self.at]
         if char in "*+?":
             raise self.fail("nothing to repeat")
@@ -159,7 +260,7 @@ class Reader:
         if char == ".":
             return [Piece(chars(classes.NO_LINE_END))]
         if char == "\\":
-            return [Piece(chars(self.escape()))]
+            return [Piece(chars(classes.scalar(self.escape())))]
         return [Piece(chars([(ord(char), ord(char))]))]
 
     def anchor(self, char: str) -> Piece:
@@ -175,13 +276,12 @@ class Reader:
             pass
         elif self.take("?<") or self.take("?P<"):
             if self.pattern[self.at : self.at + 1] in {"=", "!"}:
-                raise self.fail("a look-behind")
+                raise self.fail("a look-behind that is repeated")
             self.at = self.pattern.index(">", self.at) + 1 if ">" in self.pattern[self.at :] else len(self.pattern)
         elif self.peek("?"):
             raise self.fail("an unknown kind of group")
         found = self.alternatives()
-        if not self.take(")"):
-            raise self.fail("an unclosed group")
+        self.close()
         return found or [Piece(NOTHING)]
 
     def escape(self, *, inside: bool = False) -> tuple[tuple[int, int], ...]:
@@ -189,6 +289,10 @@ class Reader:
         if found is None:
             raise self.fail("an escape that is not regular")
         return found
+
+    def characters(self) -> Regex:
+        """Read a class; no JSON text has the surrogates that one may name."""
+        return chars(classes.scalar(self.bracket()))
 
     def bracket(self) -> tuple[tuple[int, int], ...]:
         negated, found = self.take("^"), list[tuple[int, int]]()

@@ -5,6 +5,7 @@ Built through the functions here, which simplify as they build: derivatives then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from operator import attrgetter
@@ -30,11 +31,12 @@ class Regex:
     ``nullable`` whether the empty text matches.
     """
 
-    __slots__ = ("_hash", "_literals", "_unwritten", "high", "is_algebraic", "low", "nullable", "op", "parts", "ranges", "size")
+    __slots__ = ("_hash", "_least", "_literals", "_unwritten", "high", "is_algebraic", "low", "nullable", "op", "parts", "ranges", "size")
 
     def __init__(self, op: str, parts: tuple[Regex, ...] = (), ranges: Ranges = (), low: int = 0, high: int | None = None) -> None:
         self.op, self.parts, self.ranges, self.low, self.high = op, parts, ranges, low, high
         self._hash = hash((_OPS[op], parts, ranges, low, -1 if high is None else high))  # numbers only: the same in every process
+        self._least: float | None = None
         self._literals: frozenset[str] | None = None
         self._unwritten: tuple[Regex, ...] | None = None
         size, algebraic, some, every = 1, op in _ALGEBRAIC, False, op != "set"
@@ -105,6 +107,21 @@ class Regex:
     def is_character(self) -> bool:
         """Whether this is one certain character."""
         return self.op == "set" and len(self.ranges) == 1 and self.ranges[0][0] == self.ranges[0][1]
+
+    @property
+    def least(self) -> float:
+        """No text that matches is shorter than this."""
+        if self._least is None:
+            self._least = self._at_least()
+        return self._least
+
+    def _at_least(self) -> float:
+        if self.op in {"set", "not"}:
+            return float(self.op == "set") if self.ranges or self.op == "not" else math.inf
+        if self.op == "rep":
+            return self.low * self.parts[0].least if self.low else 0
+        lengths = [part.least for part in self.parts]
+        return sum(lengths) if self.op == "cat" else min(lengths) if self.op == "alt" else max(lengths)
 
     def _is_nullable(self, *, some: bool, every: bool) -> bool:
         """Whether the empty text matches, by whether some and every part matches it."""

@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from accelplug.constrained.regex.parse import SIGN
-from accelplug.constrained.schema.formats import IP_LITERAL
 
 _ASCII_LABEL: Final = re.compile(r"xn--", re.IGNORECASE)
 _STOPS: Final = re.compile("[.\u3002\uff0e\uff61]")
 _RIGHT_TO_LEFT: Final = ("R", "AL", "AN")
-_HOST: Final = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*:)?//(?:[^/?#@]*@)?\[([^\]]*)\]")
-_IP: Final = re.compile(IP_LITERAL)
 _OTHERS: Final = re.compile(r"\(\?(?:P|[A-Za-z]+\))")
 
 
@@ -49,12 +46,6 @@ def is_international_hostname(value: str) -> bool:
     return True
 
 
-def has_ip_literal(value: str) -> bool:
-    """Whether what stands in brackets for a host is an address (RFC 3986, 3.2.2)."""
-    host = _HOST.match(value)
-    return host is None or _IP.fullmatch(host[1]) is not None
-
-
 def is_ecma(value: str) -> bool:
     """Whether an expression has no group that other dialects alone have: ``(?P<name>`` and flags for the rest of the text."""
     return not any(_OTHERS.match(value, sign.start()) for sign in SIGN.finditer(value))
@@ -63,7 +54,6 @@ def is_ecma(value: str) -> bool:
 MORE: Final[Mapping[str, Callable[[str], bool]]] = {
     "hostname": is_hostname,
     "idn-hostname": is_international_hostname,
-    **dict.fromkeys(("uri", "uri-reference", "iri", "iri-reference"), has_ip_literal),
     "regex": is_ecma,
 }
 """Format -> what else must hold of a text."""

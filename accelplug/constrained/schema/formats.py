@@ -38,16 +38,35 @@ _IPV6: Final = "|".join(
         *(f"{front}::{behind}" for front, behind in zip(_FRONT, _BEHIND, strict=True)),
     ]
 )
-IP_LITERAL: Final = rf"{_IPV6}|[vV]{_HEX}+\.[A-Za-z0-9._~!$&'()*+,;=:-]+"
+_IP_LITERAL: Final = rf"{_IPV6}|[vV]{_HEX}+\.[A-Za-z0-9._~!$&'()*+,;=:-]+"
 """What stands in brackets in the place of a host (RFC 3986, 3.2.2)."""
 _LABEL: Final = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _ESCAPED: Final = rf"%{_HEX}{{2}}"
-_URI_TAIL: Final = rf"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?\[\]-]|{_ESCAPED})*(?:#(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|{_ESCAPED})*)?"
-_IRI_TAIL: Final = r'[^\s<>"{}|\\^`#]*(?:#[^\s<>"{}|\\^`#]*)?'
 _SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]*"
 _VARIABLE: Final = rf"(?:[A-Za-z0-9_]|{_ESCAPED})(?:\.?(?:[A-Za-z0-9_]|{_ESCAPED}))*(?::[1-9][0-9]{{0,3}}|\*)?"
 _EXPANDED: Final = rf"\{{[+#./;?&=,!@|]?{_VARIABLE}(?:,{_VARIABLE})*\}}"
+_UCS: Final = [(0xA0, 0xD7FF), (0xF900, 0xFDCF), (0xFDF0, 0xFFEF), *((plane << 16, (plane << 16) + 0xFFFD) for plane in range(1, 14)), (0xE1000, 0xEFFFD)]
+_PRIVATE: Final = [(0xE000, 0xF8FF), (0xF0000, 0xFFFFD), (0x100000, 0x10FFFD)]
+_BEYOND_ASCII: Final = {"uri": ("", ""), "iri": tuple("".join(f"{chr(low)}-{chr(high)}" for low, high in ranges) for ranges in (_UCS, _PRIVATE))}
+"""What may stand anywhere, and what in a query alone (RFC 3987, 2.2)."""
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+
+
+def _resource(kind: str, *, relative: bool = False) -> str:
+    """Return the expression of a resource's identifier (RFC 3986, appendix A; RFC 3987, 2.2), or of a reference, which may be relative."""
+    everywhere, private = _BEYOND_ASCII[kind]
+    name = rf"(?:[A-Za-z0-9._~!$&'()*+,;={everywhere}-]|{_ESCAPED})"
+    user = rf"(?:[A-Za-z0-9._~!$&'()*+,;=:{everywhere}-]|{_ESCAPED})"
+    char = rf"(?:[A-Za-z0-9._~!$&'()*+,;=:@{everywhere}-]|{_ESCAPED})"
+    without_colon = rf"(?:[A-Za-z0-9._~!$&'()*+,;=@{everywhere}-]|{_ESCAPED})"
+    segments = rf"(?:/{char}*)*"
+    authority = rf"(?:{user}*@)?(?:\[(?:{_IP_LITERAL})\]|{name}*)(?::[0-9]*)?"
+    rooted = rf"//{authority}{segments}|/(?:{char}+{segments})?"
+    query = rf"(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?{everywhere}{private}-]|{_ESCAPED})*)?"
+    fragment = rf"(?:#(?:[A-Za-z0-9._~!$&'()*+,;=:@/?{everywhere}-]|{_ESCAPED})*)?"
+    ways = [rf"{_SCHEME}:(?:{rooted}|{char}+{segments})?", *([rf"(?:{rooted}|{without_colon}+{segments})?"] if relative else [])]
+    return f"^(?:{'|'.join(ways)}){query}{fragment}$"
+
 
 FORMATS: Final[dict[str, Format]] = {
     "date": Format(rf"^{_DATE}$"),
@@ -61,10 +80,10 @@ FORMATS: Final[dict[str, Format]] = {
     "ipv4": Format(rf"^{_IPV4}$"),
     "ipv6": Format(rf"^(?:{_IPV6})$"),
     "uuid": Format(rf"^{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}$"),
-    "uri": Format(rf"^{_SCHEME}:{_URI_TAIL}$", exact=False),
-    "uri-reference": Format(rf"^{_URI_TAIL}$", exact=False),
-    "iri": Format(rf"^{_SCHEME}:{_IRI_TAIL}$", exact=False),
-    "iri-reference": Format(rf"^{_IRI_TAIL}$", exact=False),
+    "uri": Format(_resource("uri")),
+    "uri-reference": Format(_resource("uri", relative=True)),
+    "iri": Format(_resource("iri")),
+    "iri-reference": Format(_resource("iri", relative=True)),
     "json-pointer": Format(r"^(?:/(?:[^~/]|~[01])*)*$".replace("[^~/]", r"(?:[^~/]|\n|\r)")),
     "relative-json-pointer": Format(r"^(?:0|[1-9][0-9]*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", exact=False),
     "uri-template": Format(rf"^(?:[^\s\"'%<>\\^`{{|}}\x00-\x1f\x7f-\x9f]|{_ESCAPED}|{_EXPANDED})*$", exact=False),
