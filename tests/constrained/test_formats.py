@@ -19,8 +19,8 @@ from accelplug.hooks import CompileLimits, GrammarSpec
 EXACT = sorted(name for name, known in FORMATS.items() if known.exact)
 IDENTIFIERS = ("uri", "uri-reference", "iri", "iri-reference")
 PARTS = st.sampled_from(
-    ["http", "urn", ":", "://", "//", "/", "a", "b@", "@", "1.2.3.4", "[::1]", "[v1.a:b]", "[", "]", ":80", "?", "#", "%20", "%", "&", ";", " ", '"', "{", "|", "^",
-     "\u00e4", "\ue000", "\ufdd0", "\U0001fffe", "\U000e1000", "\x7f"]
+    ["http", "urn", ":", "://", "//", "/", "a", "b@", "@", "1.2.3.4", "[::1]", "[v1.a:b]", "[", "]", ":80", "?", "#", "%20", "%", "&", ";", " ", '"', "{",
+     "|", "^", "\u00e4", "\ue000", "\ufdd0", "\U0001fffe", "\U000e1000", "\x7f"]
 )  # fmt: skip
 
 

@@ -152,6 +152,24 @@ CASES = {
         [[], ["a"], [1, "a", None]],
     ),
     "unknown format": ({"type": "string", "format": "textarea"}, ["a"], [1]),
+    "look-ahead at the beginning of a look-ahead": ({"type": "string", "pattern": "^(?!^foo$).*$"}, ["fool"], ["foo"]),
+    "look-behind": ({"type": "string", "pattern": r"(?<!\\)\$\{a\}", "maxLength": 60000}, ["${a}"], ["$a", r"\${a}"]),
+    "word boundaries": ({"type": "string", "pattern": r"\bfoo\b"}, ["a foo-b"], ["food", "afoo"]),
+    "a pattern anywhere in a long text": (
+        {"type": ["string", "null"], "pattern": r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-z]+", "minLength": 20, "maxLength": 2048, "not": {"const": ""}},
+        ["arn:aws:iam::123456789012:role/x", None],
+        ["arn:aws:iam::12345678901:role/x", "arn:aws:iam", 1],
+    ),
+    "an identifier": ({"type": ["string", "null"], "format": "uri", "not": {"pattern": "^http:"}}, ["urn:a", "x://[::1]/"], ["http://a", "x:]", "x://[1]"]),
+    "many patterns that hardly overlap": (
+        {
+            "type": "object",
+            "patternProperties": {f"^(For:)?K{number}(Not)?$": {"type": "integer", "minimum": number} for number in range(12)},
+            "additionalProperties": False,
+        },
+        [{"For:K3": 3, "K11Not": 11}],
+        [{"K11": 10}, {"K12": 12}, {"K3": "a"}],
+    ),
     "look-ahead": ({"type": "string", "pattern": r"^(?=.*\d)(?=.*[a-z]).{3,}$"}, ["a1b"], ["abc", "123", "a1"]),
     "fractions": ({"type": "number", "multipleOf": 0.5, "minimum": 0}, [0.5, 2, 10.5], [0.3, 1.25, -0.5]),
     "escaped names": (
@@ -210,6 +228,23 @@ def test_many_conditions_on_one_property_are_enforced():
     assert grammar.statement.checked == ()
     assert all(legal(grammar, value) for value in ({}, {"kind": "x"}, {"kind": "c", "c1": 0}, {"a1": 0}))
     assert not any(legal(grammar, value) for value in ({"kind": 1}, {"kind": "c"}, {"kind": "l", "a1": 0}))
+
+
+def test_where_patterns_overlap_too_much_what_must_be_there_still_may_be():
+    """Of thirteen patterns anywhere in a name some are checked at the end; that some property is no text is met by any name."""
+    patterns = {f"{sign}.*x": {"type": ["integer", "string"], "minimum": number} for number, sign in enumerate("abcdefghijklm")}
+    grammar = compiled({"type": "object", "patternProperties": patterns, "not": {"additionalProperties": {"type": "string"}}})
+    assert all(legal(grammar, value) for value in ({"foo": 3}, {"foo": 3, "mx": 20}))
+    assert not any(legal(grammar, value) for value in ({}, {"foo": "a"}, {"foo": 3, "bx": 0}))
+    assert "#/patternProperties/m.*x/minimum" in grammar.statement.checked
+    assert grammar.check('{"foo": 3, "mx": 2}') is not None
+
+
+def test_five_hundred_properties_at_most_are_counted():
+    counted = {"type": "object", "minProperties": 1, "maxProperties": 500, "additionalProperties": {"type": "null"}}
+    grammar = compiled({"properties": {"a": {"$ref": "#/$defs/map"}}, "$defs": {"map": counted}, "not": {"required": ["z"]}})
+    assert legal(grammar, {"a": {"b": None}})
+    assert not any(legal(grammar, value) for value in ({"a": {}}, {"a": {"b": 1}}, {"a": {str(number): None for number in range(501)}}))
 
 
 def test_where_alternatives_are_too_many_the_rest_is_enforced():

@@ -47,7 +47,7 @@ class Builder:
         self.comma, self.colon = _SEPARATORS[whitespace]
         self.rules: dict[str, list[Symbols]] = {}
         self.inexact: dict[str, None] = {}
-        self.cells: dict[tuple[tuple[str, ...], tuple[Regex, ...]], list[Cell]] = {}
+        self.cells: dict[tuple[tuple[str, ...], tuple[Regex, ...]], tuple[list[Cell], int]] = {}
         self.shared: dict[tuple[int, bool], str] = {}
         self._numbers: dict[Hashable, int] = {}
         self._terminals: dict[str, str] = {}

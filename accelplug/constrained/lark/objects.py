@@ -15,7 +15,10 @@ from accelplug.constrained.schema.atoms import Inexact, Keys, Some
 from accelplug.constrained.schema.document import State
 from accelplug.constrained.schema.ledger import Branch
 
-MOST_PATTERNS: Final = 7
+MOST_PATTERNS: Final = 32
+MOST_OVERLAPPING: Final = 7
+MOST_CELLS: Final = 32
+"""Classes of names in an object, by which patterns they match, where there are more patterns than may overlap as they like."""
 MOST_SOME: Final = 4
 
 
@@ -89,25 +92,29 @@ def _size(branch: Branch, required: int, possible_names: int | None) -> tuple[in
     return max(low, required), high
 
 
-def _divided(builder: Builder, names: tuple[str, ...], regexes: tuple[Regex, ...]) -> list[Cell]:
+def _divided(builder: Builder, names: tuple[str, ...], regexes: tuple[Regex, ...]) -> tuple[list[Cell], int]:
     """Return what `_cells` does, worked out once: the branches of a state differ in little."""
     key = names, regexes
     if key not in builder.cells:
-        builder.cells[key] = _cells(names, regexes)
+        builder.cells[key] = _cells(builder, names, regexes)
     return builder.cells[key]
 
 
-def _cells(names: tuple[str, ...], regexes: tuple[Regex, ...]) -> list[Cell]:
-    """Return the names that are none of these, divided by which expressions they match, none of the parts empty."""
+def _cells(builder: Builder, names: tuple[str, ...], regexes: tuple[Regex, ...]) -> tuple[list[Cell], int]:
+    """Return the names that are none of these, divided by which expressions they match, none of the parts empty; and how many expressions told them apart."""
     cells: list[Cell] = [(without(alt(*map(literal, names))), frozenset())]
     for at, regex in enumerate(regexes):
+        builder.tableau.check_time()
         opposite = without(regex)
         if opposite in regexes[:at]:  # which told the same apart
             cells = [(cell, inside | {regex}) for cell, inside in cells if opposite not in inside] + [one for one in cells if opposite in one[1]]
             continue
         split = [(both(cell, regex), inside | {regex}) for cell, inside in cells] + [(both(cell, opposite), inside) for cell, inside in cells]
-        cells = [(cell, inside) for cell, inside in split if not is_empty(cell)]
-    return cells
+        divided = [(cell, inside) for cell, inside in split if not is_empty(cell)]
+        if at >= MOST_OVERLAPPING and len(divided) > MOST_CELLS:
+            return cells, at
+        cells = divided
+    return cells, len(regexes)
 
 
 def _named(builder: Builder, properties: Properties, name: str, some: list[Some]) -> Pair | None:
@@ -120,12 +127,12 @@ def _named(builder: Builder, properties: Properties, name: str, some: list[Some]
 
 def _others(builder: Builder, rules: list[Keys], names: list[str], some: list[Some]) -> list[Pair]:
     """Divide all other names by which expressions they match."""
-    regexes = list(dict.fromkeys([*(atom.regex for atom in rules), *(atom.regex for atom in some)]))
-    if len(regexes) > MOST_PATTERNS:
-        builder.checked(*(Inexact(atom.place) for atom in rules if atom.regex in regexes[MOST_PATTERNS:]))
-        regexes = regexes[:MOST_PATTERNS]
+    regexes = list(dict.fromkeys([*(atom.regex for atom in some), *(atom.regex for atom in rules)]))  # demands first, which must be met
+    cells, told = _divided(builder, tuple(names), tuple(regexes[:MOST_PATTERNS]))
+    if told < len(regexes):
+        builder.checked(*(Inexact(atom.place) for atom in rules if atom.regex in regexes[told:]))
     found = []
-    for cell, inside in _divided(builder, tuple(names), tuple(regexes)):
+    for cell, inside in cells:
         state: State = frozenset().union(*(atom.conj for atom in rules if atom.regex in inside))
         if builder.tableau.possible(state):
             proves = tuple((index, atom.conj) for index, atom in enumerate(some) if atom.regex in inside)

@@ -62,11 +62,18 @@ class Tableau:
         key = state, kind
         found = self._branches.get(key)
         if found is None:
-            self.limits.check_wanted()
-            if time.monotonic() > self.deadline:
-                raise ConstraintError("the schema takes longer to compile than its limit; raise seconds, or simplify its combinations")
+            self.check_time()
             found = self._branches[key] = with_values(self.document, state, self._all(state, kind))
         return found
+
+    def check_time(self) -> None:
+        """Go on while there is time and somebody waits.
+
+        :raises ConstraintError: the deadline has passed, or nobody does.
+        """
+        self.limits.check_wanted()
+        if time.monotonic() > self.deadline:
+            raise ConstraintError("the schema takes longer to compile than its limit; raise seconds, or simplify its combinations")
 
     def kinds(self, state: State) -> Iterator[tuple[str, list[Branch]]]:
         """Return every type with its branches."""
