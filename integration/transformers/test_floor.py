@@ -17,10 +17,11 @@ from accelplug.hosts.hf.compat import ENGINE
 ROOT = Path(__file__).resolve().parents[2]
 CHOSEN = "(not every_row and not equals_plain and not hard_event) or batches_equal"  # the long ones are left out
 HEADS = "test_heads.py::test_greedy_output_and_candidates_are_transformers_own"
+EXIT = "test_candidates.py::test_an_early_exit_leaves_the_model_alone"
 PACKED = "test_continuous.py::test_every_packed_request_is_what_plain_generate_writes_alone"
 OLDEST = (
     "test_session.py", "test_edges.py", "test_greedy_exact.py", "test_encoder_decoder.py", "test_several.py", "test_whole.py", "test_rotary.py",
-    "test_left_out.py", "test_hidden.py", HEADS, PACKED,
+    "test_left_out.py", "test_hidden.py", HEADS, EXIT, PACKED,
 )  # fmt: skip
 OF_NEWEST = "test_padding.py::test_padding_that_plain_generate_loses_sight_of_is_refused"
 NEWEST = (*OLDEST, "test_static_cache.py", OF_NEWEST, "test_paths.py::test_batches_equal_plain_generate")

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
 from accelplug._errors import HostError
+from accelplug.hosts.hf.masks import WINDOWS
 from accelplug.hosts.hf.on_hidden import OnHidden, check_made, dflash_model
 
 
@@ -28,7 +29,7 @@ def candidates_of(model: Any, name: str, options: Mapping[str, Any]) -> Callable
     twin = _beginning(model, options["assistant_early_exit"], options["num_assistant_tokens"]) if name == "early_exit" else model
 
     def make(ids: Tensor) -> Any:
-        return twin._get_candidate_generator(
+        found = twin._get_candidate_generator(
             generation_config=config,
             input_ids=ids,
             inputs_tensor=None,
@@ -36,6 +37,9 @@ def candidates_of(model: Any, name: str, options: Mapping[str, Any]) -> Callable
             model_kwargs={"attention_mask": torch.ones_like(ids)},
             **assistant,
         )
+        if name == "early_exit" and _attends_only(twin.config):  # 5.16 cannot crop the cache of its own, which has layers that are never read into
+            found.assistant_kwargs["past_key_values"] = DynamicCache()
+        return found
 
     if name not in ("mtp", "dflash"):
         return make
@@ -44,6 +48,11 @@ def candidates_of(model: Any, name: str, options: Mapping[str, Any]) -> Callable
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in ("num_assistant_tokens", "assistant_model")}  # not the configuration's
+
+
+def _attends_only(config: Any) -> bool:
+    """Whether every layer keeps keys and values."""
+    return WINDOWS.issuperset(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())
 
 
 def _beginning(model: Any, layers: int, num_tokens: int) -> Any:

@@ -29,8 +29,8 @@ _BY_SLOT = ("bloom", "gpt_neo", "mpt", "openai-gpt", "reformer")
 # Their windows are the cache's alone: of several tokens, the later ones would see further back than their own window.
 _WINDOW_OF_CACHE = ("moshi", "kyutai_speech_to_text")
 _MASKABLE = ("sdpa", "eager")
-_WINDOWS = frozenset({"sliding_attention", "full_attention"})
-_NODE_BY_NODE = _WINDOWS | {"indexed_attention", "deepseek_sparse_attention"}  # the latter is its name before 5.18
+WINDOWS = frozenset({"sliding_attention", "full_attention"})
+_NODE_BY_NODE = WINDOWS | {"indexed_attention", "deepseek_sparse_attention"}  # the latter is its name before 5.18
 
 
 class Attention:
@@ -159,8 +159,8 @@ def unfit_for_own_masks(model: Any) -> str | None:
     if implementation not in _MASKABLE:
         return f"attn_implementation {implementation!r}"
     types = set(getattr(text, "layer_types", None) or ())
-    if not types <= _WINDOWS:
-        return f"{', '.join(sorted(types - _WINDOWS))} layers"
+    if not types <= WINDOWS:
+        return f"{', '.join(sorted(types - WINDOWS))} layers"
     return f"{text.model_type}'s attention by cache slot" if _by_slot(model) else None
 
 
