@@ -94,7 +94,7 @@ TESTS = {
     "accelplug/hosts/vllm/slots.py": ("tests/hosts/vllm/test_slots.py",),
     "accelplug/hosts/vllm/board.py": ("tests/hosts/vllm/test_metrics.py",),
     "accelplug/hosts/vllm/clock.py": ("tests/hosts/vllm/test_clock.py",),
-    "accelplug/hosts/vllm/configure.py": ("tests/hosts/vllm/test_settings.py", "tests/hosts/vllm/test_plugin.py"),
+    "accelplug/hosts/vllm/configure.py": ("tests/hosts/vllm/test_configure.py", "tests/hosts/vllm/test_settings.py"),
     "accelplug/hosts/vllm/cpu_expand.py": ("tests/hosts/vllm/test_expand.py",),
     "accelplug/hosts/vllm/drawn.py": ("tests/hosts/vllm/test_drawn.py",),
     "accelplug/hosts/vllm/grammar_core.py": ("tests/hosts/vllm/test_grammars.py",),
@@ -102,7 +102,7 @@ TESTS = {
     "accelplug/hosts/vllm/grammar_engines.py": ("tests/hosts/vllm/test_grammars.py",),
     "accelplug/hosts/vllm/grammar_front.py": ("tests/hosts/vllm/test_grammars.py",),
     "accelplug/hosts/vllm/grammar_request.py": ("tests/hosts/vllm/test_grammars.py",),
-    "accelplug/hosts/vllm/plugin.py": ("tests/hosts/vllm/test_plugin.py", "tests/hosts/vllm/test_settings.py"),
+    "accelplug/hosts/vllm/plugin.py": ("tests/hosts/vllm/test_plugin.py", "tests/hosts/vllm/test_configure.py", "tests/hosts/vllm/test_settings.py"),
     "accelplug/hosts/vllm/settings.py": ("tests/hosts/vllm/test_settings.py",),
     "accelplug/hosts/vllm/settings_file.py": ("tests/hosts/vllm/test_settings.py",),
     "accelplug/hosts/vllm/undrafted.py": ("tests/hosts/vllm/test_undrafted.py",),
@@ -110,6 +110,7 @@ TESTS = {
 }
 """What is mutated -> the tests that should notice, the most telling first; a file belongs to the longest path that it is under."""
 LOADED_ONCE = ("numpy", "pluggy", "pytest", "hypothesis", "scipy.stats", "torch", "transformers", "transformers.models.llama.modeling_llama", "coverage")
+LOADED_WHERE_INSTALLED = ("vllm.v1.worker.gpu_model_runner", "vllm.v1.core.sched.scheduler", "vllm.v1.engine.core")
 FORK = multiprocessing.get_context("fork")
 MEMORY = 8 << 30  # bytes of address space for the tests of a mutant
 
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="leave out the mutants that are in that file")
     given = parser.parse_args()
     targets = given.only or sorted(TESTS)
-    for module in LOADED_ONCE:
+    for module in (*LOADED_ONCE, *(LOADED_WHERE_INSTALLED if find_spec("vllm") else ())):
         importlib.import_module(module)
     with tempfile.TemporaryDirectory() as folder:
         copies = [copy_of_the_source(Path(folder) / f"copy{i}") for i in range(given.jobs)]

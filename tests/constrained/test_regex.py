@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelplug.constrained.regex.derive import is_empty, is_empty_if_decided, matches, shortest
+from accelplug.constrained.regex.derive import is_empty, is_empty_if_decided, is_tangled, matches, shortest
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.quoted import quoted
 from accelplug.constrained.regex.tree import EVERY, NOTHING, alt, both, length, literal, without
@@ -133,6 +133,12 @@ def test_a_search_goes_to_where_the_least_is_left():
     """A thousand characters that anything may be do not hide the few that must come."""
     assert is_empty_if_decided(both(length(20, 2048), parse(r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-z]+"))) is False
     assert is_empty_if_decided(both(length(1, 1024), parse(r"(?=.{1,1024}$)(https)://([^/]+)/(.+)"))) is False
+
+
+def test_expressions_that_look_around_beside_each_other_are_too_much_for_an_engine():
+    one, other = parse(r"\ba"), parse("(?!b).a")
+    assert is_tangled(both(one, without(other)))
+    assert not any(map(is_tangled, [one, other, both(one, length(1, 9)), both(parse("a.*b"), without(parse("c.")))]))
 
 
 def test_lengths_and_edges():

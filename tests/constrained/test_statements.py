@@ -92,6 +92,14 @@ def test_a_keyword_is_in_the_statement_wherever_it_stands():
     assert "#/properties/b/not/required" in said.enforced
 
 
+def test_patterns_that_look_around_beside_each_other_are_checked():
+    """llguidance gives up their common texts behind three characters."""
+    grammar = compiled({"type": ["string", "null"], "pattern": r"\B", "not": {"pattern": r"(?=[^a].*b|.*a-a).*\W"}})
+    assert set(grammar.statement.checked) == {"#/pattern", "#/not/pattern"}
+    assert legal_by_mask(grammar.matcher(), '"b-b"', bytes_only())
+    assert grammar.check('"b-b"') is not None
+
+
 HOSTILE = {
     "a loop of references": '{"allOf": [{"$ref": "#"}], "not": {"type": "null"}}',
     "deep nesting": '{"items":' * 400 + "{}" + "}" * 400,

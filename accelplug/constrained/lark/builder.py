@@ -11,7 +11,7 @@ from typing import Any, Final
 from accelplug._errors import ConstraintError
 from accelplug.constrained.lark.finished import Symbols, finished
 from accelplug.constrained.lark.terminals import choice, terminal
-from accelplug.constrained.regex.derive import grows_far, is_empty_if_decided
+from accelplug.constrained.regex.derive import grows_far, is_empty_if_decided, is_tangled
 from accelplug.constrained.regex.quoted import quoted
 from accelplug.constrained.regex.tree import EVERY, Regex
 from accelplug.constrained.schema.atoms import Inexact, written
@@ -72,7 +72,7 @@ class Builder:
         if name is not None:
             return self.terminal(name)
         empty = is_empty_if_decided(regex)
-        if empty is None or (regex.is_algebraic and (self.coarse or (not empty and grows_far(regex)))):  # engines, too, would take for ever
+        if empty is None or (regex.is_algebraic and (self.coarse or (not empty and (is_tangled(regex) or grows_far(regex))))):  # too much for an engine, too
             self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))
             regex = EVERY
         return None if empty and regex != EVERY else self.terminal(FREE_STRING if regex == EVERY else _string(regex))

@@ -189,6 +189,16 @@ def grows_far(regex: Regex) -> bool:
     return False
 
 
+def is_tangled(regex: Regex) -> bool:
+    """Whether several expressions must match that each look around: llguidance gave up the complement of one beside another in texts of three characters."""
+    return regex.op == "and" and sum(map(_looks_around, regex.parts)) > 1
+
+
+def _looks_around(regex: Regex) -> bool:
+    """Whether an intersection or a complement is followed or preceded by something."""
+    return regex.is_algebraic and (regex.op in {"cat", "rep"} or any(map(_looks_around, regex.parts)))
+
+
 @lru_cache(maxsize=1 << 14)
 def _plainly_has_some(regex: Regex) -> bool:
     """Whether some text matches, seen without derivatives; False where intersections or complements hide that."""
