@@ -36,7 +36,19 @@ SERVED = {
 TEXTS = ("one sees fish", "two eats a tree", "red red red boat")
 """Asked of servers as text."""
 
-ALL = {**RULES, "failing": FAILING, "served": SERVED}
+SETTINGS = {
+    "prompts": PROMPTS,
+    "params": [
+        {**GREEDY, "repetition_penalty": 1.3},
+        {**GREEDY, "presence_penalty": 1.5, "frequency_penalty": 0.7},
+        {**GREEDY, "ignore_eos": False, "min_tokens": 12, "stop_token_ids": list(range(0, 400, 5))},
+        {**GREEDY, "bad_words": ["one", " red"], "repetition_penalty": 0.7},
+        {**GREEDY, "frequency_penalty": -1.0, "stop": ["e"], "include_stop_str_in_output": True},
+    ],
+}
+"""What requests set that looks at the tokens so far, drafts among them."""
+
+ALL = {**RULES, "settings": SETTINGS, "failing": FAILING, "served": SERVED}
 
 
 def token_inside(continuations: list[list[int]]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_model
 import torch
-from batches import ALLOWED, GREEDY, PROMPTS, RULES, WORDS
+from batches import ALLOWED, GREEDY, PROMPTS, RULES, SETTINGS, WORDS
 from jobs import RUNNERS, Plain, Run, engine, other, shared
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -32,7 +32,8 @@ def test_rules(runner: str, run_shared: Run, model_dir: Path, plain: dict[str, l
     unmasked = {**greedy, "params": {**GREEDY, "temperature": 1.2, "seed": 5}}
     asked: dict[str, tuple[Any, ...]] = {
         "halved": ({"drafter": oracle, "verifier": "halved"}, greedy, seeded, seeded),
-        "block": ({"drafter": oracle, "verifier": "block"}, greedy, seeded),
+        "block": ({"drafter": oracle, "verifier": "block"}, greedy, seeded, SETTINGS),
+        "settings": ({"drafter": oracle}, SETTINGS),
         "typical": ({**lossy, "verifier": "typical"}, greedy, seeded),
         "everything": ({**lossy, "verifier": "everything"}, greedy, masked, structured),
         "silent": ({"drafter": oracle, "verifier": "halved(raise_at=3)"}, greedy),
@@ -51,6 +52,10 @@ def test_rules(runner: str, run_shared: Run, model_dir: Path, plain: dict[str, l
     for name in ("halved", "block", "typical", "silent", "serving anyway", "greedy", "likeliest"):
         assert "error" not in done[name], done[name]
         check_greedy(done[name]["outputs"][0], plain["greedy"])
+    for name, batch in (("block", 2), ("settings", 0)):
+        assert done[name]["outputs"][batch] == plain["settings"], name
+        stats = done[name]["stats of batches"][batch]
+        assert 0 < stats["accepted"] < stats["drafted"], name
     halved = done["halved"]
     assert halved["status"][0]["verifier"] == {"name": "halved", "spec": "halved", "distribution": "adversaries", "version": "1.5"}
     assert "rejection_sampler" in halved["status"][0]["seams"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 pytest.importorskip("vllm", reason="the configuration is vLLM's")
 
 from accelplug import AccelplugError
-from accelplug.hosts.vllm import plugin
+from accelplug.hosts.vllm import answers, configure, plugin
 
 WORKER = "accelplug.hosts.vllm.worker."
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
@@ -88,10 +89,37 @@ def test_a_grammar_alone_changes_the_scheduler_alone(configured: Callable[..., A
     assert "accelplug" in str(config.scheduler_config.scheduler_cls)
 
 
-def test_a_server_that_would_rather_serve_has_nothing_of_it(configured: Callable[..., Any]) -> None:
+def test_what_is_asked_beside_is_there(configured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_told", [])
+    assert "AsyncLLM.generate" not in str(plugin.wrapped())
+    configured({"drafter": "prompt_lookup", "verifier": "block", "runner": "v1", "audit": 0.5}, per_request_spec_decode_metrics="summary")
+    assert "AsyncLLM.generate" in str(plugin.wrapped())
+    assert [(one["drafter"].split(" ")[0], one["verifier"].split(" ")[0]) for one in answers._told] == [("prompt_lookup", "block")]
+
+
+def test_on_the_other_runner_the_reason_is_said(configured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AccelplugError, match="runner 'v2' cannot be used: it needs Triton"):
+        configured({"drafter": "prompt_lookup", "runner": "v2"})
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    with pytest.raises(AccelplugError, match="runner 'v2' cannot be used: VLLM_USE_V2_MODEL_RUNNER=0 in the environment"):
+        configured({"drafter": "prompt_lookup", "runner": "v2"})
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(AccelplugError, match="runner 'v1' contradicts VLLM_USE_V2_MODEL_RUNNER=1"):
+        configured({"drafter": "prompt_lookup", "runner": "v1"})
+
+
+def test_processors_that_v1_would_drop_are_named(configured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configure, "entry_points", lambda group: [EntryPoint("bias", "somebody:Bias", group)] if group == "vllm.logits_processors" else [])
+    with pytest.raises(AccelplugError, match="would drop the installed logits processors bias while drafting"):
+        configured({"drafter": "prompt_lookup", "runner": "v1"})
+    assert configured({"grammar": "auto"}, skip_tokenizer_init=False).speculative_config is None, "nothing drafts, nothing is dropped"
+
+
+def test_a_server_that_would_rather_serve_has_nothing_of_it(configured: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     wrong = {"drafter": "prompt_lookup", "runner": "v1", "on_refused": "serve"}
     config = configured(wrong, speculative_config=dict(NGRAM))
     assert (config.additional_config, config.speculative_config.method) == ({"other": 1}, "ngram")
+    assert "the engine serves without it, as on_refused='serve' asks" in caplog.text
     assert config.parallel_config.worker_cls.startswith("vllm.")
 
 
