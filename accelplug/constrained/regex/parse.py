@@ -16,6 +16,7 @@ from accelplug.constrained.regex import classes
 from accelplug.constrained.regex.tree import ANY, EMPTY, EVERY, NOTHING, Regex, alt, both, cat, chars, inverted, rep, without
 
 MOST_REPEATS: Final = 100_000
+MOST_BEFORE: Final = 1000
 SIGN: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 """An escape, a class, or one more character: what an expression is made of at a glance."""
 _DASH: Final = (0x2D, 0x2D)
@@ -203,6 +204,8 @@ class Reader:
         at_edge = self.pattern[self.at - 1] == "b"
         if looks < Looks.AROUND:
             raise self.fail("a word boundary inside a group or behind a look-ahead")
+        if sum(piece.regex.size for piece in before) > MOST_BEFORE:  # each boundary says twice what lies before it
+            raise self.fail("a word boundary behind so much")
         found = []
         for piece in before:
             for ends_word in (True, False):
