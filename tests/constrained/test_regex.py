@@ -117,7 +117,13 @@ def test_ecma_is_read(pattern, good, bad):
     assert not matches(parse(pattern), bad)
 
 
-@pytest.mark.parametrize("pattern", [r"(a)\1", r"(\bfoo)", r"(?=a)\ba", "((?<=a)b)", "(?=a)(?<=b)", "(?<=a$)", "(?=a", r"\ba.*" * 30, "(", "a)", "[a", "*", "(^a)*", "a{3,2}"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *(r"(a)\1", r"(\bfoo)", r"(?=a)\ba", "((?<=a)b)", "(?=a)(?<=b)", "(?<=a$)", "(?=a", r"\ba.*" * 30),
+        *("(", "a)", "[a", "*", "(^a)*", "a{3,2}"),
+    ],
+)
 def test_what_is_not_regular_is_refused(pattern):
     with pytest.raises(UnsupportedPatternError):
         parse(pattern)
