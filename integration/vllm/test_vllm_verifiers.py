@@ -52,10 +52,7 @@ def test_rules(runner: str, run_shared: Run, model_dir: Path, plain: dict[str, l
     for name in ("halved", "block", "typical", "silent", "serving anyway", "greedy", "likeliest"):
         assert "error" not in done[name], done[name]
         check_greedy(done[name]["outputs"][0], plain["greedy"])
-    for name, batch in (("block", 2), ("settings", 0)):
-        assert done[name]["outputs"][batch] == plain["settings"], name
-        stats = done[name]["stats of batches"][batch]
-        assert 0 < stats["accepted"] < stats["drafted"], name
+    check_settings(done, plain)
     halved = done["halved"]
     assert halved["status"][0]["verifier"] == {"name": "halved", "spec": "halved", "distribution": "adversaries", "version": "1.5"}
     assert "rejection_sampler" in halved["status"][0]["seams"]
@@ -97,6 +94,13 @@ def check_requests(done: dict[str, Any], plain: dict[str, list[dict[str, Any]]])
     assert generous["accepted"] == generous["drafted"] > 0, "no draft is untypical at a threshold of 0"
     assert done["refused"]["error"] == "VLLMValidationError"
     assert done["refused"]["message"] == "verifier 'typical' (accelplug 0.1.0): epsilon=1.5 is out of range, it takes between 0.0 and 1.0"
+
+
+def check_settings(done: dict[str, Any], plain: dict[str, list[dict[str, Any]]]) -> None:
+    for name, batch in (("block", 2), ("settings", 0)):
+        assert done[name]["outputs"][batch] == plain["settings"], name
+        stats = done[name]["stats of batches"][batch]
+        assert 0 < stats["accepted"] < stats["drafted"], name
 
 
 def check_greedy(outputs: list[dict[str, Any]], plain: list[dict[str, Any]]) -> None:

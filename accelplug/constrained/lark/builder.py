@@ -72,10 +72,13 @@ class Builder:
         if name is not None:
             return self.terminal(name)
         empty = is_empty_if_decided(regex)
-        if empty is None or (regex.is_algebraic and (self.coarse or (not empty and (is_tangled(regex) or grows_far(regex))))):  # too much for an engine, too
+        if empty is None or (regex.is_algebraic and self._is_too_much(regex, empty=empty)):  # engines, too, would take for ever
             self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))
             regex = EVERY
         return None if empty and regex != EVERY else self.terminal(FREE_STRING if regex == EVERY else _string(regex))
+
+    def _is_too_much(self, regex: Regex, *, empty: bool) -> bool:
+        return self.coarse or (not empty and (is_tangled(regex) or grows_far(regex)))
 
     def texts(self, texts: list[str]) -> str:
         """Return the terminal of literal texts."""

@@ -46,7 +46,7 @@ def inverse(ranges: list[tuple[int, int]]) -> Ranges:
 
 
 def scalar(ranges: Ranges) -> Ranges:
-    """Return ranges without surrogates."""
+    """Return ranges without surrogates, which no JSON text has."""
     return common(ranges, ANY.ranges) if any(low <= SURROGATES[1] and high >= SURROGATES[0] for low, high in ranges) else ranges
 
 

@@ -253,7 +253,7 @@ class Reader:
         if self.take("("):
             return self.group()
         if self.take("["):
-            return [Piece(self.characters())]
+            return [Piece(chars(classes.scalar(self.bracket())))]
         char = self.pattern[self.at]
         if char in "*+?":
             raise self.fail("nothing to repeat")
@@ -278,8 +278,6 @@ class Reader:
         if self.take("?:"):
             pass
         elif self.take("?<") or self.take("?P<"):
-            if self.pattern[self.at : self.at + 1] in {"=", "!"}:
-                raise self.fail("a look-behind that is repeated")
             self.at = self.pattern.index(">", self.at) + 1 if ">" in self.pattern[self.at :] else len(self.pattern)
         elif self.peek("?"):
             raise self.fail("an unknown kind of group")
@@ -292,10 +290,6 @@ class Reader:
         if found is None:
             raise self.fail("an escape that is not regular")
         return found
-
-    def characters(self) -> Regex:
-        """Read a class; no JSON text has the surrogates that one may name."""
-        return chars(classes.scalar(self.bracket()))
 
     def bracket(self) -> tuple[tuple[int, int], ...]:
         negated, found = self.take("^"), list[tuple[int, int]]()

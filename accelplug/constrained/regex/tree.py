@@ -116,8 +116,10 @@ class Regex:
         return self._least
 
     def _at_least(self) -> float:
-        if self.op in {"set", "not"}:
-            return float(self.op == "set") if self.ranges or self.op == "not" else math.inf
+        if self.op == "set":
+            return 1 if self.ranges else math.inf
+        if self.op == "not":
+            return 0
         if self.op == "rep":
             return self.low * self.parts[0].least if self.low else 0
         lengths = [part.least for part in self.parts]

@@ -55,15 +55,15 @@ _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 def _resource(kind: str, *, relative: bool = False) -> str:
     """Return the expression of a resource's identifier (RFC 3986, appendix A; RFC 3987, 2.2), or of a reference, which may be relative."""
     everywhere, private = _BEYOND_ASCII[kind]
-    name = rf"(?:[A-Za-z0-9._~!$&'()*+,;={everywhere}-]|{_ESCAPED})"
-    user = rf"(?:[A-Za-z0-9._~!$&'()*+,;=:{everywhere}-]|{_ESCAPED})"
-    char = rf"(?:[A-Za-z0-9._~!$&'()*+,;=:@{everywhere}-]|{_ESCAPED})"
-    without_colon = rf"(?:[A-Za-z0-9._~!$&'()*+,;=@{everywhere}-]|{_ESCAPED})"
+
+    def one(more: str = "") -> str:
+        return rf"(?:[A-Za-z0-9._~!$&'()*+,;={more}{everywhere}-]|{_ESCAPED})"
+
+    name, user, char, without_colon = one(), one(":"), one(":@"), one("@")
     segments = rf"(?:/{char}*)*"
     authority = rf"(?:{user}*@)?(?:\[(?:{_IP_LITERAL})\]|{name}*)(?::[0-9]*)?"
     rooted = rf"//{authority}{segments}|/(?:{char}+{segments})?"
-    query = rf"(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?{everywhere}{private}-]|{_ESCAPED})*)?"
-    fragment = rf"(?:#(?:[A-Za-z0-9._~!$&'()*+,;=:@/?{everywhere}-]|{_ESCAPED})*)?"
+    query, fragment = rf"(?:\?{one(':@/?' + private)}*)?", rf"(?:#{one(':@/?')}*)?"
     ways = [rf"{_SCHEME}:(?:{rooted}|{char}+{segments})?", *([rf"(?:{rooted}|{without_colon}+{segments})?"] if relative else [])]
     return f"^(?:{'|'.join(ways)}){query}{fragment}$"
 
