@@ -1,8 +1,13 @@
 """JSON Schemas out of packages, to be judged by ``accelplug schema``: they come with no licence of this project, so none is kept here. Run by hand.
 
-``pip download --no-deps -d DIR ansible-lint cfn-lint check-jsonschema cvelib cyclonedx-python-lib datamodel-code-generator dbt-core frictionless
-great_expectations jschon jupyterlab jupyterlab_server molecule nbformat openapi-spec-validator schemathesis singer-sdk validate-pyproject``, then ``python integration/constrained/collect.py DIR > schemas.jsonl`` and
-``accelplug schema schemas.jsonl --walks 3 --json``. Each schema is there once.
+The figures of docs/grammars.md are of these:
+
+    pip download --no-deps -d DIR ansible-lint cfn-lint check-jsonschema cvelib cyclonedx-python-lib datamodel-code-generator dbt-core frictionless \\
+        great_expectations jschon jupyterlab jupyterlab_server molecule nbformat openapi-spec-validator schemathesis singer-sdk validate-pyproject
+    python integration/constrained/collect.py DIR > schemas.jsonl
+    accelplug schema schemas.jsonl --walks 3 --json
+
+Each schema is there once.
 """
 
 from __future__ import annotations
