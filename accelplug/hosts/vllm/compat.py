@@ -137,7 +137,6 @@ V2: Final = (
 
 GRAMMARS: Final = (
     Seam("vllm.config:SchedulerConfig.get_scheduler_cls", ("self",), "putting accelplug's scheduler in place"),
-    Seam("vllm.config:ObservabilityConfig.per_request_spec_decode_metrics", (), "saying of each request what its grammar cut"),
     Seam("vllm.v1.structured_output:StructuredOutputManager.grammar_init", ("request",), "compiling grammars"),
     Seam("vllm.v1.structured_output.request:StructuredOutputRequest.grammar", (), "handing grammars to vLLM"),
     Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.accept_tokens", ("request_id", "tokens"), "following grammars"),

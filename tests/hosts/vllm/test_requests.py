@@ -35,7 +35,7 @@ def test_both_spellings() -> None:
 def test_offers() -> None:
     assert set(offers_under(read_settings(LOSSY))) == {"num_tokens", "epsilon", "delta", "span_start", "span_end"}
     assert set(offers_under(read_settings({"verifier": "block"}))) == set(), "vLLM's own drafter cannot be told how much to draft"
-    grammar = {"grammar", "strict", "format", "whitespace", "order", "all_of"}
+    grammar = {"grammar", "strict", "format", "whitespace", "order", "all_of", "statement"}
     assert set(offers_under(read_settings({"grammar": "auto"}))) == grammar
     assert set(offers_under(read_settings({"grammar": "auto", "num_tokens": 4}))) == {*grammar, "num_tokens"}
 
