@@ -162,9 +162,9 @@ class RunningGrammar(StructuredOutputGrammar):  # type: ignore[misc]
 
         :param problem: what is wrong with the finished answer; None where nothing is, or it did not finish.
         """
-        said = self.compiled.statement
+        said, who = self.compiled.statement, f"{self.engine.name} ({self.engine.owner})"
         drafts = {"cut_drafts": self.drafts["cut"], "forced_tokens": self.drafts["drafted"], "accepted_tokens": self.drafts["accepted"]}
-        return {"technique": f"{self.engine.name} ({self.engine.owner})", "engine": said.engine, "enforced": said.enforced, "checked": said.checked, "problem": problem, **drafts}
+        return {"technique": who, "engine": said.engine, "enforced": said.enforced, "checked": said.checked, "problem": problem, **drafts}
 
     def _seen(self, tokens: Collection[int]) -> list[int]:
         """Return the tokens as the matcher knows them, which has one end."""
