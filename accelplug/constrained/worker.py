@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cache
+from functools import lru_cache
 from subprocess import PIPE
 from tempfile import TemporaryFile
 from typing import Any, Final, TypeVar
@@ -86,7 +86,7 @@ def compiled_beside(spec: GrammarSpec, work: Callable[[], R], limits: CompileLim
     raise _too_long(spec, limits)
 
 
-@cache
+@lru_cache(1)
 def _threads(process: int) -> ThreadPoolExecutor:
     """Return one process's threads: a fork has none of those before it."""
     return ThreadPoolExecutor(2, f"accelplug-compiling-{process}")
