@@ -183,6 +183,19 @@ def test_forced_drafts_are_told_and_counted() -> None:
     assert request.structured_output_request.grammar.drafts == {"drafts": 1, "drafted": 1, "accepted": 1, "cut": 2}
 
 
+def test_what_is_forced_behind_a_drafters_own_draft_is_counted_alone() -> None:
+    request = requesting(running(("abcab",)))
+    forcing = Forcing(scheduling(request, managing()), 4)
+    forcing.extend({"a": [6]})
+    assert request.spec_token_ids == [6, 3, EOS], "the first is the drafter's as well"
+    output = step([6, 3, EOS])
+    forcing.tell(output)
+    assert forced_in(output) == {"a": 1}
+    forcing.count(output, SimpleNamespace(sampled_token_ids=[[6, 3, 0]], req_id_to_index={"a": 0}))
+    tally = request.structured_output_request.grammar.tally
+    assert (tally.drafts, tally.drafted, tally.accepted) == (1, 2, 1)
+
+
 @pytest.mark.parametrize("drafts", [[], [-1, -1, -1, -1], [4]])
 def test_drafts_that_were_dropped_are_not_told(drafts: list[int]) -> None:
     """As where a request is preempted and comes back with padding."""
