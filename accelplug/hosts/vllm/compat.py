@@ -25,6 +25,7 @@ FRONT_END: Final = (
 AUDIT: Final = (
     Seam("vllm.v1.engine.async_llm:AsyncLLM.generate", ("prompt", "sampling_params", "request_id"), "running requests of a server again"),
     Seam("vllm.v1.engine.llm_engine:LLMEngine.add_request", ("request_id", "prompt", "params"), "running requests of an LLM again"),
+    Seam("vllm.v1.engine.llm_engine:LLMEngine.abort_request", ("request_ids",), "forgetting requests that were aborted"),
     Seam("vllm.v1.engine.llm_engine:LLMEngine.step", (), "keeping those apart from the user's"),
 )
 """Looked at in the front end, where settings ask for audits."""

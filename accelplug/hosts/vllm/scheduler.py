@@ -30,7 +30,7 @@ from accelplug.hosts.vllm.grammar_request import STATEMENT, Asked, asked
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.requests import read_request
-from accelplug.hosts.vllm.settings import Settings, read_settings
+from accelplug.hosts.vllm.settings import VLLMS, Settings, read_settings
 from accelplug.hosts.vllm.subclasses import Subclasses
 
 MOST_SAID: Final = 1024
@@ -120,7 +120,8 @@ class Grammars:
         self._compiling: dict[str, tuple[Future[Any], Event]] = {}
         self._said: set[Asked] = set()
         self.board = self._board()
-        LOG.info("accelplug: grammar '%s' compiles structured outputs in place of vLLM's backends", self.default)
+        theirs = "vLLM's own backends compile structured outputs, and accelplug's engines those of requests that name one"
+        LOG.info("accelplug: %s", theirs if str(self.default) == VLLMS else f"grammar '{self.default}' compiles structured outputs in place of vLLM's backends")
 
     def begin(self, request: Any) -> None:
         """Begin to compile a request's grammar, as vLLM's `grammar_init` does; a failure ends this request alone."""

@@ -157,3 +157,14 @@ def test_who_takes_a_slot_over_unannounced_ends_the_one_that_had_it(session) -> 
     assert drafter.views[-1].prompt_lengths.tolist() == [10, 0], "nothing is known of one that never arrived"
     step(source, {"c": 0, "b": 1}, [1, 1], 0)
     assert drafter.told[1:] == [("finish", [0]), ("start", [0])]
+
+
+def test_padding_with_which_a_request_begins_is_no_draft_of_the_one_before(session) -> None:
+    source = DeviceSource(session(OnDevice()), states([11, 21]), 4)
+    source.session.defaults = {}
+    step(source, {"a": 0, "b": 1}, [1, 1], 0)
+    source.end({"a"})
+    step(source, {"c": 0, "b": 1}, [1, 1], 4)
+    source.settle()
+    own = source.session.stats.techniques[0]
+    assert (own.drafts, own.drafted) == (1, 4), "those of b"
