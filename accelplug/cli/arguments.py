@@ -23,6 +23,14 @@ def at_least(low: float, kind: type[int] | type[float], high: float = sys.float_
     return read
 
 
+def temperature(text: str) -> float:
+    """Read a temperature for argparse: 0, or what scores may be divided by without running over."""
+    value: float = at_least(0.0, float)(text)
+    if 0 < value < 0.001:
+        raise argparse.ArgumentTypeError(f"{text} is too small, it takes at least 0.001, or 0 for greedy decoding")
+    return value
+
+
 def add_verifier(parser: ArgumentParser, default: str | None = "token_wise") -> None:
     """Declare which rule verifies drafts, and whether it may be a lossy one; without a default it is left to a configuration."""
     said = default or "the configuration's, else token_wise"
@@ -36,5 +44,5 @@ def add_engine(parser: ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16", "auto"), help="auto: as stored (default: float32 for the small model, else auto)"
     )
     parser.add_argument(
-        "--threads", type=at_least(1, int), metavar="N", help="CPU threads (default: 1 for the small model, else the engine's choice)"
+        "--threads", type=at_least(1, int, 4096), metavar="N", help="CPU threads (default: 1 for the small model, else the engine's choice)"
     )

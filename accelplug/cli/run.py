@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from accelplug.cli import report
-from accelplug.cli.arguments import add_engine, add_verifier, at_least
+from accelplug.cli.arguments import add_engine, add_verifier, at_least, temperature
 from accelplug.cli.command import Command, Document, table
 from accelplug.cli.job import Job, Measurement
 from accelplug.cli.plugins import offered_here
@@ -35,7 +35,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--config", metavar="FILE", help="a configuration that 'accelplug tune' wrote; what is given here overrules it")
     parser.add_argument("--max-new-tokens", type=at_least(1, int), metavar="N", default=256, help="(default: %(default)s)")
-    parser.add_argument("--temperature", type=at_least(0.0, float), metavar="T", default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--temperature", type=temperature, metavar="T", default=0.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--seed", type=at_least(0, int, 2**63 - 1), metavar="S", default=0, help="of sampling (default: %(default)s)")
     parser.add_argument("--compare", action="store_true", help="also generate without techniques, and compare")
     parser.add_argument("--rounds", type=at_least(1, int), metavar="N", default=3, help="timed rounds (default: %(default)s)")

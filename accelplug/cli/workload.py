@@ -43,10 +43,15 @@ def selection(arguments: Namespace) -> dict[str, Any]:
     """
     found = {} if arguments.config is None else load_config(arguments.config)
     return {
-        "drafter": arguments.drafter or str(parse_spec(found.get("drafter", "prompt_lookup"))),
-        "verifier": arguments.verifier or str(parse_spec(found.get("verifier", "token_wise"))),
+        "drafter": _asked(arguments.drafter, found.get("drafter", "prompt_lookup")),
+        "verifier": _asked(arguments.verifier, found.get("verifier", "token_wise")),
         "allow_lossy": arguments.allow_lossy or bool(found.get("allow_lossy", False)),
     }
+
+
+def _asked(given: str | None, otherwise: Any) -> str:
+    """Return what was asked for; an empty text is no technique, and no wish for another one either."""
+    return str(parse_spec(otherwise)) if given is None else given
 
 
 def engine_of_arguments(arguments: Namespace) -> tuple[str, str, int | None]:

@@ -1,23 +1,28 @@
-"""Grammars that look dangerous are compiled in a process of their own first, outlines' all are: it may be ended, and this one goes on whatever happens."""
+"""Compiling that may take long: in a process of its own, which may be ended, or in a thread, for which nobody waits beyond its time."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import lru_cache
 from subprocess import PIPE
 from tempfile import TemporaryFile
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.unfolding import unfolds_far
 from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary
 
+R = TypeVar("R")
 _GLANCE: Final = 0.05  # seconds between looks at whether a grammar is still wanted
 STARTING: Final = 60.0
 """The most seconds that a process may take before it begins to compile: it loads the engine, on a machine that is busy. The limit begins behind that."""
@@ -61,6 +66,36 @@ def compiled_apart(name: str, spec: GrammarSpec, vocabulary: Vocabulary, limits:
     return pickle.loads(_in_a_process(name, spec, (tuple(vocabulary.tokens), vocabulary.eos_token_ids), limits))
 
 
+def compiled_beside(spec: GrammarSpec, work: Callable[[], R], limits: CompileLimits) -> R:
+    """Return what a call makes that lets other threads run and that nothing ends: beyond its time, or once it is cancelled, nobody waits for it.
+
+    Two such calls run at a time, those for which nobody waits any longer among them; what others wait for their turn is of their own time.
+
+    :raises ConstraintError: it takes longer than the limits, or was cancelled.
+    """
+    deadline, made = time.monotonic() + limits.seconds, _threads(os.getpid()).submit(work)
+    try:
+        while time.monotonic() < deadline:
+            limits.check_wanted()
+            try:
+                return made.result(_GLANCE)
+            except TimeoutError:
+                continue
+    finally:
+        made.cancel()
+    raise _too_long(spec, limits)
+
+
+@lru_cache(1)
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Return one process's threads: a fork has none of those before it."""
+    return ThreadPoolExecutor(2, f"accelplug-compiling-{process}")
+
+
+def _too_long(spec: GrammarSpec, limits: CompileLimits) -> ConstraintError:
+    return ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds")
+
+
 def _in_a_process(name: str, spec: GrammarSpec, vocabulary: object, limits: CompileLimits) -> bytes:
     command = [sys.executable, "-m", "accelplug.constrained.trial"]
     with TemporaryFile() as given:  # no pipe: looking whether it has ended would stop sending
@@ -72,7 +107,7 @@ def _in_a_process(name: str, spec: GrammarSpec, vocabulary: object, limits: Comp
             finally:
                 process.kill()
     if output is None or process.returncode == -signal.SIGALRM:
-        raise ConstraintError(f"the {spec.kind} takes longer to compile than {limits.seconds:g} s; simplify it, or raise seconds")
+        raise _too_long(spec, limits)
     if process.returncode == 0:
         return output
     if process.returncode == 1 and output.startswith(b"refused: "):

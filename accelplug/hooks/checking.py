@@ -102,7 +102,11 @@ def _check_rows(who: Technique, drafts: Drafts, vocab_size: int) -> None:
     drawn = drafts.kinds != NodeKind.DELTA
     if drafts.rows is None or drafts.row_ids is None or (drafts.row_ids[drawn] < 0).any():
         raise PluginError(f"{who} drafted sampled nodes without their probability rows; fill rows and row_ids, or draft DELTA nodes")
-    shape = list(getattr(drafts.rows, "shape", ()))
+    from torch import Tensor
+
+    if not isinstance(drafts.rows, Tensor):
+        raise PluginError(f"{who} returned probability rows as a {type(drafts.rows).__name__}; make them a torch.Tensor [num_rows, {vocab_size}]")
+    shape = list(drafts.rows.shape)
     if len(shape) != 2 or shape[1] != vocab_size:
         raise PluginError(f"{who} returned probability rows {shape}; make them [num_rows, {vocab_size}], one entry per token of the vocabulary")
     if (drafts.row_ids >= shape[0]).any():

@@ -157,7 +157,10 @@ def words_of(annotation: object) -> tuple[object, ...]:
     """Return the values that a ``Literal`` lists; none for other annotations."""
     if isinstance(annotation, str):
         listed = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", annotation.strip(), re.DOTALL)
-        return tuple(ast.literal_eval(f"({listed[1]},)")) if listed else ()
+        try:
+            return tuple(ast.literal_eval(f"({listed[1]},)")) if listed else ()
+        except (ValueError, SyntaxError):  # of names, which only the module knows
+            return ()
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 

@@ -95,6 +95,8 @@ class Technique:
         """Call one of the technique's methods; what it raises is noted to be its own."""
         try:
             return method(view)
+        except SystemExit as exc:  # which would end the host's process without a word
+            raise PluginError(f"{self} calls sys.exit({exc}) while it is asked; raise an error that says what is wrong") from exc
         except Exception as exc:
             self.blame(exc)
             raise

@@ -11,7 +11,7 @@ from torch import Tensor
 from accelplug._errors import PluginError
 from accelplug.hooks.drafting import ROOT
 from accelplug.hooks.registry import Technique
-from accelplug.hooks.verifying import ChainsChoice, ChainsView, Choice, PathView, normalised
+from accelplug.hooks.verifying import ChainsChoice, ChainsView, Choice, PathView, VerifyView, normalised
 
 _TOLERANCE = 1e-3  # how far a distribution's sum may lie from 1
 
@@ -64,9 +64,28 @@ def check_choice(rule: Technique, choice: Any, view: PathView) -> None:
     width = view.target.shape[1]
     if not isinstance(rest, Tensor) or rest.shape != (width,):
         raise PluginError(f"{rule} returned a rest that is no tensor [{width}]; return one probability per token of the vocabulary")
-    total, least = torch.stack([rest.sum(), rest.min()]).tolist()
+    check_distribution(rule, "rest", rest)
+
+
+def check_distribution(rule: Technique, what: str, row: Tensor) -> None:
+    """Refuse what nothing can be drawn from; waits for the device.
+
+    :raises PluginError: naming the rule, and `what` it returned.
+    """
+    total, least = torch.stack([row.sum(), row.min()]).tolist()
     if not (least >= 0 and abs(total - 1) < _TOLERANCE):
-        raise PluginError(f"{rule} returned a rest that sums to {total:.4g} with a least entry of {least:.4g}; return a distribution")
+        raise PluginError(f"{rule} returned a {what} that sums to {total:.4g} with a least entry of {least:.4g}; return a distribution")
+
+
+def left_by(rule: Technique, residual: Callable[[VerifyView], Any], view: VerifyView) -> Tensor:
+    """Return what the rejection of each candidate leaves, [n, vocab_size].
+
+    :raises PluginError: the rule returned no tensor of that shape.
+    """
+    left = rule.call(residual, view)
+    if not isinstance(left, Tensor) or left.shape != view.target.shape:
+        raise PluginError(f"{rule} returned a residual that is no tensor {list(view.target.shape)}; return one distribution per candidate")
+    return left
 
 
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -27,7 +27,7 @@ from rich.progress import track
 from accelplug import ConstraintError
 from accelplug.constrained import routing
 from accelplug.constrained.auto import Alone, Auto
-from accelplug.constrained.engines.on_xgrammar import _compiler as compiler_of
+from accelplug.constrained.engines.on_xgrammar import compiler as compiler_of
 from accelplug.constrained.tekken import tekken
 from accelplug.constrained.walking import legal_by_mask
 from accelplug.hooks import CompiledGrammar, CompileLimits, GrammarSpec

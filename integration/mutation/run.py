@@ -271,8 +271,8 @@ def watch_tests(copy: Path, files: list[str], answer: Path) -> None:
 
 
 def in_copy(copy: Path, run: Callable[[], Any]) -> Any:
-    """Run something there, in silence; a failing example is as good as the smallest one."""
-    from hypothesis import Phase, settings
+    """Run something there, in silence; a failing example is as good as the smallest one, and being watched takes time."""
+    from hypothesis import HealthCheck, Phase, settings
 
     assert "accelplug" not in sys.modules
     os.chdir(copy)
@@ -282,7 +282,7 @@ def in_copy(copy: Path, run: Callable[[], Any]) -> Any:
     assert Path(str(found.origin)).is_relative_to(copy)
     os.environ["PYTHONPATH"] = str(copy)
     sys.dont_write_bytecode = True
-    settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate])
+    settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate], deadline=None, suppress_health_check=list(HealthCheck))
     settings.load_profile("mutation")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         return run()

@@ -15,6 +15,7 @@ import tiny_model
 from batches import GREEDY, LAST, MAX_LENGTH, PROMPTS, RULES, SERVED, TOKENS
 from jobs import Run, engine, other
 from servers import Server, sample_of
+from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.by_hand
 
@@ -46,6 +47,25 @@ def test_tensor_parallel_ranks_agree(runner: str, verifier: str, run: Run, model
         del status["stats"]["propose_seconds"]
     assert first == second
     assert 0 < first["stats"]["accepted"] < first["stats"]["drafted"]
+
+
+@pytest.mark.parametrize("verifier", ["token_wise", "block"])
+def test_thinking_ends_where_the_request_says(verifier: str, run: Run, model_dir: Path) -> None:
+    """On V1, whose processors follow what was committed by themselves; drafts of what the model thought before go on beyond the budget.
+
+    One request at a time: of several vLLM's own sampler ends some a token late as soon as anything drafts.
+    """
+    begin = AutoTokenizer.from_pretrained(model_dir).convert_tokens_to_ids("<think>")
+    budgets = [{}, {}, *({"thinking_token_budget": budget} for budget in (3, 6, 7, 9, 10))]
+    batches = [{"prompts": [[*prompt, begin]], "params": {**GREEDY, **budget}} for prompt in PROMPTS[:2] for budget in budgets]
+    settings = {"drafter": "suffix(num_tokens=4, scope='process')", "verifier": verifier}
+    thinks = {"reasoning_config": {"reasoning_start_str": "<think>", "reasoning_end_str": tiny_model.THOUGHT}, "enable_prefix_caching": False}
+    plain = run("v1", engine(model_dir, "plain", *batches, **thinks))["plain"]["outputs"]
+    done = run("v1", engine(model_dir, "drafted", *batches, accelplug=settings, **thinks))["drafted"]
+    assert [[one["token_ids"] for one in outputs] for outputs in done["outputs"]] == [[one["token_ids"] for one in outputs] for outputs in plain]
+    assert plain[2] != plain[1], "the budget ends nothing"
+    stats = done["status"][0]["stats"]
+    assert 0 < stats["accepted"] < stats["drafted"]
 
 
 def test_several_api_servers_show_one_count(model_dir: Path, site: Path, tmp_path: Path, plain: dict[str, list[dict[str, Any]]]) -> None:

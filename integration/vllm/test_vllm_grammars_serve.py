@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -55,6 +54,7 @@ def test_openai_api(serving: Serving) -> None:
     forced = 'kind="grammar"', 'technique="auto"', 'distribution="accelplug"'
     assert sample_of(metrics, "accelplug_accepted_tokens_total", *forced) > 0
     check_counted(client, server)
+    check_stated(client)
     assert total_of(metrics, "accelplug_refused_requests_total") == refused + len(REFUSED)
     assert total_of(metrics, "accelplug_refused_requests_total", 'kind="grammar"', 'technique="auto"', 'reason="grammar"') > 0
     endless = complete(client, formatted(ENDLESS))
@@ -70,6 +70,20 @@ def check_several(client: openai.OpenAI) -> None:
     assert record.finish_reason == "stop"
     assert Draft202012Validator(RECORD).is_valid(found := json.loads(record.text))
     assert (found["subject"], found["count"] % 10) == ("two", 7)
+
+
+def check_stated(client: openai.OpenAI) -> None:
+    """Check that an answer says, where its request asks, what the mask enforced and what was checked, and the last part of a streamed one alike."""
+    whole = complete(client, formatted(RECORD), whitespace="compact", statement=1)
+    said = json.loads(whole.stop_reason)["accelplug"]
+    assert ("#/required" in said["enforced"], said["checked"], said["problem"]) == (True, [], None), said
+    assert said["engine"].startswith("llguidance "), said
+    assert said["forced_tokens"] >= said["accepted_tokens"] > 0, said
+    given = {**formatted(UNIQUE), "vllm_xargs": {"accelplug.whitespace": "compact", "accelplug.statement": 1}}
+    stream = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=70, temperature=0, extra_body=given, stream=True)
+    *_, last = [part.choices[0] for part in stream if part.choices]
+    said = json.loads(last.stop_reason)["accelplug"]
+    assert (said["checked"], said["problem"][:28]) == (["#/uniqueItems"], "the value breaks uniqueItems"), said
 
 
 def check_counted(client: openai.OpenAI, server: Server) -> None:
@@ -88,16 +102,15 @@ def check_counted(client: openai.OpenAI, server: Server) -> None:
     assert counted("faulty")[3] == 1  # of the clients' above
     server.idle()
     before = counted("auto")
-    wrong = complete(client, formatted(UNIQUE), whitespace="compact")
-    assert str(wrong.stop_reason).startswith("accelplug: "), wrong
+    wrong = complete(client, formatted(UNIQUE), whitespace="compact", statement=1)
+    said = json.loads(wrong.stop_reason)["accelplug"]
+    assert said["problem"].startswith("the value breaks uniqueItems"), said
     answers, violations, _, failed = [after - count for after, count in zip(counted("auto"), before, strict=True)]
     assert answers == violations in {1, 2}
     assert failed == 0
     server.idle()
     assert counted("auto")[2] > 0, "prompt_lookup drafted nothing that a grammar forbids"
-    of_requests = [int(count) for count in re.findall(r"accelplug: request \S+: its grammar cut (\d+) drafts and forced \d+", server.log.read_text())]
-    of_engines = re.findall(r"^accelplug_cut_drafts_total{.* (\S+)$", server.get("/metrics"), re.MULTILINE)
-    assert sum(of_requests) == sum(map(float, of_engines)), "what is said of each request comes to what is counted"
+    assert counted("auto")[2] - before[2] == said["cut_drafts"], "what the answer says comes to what is counted; an audit drafts nothing"
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [

@@ -48,6 +48,7 @@ def test_a_bug_keeps_its_traceback():
     "arguments",
     [
         [], ["nothing"], ["run", "--rounds", "0"], ["run", "--temperature", "-1"], ["run", "--temperature", "inf"],
+        ["run", "--temperature", "1e-300"], ["run", "--threads", "100000000000"],
         ["run", "--seed", str(2**63)], ["run", "--max-new", "3"],
     ],
 )

@@ -145,6 +145,14 @@ def test_a_name_that_is_none_is_refused(name):
         check_names("drafter", name, *names_of(name))
 
 
+@pytest.mark.parametrize(("name", "kind"), [("accelplug-none", "drafter"), ("accelplug-register", "verifier"), ("accelplug-sequence", "grammar")])
+def test_a_name_whose_class_would_be_something_else_is_refused(tmp_path, capfd, name, kind):
+    assert main(["new", name, "--kind", kind, "--directory", str(tmp_path)]) == 2
+    title = name.removeprefix("accelplug-").title()
+    assert f"'{name}' would name its class {title}, which stands for something else there" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_that_are_taken_are_refused():
     with pytest.raises(OptionError, match="a module 'numpy' is installed already, from "):
         check_names("drafter", "numpy", *names_of("numpy"))

@@ -104,4 +104,5 @@ def test_the_command_line_overrules_the_configuration_and_that_the_defaults(sele
     assert selected(None) == ("prompt_lookup", "token_wise", False)
     assert selected(config) == ("prompt_lookup(num_tokens=3)", "greedy", True)
     assert selected(config, drafter="prompt_lookup", verifier="token_wise") == ("prompt_lookup", "token_wise", True)
+    assert selected(config, drafter="", verifier="") == ("", "", True), "an empty variable of a shell names nothing, and is refused as that"
     assert selected('[drafter]\nname = "prompt_lookup"\nnum_tokens = 3\n') == ("prompt_lookup(num_tokens=3)", "token_wise", False)

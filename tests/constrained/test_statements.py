@@ -10,7 +10,7 @@ from threading import Event, Timer
 import pytest
 
 from accelplug import AccelplugError, ConstraintError
-from accelplug.hooks import CompileLimits, GrammarSpec
+from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
@@ -152,6 +152,21 @@ def test_a_worker_is_ended_and_this_process_goes_on():
             CompileLimits(seconds=3, megabytes=256),
         )
     assert compiled({"type": "integer"}).matcher().validate([49, 256]) == 2
+
+
+def test_nobody_waits_for_what_takes_xgrammar_long():
+    """Over a second on any machine, for masks of many tokens; an ordinary schema to look at, compiled on bytes within milliseconds."""
+    pytest.importorskip("xgrammar")
+    letters = [bytes([first, second, third]) for first in range(97, 123) for second in range(97, 123) for third in range(97, 123)]
+    many = Vocabulary((*(bytes([byte]) for byte in range(256)), *letters, b""), (256 + len(letters),))
+    spec = GrammarSpec.of({"json_schema": {"type": "object", "properties": {f"p{number}": {"type": "string", "maxLength": 900} for number in range(60)}}})
+    with pytest.raises(ConstraintError, match=r"takes longer to compile than 0\.1 s; simplify it, or raise seconds"):
+        Alone("xgrammar").compile(spec, many, CompileLimits(seconds=0.1))
+    cancelled = Event()
+    Timer(0.2, cancelled.set).start()
+    with pytest.raises(ConstraintError, match="was cancelled"):
+        Alone("xgrammar").compile(spec, many, CompileLimits(seconds=600.0, cancelled=cancelled))
+    assert Alone("xgrammar").compile(spec, many, CompileLimits(seconds=600.0)).matcher().validate([*b'{"p0"', 256 + len(letters)]) == 5
 
 
 @pytest.mark.parametrize("kind", ["json_schema", "choice"])

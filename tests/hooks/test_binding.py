@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ def tree(**changes):
 
 
 def sampled(**changes):
-    rows = np.full((2, VOCAB), 1 / VOCAB)
+    rows = torch.full((2, VOCAB), 1 / VOCAB)
     parts = {"kinds": ints(0, 1, 1, 0), "row_ids": ints(-1, 0, 1, -1), "rows": rows}
     return tree(**{**parts, **changes})
 
@@ -59,8 +60,9 @@ BROKEN = {
     "sampled nodes without row ids": (sampled(row_ids=None), "sampled nodes without their probability rows"),
     "a sampled node without its row": (sampled(row_ids=ints(-1, 0, -1, -1)), "sampled nodes without their probability rows"),
     "a row that is not there": (sampled(row_ids=ints(-1, 0, 2, -1)), "points at row 2 of 2 probability rows"),
-    "rows narrower than the vocabulary": (sampled(rows=np.ones((2, 8))), rf"rows \[2, 8\]; make them \[num_rows, {VOCAB}\]"),
-    "rows without a shape": (sampled(rows=[[0.5] * VOCAB] * 2), r"probability rows \[\]"),
+    "rows narrower than the vocabulary": (sampled(rows=torch.ones(2, 8)), rf"rows \[2, 8\]; make them \[num_rows, {VOCAB}\]"),
+    "rows of one dimension": (sampled(rows=torch.ones(VOCAB)), rf"probability rows \[{VOCAB}\]"),
+    "rows of numpy's": (sampled(rows=np.full((2, VOCAB), 1 / VOCAB)), r"probability rows as a ndarray; make them a torch\.Tensor"),
     "a kind that is none": (sampled(kinds=ints(0, 7, 1, 0)), r"node kinds \[7\]; the kinds are NodeKind.DELTA"),
     "offsets that begin late": (Drafts(ints(1, 3, 4), ints(1, 2, 3, 4)), r"offsets \[1, 3, 4\] for 2 requests and 4 nodes"),
     "offsets that go forth and back": (Drafts(ints(0, 2, 0), ints()), r"drafted \[2, -2\] nodes"),

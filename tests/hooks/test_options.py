@@ -228,6 +228,16 @@ def test_a_literal_lists_its_values():
             check_options(WHO, factory, {"shape": "bush"})
 
 
+def test_a_literal_of_names_admits_what_the_factory_does():
+    """Only its own module knows what they stand for."""
+
+    def written(shape="chain"):
+        return shape
+
+    written.__annotations__["shape"] = "Literal[CHAIN, 'tree']"
+    check_options(WHO, written, {"shape": "bush"})
+
+
 def test_context_is_no_option():
     def factory(context, size: int = 1):
         return context, size

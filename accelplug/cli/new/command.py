@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import keyword
 import re
 from argparse import ArgumentParser, Namespace
@@ -47,6 +48,7 @@ def collect(arguments: Namespace) -> Document:
     }  # fmt: skip
     filling["use"] = Template(USES.get(kind, RUN)).substitute(filling)
     written = {Template(path).substitute(filling): Template(text).substitute(filling) for path, text in files(kind).items()}
+    check_class(name, filling["title"], written)
     write(folder, written)
     return {"folder": str(folder), "files": list(written), "kind": kind, "technique": technique, "module": module}
 
@@ -86,6 +88,21 @@ def check_names(kind: str, name: str, module: str, technique: str) -> None:
         raise OptionError(f"a module {module!r} is installed already, from {spec.origin}; choose another name")
     if offered := offered_here().entries.get((kind, technique)):
         raise OptionError(f"{offered[0]} is installed already; choose another name, such as {name}-2")
+
+
+def check_class(name: str, title: str, written: dict[str, str]) -> None:
+    """Refuse a name whose class would be a word of Python's, or of what the package imports.
+
+    :raises OptionError: saying which.
+    """
+    statements = [] if keyword.iskeyword(title) else [node for text in _modules(written) for node in ast.walk(ast.parse(text))]
+    imported = {alias.name for node in statements if isinstance(node, ast.ImportFrom) for alias in node.names}
+    if keyword.iskeyword(title) or title in imported:
+        raise OptionError(f"{name!r} would name its class {title}, which stands for something else there; choose another name")
+
+
+def _modules(written: dict[str, str]) -> list[str]:
+    return [text for path, text in written.items() if path.endswith(".py")]
 
 
 def write(folder: Path, written: dict[str, str]) -> None:

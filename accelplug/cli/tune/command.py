@@ -160,10 +160,11 @@ def show(document: Document, console: Console) -> None:
     def interval(ratio: Document) -> str:
         return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
-    rungs = ", ".join(f"{candidates} on {prompts}" for candidates, prompts in document["rungs"]) or "only one"
+    rungs = ", ".join(f"{candidates} on {prompts}" for candidates, prompts in document["rungs"])
+    tried = f"{len(document['tried'])} settings, in all {rungs} prompts" if rungs else "no other setting, as there is none"
     lines = [
         f"drafters: {', '.join(document['drafters'])}; fastest: {document['default']}",
-        f"tried of it: {len(document['tried'])} settings, in all {rungs} prompts; fastest: {document['winner']}",
+        f"tried of it: {tried}; fastest: {document['winner']}",
         f"against its default {document['default']}, on the other {document['prompts']['judge']} prompts: {interval(document['x_default'])} x",
         f"chosen: {document['drafter']}, {interval(document['x_plain'])} x plain generation",
         f"wrote {document['output']}; use it with 'accelplug run --config {document['output']}' or attach(model, **accelplug.load_config(...))"

@@ -12,7 +12,7 @@ from typing import Final
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.recorded import RECORDED
 from accelplug.constrained.probes import FORMS, PROBES, bytes_only, seen
-from accelplug.constrained.worker import compiled_apart, tried
+from accelplug.constrained.worker import compiled_apart, compiled_beside, tried
 from accelplug.hooks import CompileLimits, GrammarSpec, Matcher, Vocabulary
 
 PACKAGES: Final = {"llguidance": "llguidance", "xgrammar": "xgrammar", "outlines": "outlines_core"}
@@ -38,7 +38,8 @@ def module_of(name: str) -> ModuleType:
 def begin(name: str, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileLimits | None = None) -> Callable[[], Matcher]:
     """Compile with one engine, as it is; return what makes matchers.
 
-    :param limits: outlines works in a process of its own under them, and the others try there what may take them long. None: neither.
+    :param limits: outlines works in a process of its own under them, the others try there what may take them long, and xgrammar is waited for no
+        longer. None: neither.
     :raises ConstraintError: the engine refuses the grammar, would exceed a limit, or is not installed.
     """
     module = module_of(name)
@@ -48,6 +49,9 @@ def begin(name: str, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileL
         found = module.template(module.source_of(spec), vocabulary)
     elif name == "outlines" and limits is not None:
         found = compiled_apart(name, spec, vocabulary, limits)
+    elif limits is not None:
+        module.compiler(vocabulary)  # making it counts against no limit
+        found = compiled_beside(spec, lambda: module.compiled(spec, vocabulary), limits)
     else:
         found = module.compiled(spec, vocabulary)
     matcher = getattr(module, _MATCHERS[name])

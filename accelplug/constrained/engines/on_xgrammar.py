@@ -42,7 +42,8 @@ def _new_compiler(vocabulary: Vocabulary) -> Any:
     return xgrammar.GrammarCompiler(known, max_threads=1, cache_limit_bytes=MOST_BYTES)
 
 
-_compiler = ByVocabulary(_new_compiler)
+compiler = ByVocabulary(_new_compiler)
+"""What compiles for a vocabulary, made once."""
 
 
 def compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
@@ -50,18 +51,18 @@ def compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
 
     :raises ConstraintError: xgrammar refuses it, with its words, or takes none of this kind.
     """
-    compiler = _compiler(vocabulary)
+    made = compiler(vocabulary)
     try:
         if spec.kind == "json_schema":
-            return compiler.compile_json_schema(spec.text, strict_mode=False, **_spacing(spec))
+            return made.compile_json_schema(spec.text, strict_mode=False, **_spacing(spec))
         if spec.kind == "regex":
-            return compiler.compile_regex(spec.text)
+            return made.compile_regex(spec.text)
         if spec.kind == "ebnf":
-            return compiler.compile_grammar(spec.text)
+            return made.compile_grammar(spec.text)
         if spec.kind == "choice":
-            return compiler.compile_grammar("root ::= " + " | ".join(_quoted(text) for text in choices(spec)))
+            return made.compile_grammar("root ::= " + " | ".join(_quoted(text) for text in choices(spec)))
         if spec.kind == "structural_tag":
-            return compiler.compile_structural_tag(newer(spec.text))
+            return made.compile_structural_tag(newer(spec.text))
     except ConstraintError:
         raise
     except Exception as exc:

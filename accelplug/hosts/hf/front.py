@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import Parameter, signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +44,18 @@ class Front:
         logits_processor: Any = None,
         stopping_criteria: Any = None,
         prefix_allowed_tokens_fn: Any = None,
-        *,
+        *others: Any,
         streamer: Any = None,
         tokenizer: Any = None,
         **arguments: Any,
     ) -> Any:
         """Generate as the model would, through the session's techniques."""
         session = self.session
+        if not session.busy.locked():
+            session.checks = []  # those of an earlier call, even if this one is refused
+        if others:
+            given = {"streamer": streamer, "tokenizer": tokenizer, **_named(self.plain, others), **arguments}
+            return self(inputs, generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, **given)
         self._check(arguments)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         strings, generation_config, arguments = _without_stop_strings(session.model, generation_config, arguments)
@@ -62,7 +68,6 @@ class Front:
             logits_processor = LogitsProcessorList([*(logits_processor or ()), masking])
         if not session.busy.acquire(blocking=False):
             raise HostError("another thread is generating with this accelplug session; attach one model per thread")
-        session.checks = []
         loop = Loop(session, streamer, keeps_cache=given_cache(arguments) is not None, masking=masking)
         try:
             with healing:
@@ -102,6 +107,14 @@ class Front:
                 f"generate() got {taken[0]}, which brings its own decoding loop, while accelplug is attached; leave one of them out"
             )
 
+
+
+def _named(generate: Callable[..., Any], others: tuple[Any, ...]) -> dict[str, Any]:
+    """Return what a call gives behind the five arguments that every ``generate()`` begins with, by its names."""
+    names = [name for name, one in signature(generate).parameters.items() if one.kind is Parameter.POSITIONAL_OR_KEYWORD][5:]
+    if len(others) > len(names):
+        raise TypeError(f"generate() takes {5 + len(names)} positional arguments and got {5 + len(others)}; name those behind the fifth")
+    return dict(zip(names, others, strict=False))
 
 
 def _own_loop(model: Any) -> HostError:

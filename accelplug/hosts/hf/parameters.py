@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ class Parameters:
     def __init__(self, selection: Selection, given: Mapping[str, Any]) -> None:
         if not isinstance(given, Mapping):
             raise OptionError(f"parameters are a mapping such as {{'num_tokens': 4}}, got {given!r:.60}")
-        self.given = dict(given)
+        self.given = MappingProxyType({name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
         techniques = [technique for technique in (selection.drafter, selection.verifier) if technique is not None]
         self._offers = {technique.kind: offers_of(str(technique), technique.factory) for technique in techniques}
         everybody = {name: offer for offers in self._offers.values() for name, offer in offers.items()}
-        for name, value in self.given.items():
+        for name, value in given.items():
             for one in value if isinstance(value, list) else [value]:
                 check_request("accelplug", {name: one}, everybody)
                 for offers in self._offers.values():  # a drafter and a verifier may have an option of the same name
@@ -43,7 +44,7 @@ class Parameters:
         """
         found = {}
         for name, value in self.given.items():
-            values = value if isinstance(value, list) else [value] * count
+            values = value if isinstance(value, tuple) else [value] * count
             if len(values) != count:
                 raise OptionError(f"parameters: {name!r} has {len(values)} values for {count} rows; give one value for each row, or one for all")
             if name in self._offers[technique.kind]:

@@ -96,7 +96,7 @@ class Session:
     def parameters(self) -> Mapping[str, Any]:
         """The options that requests set for themselves: name -> one value, or a list with one for each row of the next calls.
 
-        It may be set anew between calls.
+        It may be set anew between calls; what it returns is read only.
         """
         return self.requested.given
 
@@ -124,9 +124,10 @@ class Session:
     def __enter__(self) -> Session:
         self.entered = True
         with _TAKING:
-            self._shadowed = vars(self.taken).get("generate")
-            if isinstance(self._shadowed, Front):
+            shadowed = vars(self.taken).get("generate")
+            if isinstance(shadowed, Front):
                 raise attached_already()
+            self._shadowed = shadowed
             self._seams = ExitStack()
             self._seams.enter_context(continuous.governed(self))
             self._seams.enter_context(unattached_copies(self.taken, "generate", own=self._shadowed))
@@ -193,6 +194,7 @@ def generate(  # noqa: PLR0913 - each is a choice of the user's
     tokenizer: Any = None,
     allow_lossy: bool = False,
     parameters: Mapping[str, Any] | None = None,
+    plugins: Registry | None = None,
     batches: Literal["auto", "ragged", "lockstep"] = "auto",
     grammar: object | None = None,
     **generate_arguments: Any,
@@ -208,6 +210,7 @@ def generate(  # noqa: PLR0913 - each is a choice of the user's
         tokenizer=tokenizer,
         allow_lossy=allow_lossy,
         parameters=parameters,
+        plugins=plugins,
         batches=batches,
         grammar=grammar,
     )

@@ -15,7 +15,7 @@ from accelplug.hooks.capabilities import judges_paths, verifier_traits
 from accelplug.hooks.drafting import ROOT, NodeKind
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifyView, residual, without
-from accelplug.hosts.choices import probabilities
+from accelplug.hosts.choices import check_distribution, left_by, probabilities
 from accelplug.hosts.hf.device import upload
 from accelplug.hosts.hf.paths import Paths
 from accelplug.hosts.hf.processors import of_row
@@ -187,7 +187,7 @@ class Walk:
             if (uniform := self.chance.below(probability, always=not self.lossless)) is not None:
                 verdict.lossy += uniform >= float(view.target_at_tokens() / view.draft_at_tokens())
                 return token, child
-            target = self.rule.call(self.own_residual, view)
+            target = self._left(view)
             if tree.kind(child) == NodeKind.WITHOUT_REPLACEMENT and tree.row_ids is not None:
                 assert view.draft is not None
                 rows[tree.row_ids[child]] = without(view.draft, view.tokens)
@@ -203,6 +203,13 @@ class Walk:
         tokens = upload([tree.tokens[child]], scores.device)
         kinds = upload([int(tree.kind(child))], scores.device)
         return VerifyView(tokens, kinds, target, scores, draft, {name: value.to(scores.device) for name, value in parameters.items()})
+
+    def _left(self, view: VerifyView) -> Tensor:
+        """Return what the rejection of one candidate leaves, [1, vocab_size]."""
+        left = left_by(self.rule, self.own_residual, view)
+        if self.own_residual is not residual and left.device.type == "cpu":
+            check_distribution(self.rule, "residual", left)
+        return left
 
     def _ask(self, view: VerifyView) -> float:
         probability = self.rule.call(lambda shown: float(self.rule.instance.accept(shown)), view)

@@ -39,7 +39,7 @@ def _names(config: Any, settings: Settings) -> dict[str, str]:
 
 def _name(kind: str, spec: Spec) -> str:
     entry, _ = registry().find(kind, spec)
-    return f"{entry.name} ({entry.owner.distribution} {entry.owner.version})"
+    return f"{entry.name} ({entry.owner})"
 
 
 def _to_dict(self: Any, original: Any) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def install() -> None:
     """Wrap the places; calling it again does nothing."""
     wrap(importlib.import_module(ASYNC), "AsyncLLM", "generate", _generate)
     wrap(importlib.import_module(SYNC), "LLMEngine", "add_request", _add_request)
+    wrap(importlib.import_module(SYNC), "LLMEngine", "abort_request", _abort_request)
     wrap(importlib.import_module(SYNC), "LLMEngine", "step", _step)
 
 
@@ -140,6 +141,11 @@ class Audits:
         self.chosen: dict[str, Run] = {}
         self.again: dict[str, Run] = {}
 
+    def forget(self, request_ids: list[str]) -> None:
+        """Audit none of these requests; unknown ones are passed over."""
+        for request_id in request_ids:
+            self.chosen.pop(request_id, None)
+
     def is_users(self, engine: Any, output: Any) -> bool:
         """Learn from an output, and return whether the user asked for it."""
         if (again := self.again.pop(output.request_id, None)) is not None:
@@ -148,7 +154,7 @@ class Audits:
         if (run := self.chosen.get(output.request_id)) is not None:
             ended = run.take(output)
             if output.finished:
-                del self.chosen[output.request_id]
+                self.forget([output.request_id])
             if ended:
                 self._again(engine, run)
         return True
@@ -162,10 +168,19 @@ class Audits:
 def _add_request(self: Any, original: Any, request_id: str, prompt: Any, params: Any, *more: Any, **named: Any) -> Any:
     """Stand in for ``LLMEngine.add_request``."""
     run = chosen(self, request_id, prompt, params, *more, **named)
+    queued = original(self, request_id, prompt, params, *more, **named)
+    audits = vars(self).setdefault("accelplug_audits", Audits(original))
+    audits.forget([request_id])  # an earlier request of that name, which was aborted where this does not see it
     if run is not None:
-        audits = vars(self).setdefault("accelplug_audits", Audits(original))
         audits.chosen[request_id] = run
-    return original(self, request_id, prompt, params, *more, **named)
+    return queued
+
+
+def _abort_request(self: Any, original: Any, request_ids: list[str], *more: Any, **named: Any) -> Any:
+    """Stand in for ``LLMEngine.abort_request``."""
+    if (audits := getattr(self, "accelplug_audits", None)) is not None:
+        audits.forget(request_ids)
+    return original(self, request_ids, *more, **named)
 
 
 def _step(self: Any, original: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from accelplug.hosts.vllm.log import LOG
 
 FOLDER: Final = "ACCELPLUG_METRICS_DIR"
+_REFUSALS: Final = "gauge_max_accelplug-refused-"
 """The environment variable that names the folder."""
 SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own, which vLLM sets with several API servers: their registries show that folder and no other."""
@@ -113,13 +114,19 @@ def write_refusal(reason: str) -> None:
     folder = folder_of()
     if not folder:
         return
-    file = Path(folder) / f"gauge_max_accelplug-refused-{os.getpid()}-{time.monotonic_ns()}.db"
+    file = Path(folder) / f"{_REFUSALS}{os.getpid()}-{time.monotonic_ns()}.db"
     hidden = file.with_suffix(".new")
     try:
         MmapedDict(str(hidden)).write_value(mmap_key(REFUSED, REFUSED, ["reason"], [reason], REFUSED_SAID), 1.0, 0.0)  # type: ignore[no-untyped-call]
         hidden.rename(file)
     except OSError as exc:
         LOG.warning("accelplug: no refusal on /metrics, since %s cannot be written (%s)", folder, exc)
+
+
+def was_refused() -> bool:
+    """Whether an engine of this process serves without accelplug, as its worker has written down."""
+    folder = folder_of()
+    return bool(folder) and any(Path(str(folder)).glob(f"{_REFUSALS}*.db"))
 
 
 def folder_of() -> str | None:

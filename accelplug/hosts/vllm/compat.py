@@ -25,6 +25,7 @@ FRONT_END: Final = (
 AUDIT: Final = (
     Seam("vllm.v1.engine.async_llm:AsyncLLM.generate", ("prompt", "sampling_params", "request_id"), "running requests of a server again"),
     Seam("vllm.v1.engine.llm_engine:LLMEngine.add_request", ("request_id", "prompt", "params"), "running requests of an LLM again"),
+    Seam("vllm.v1.engine.llm_engine:LLMEngine.abort_request", ("request_ids",), "forgetting requests that were aborted"),
     Seam("vllm.v1.engine.llm_engine:LLMEngine.step", (), "keeping those apart from the user's"),
 )
 """Looked at in the front end, where settings ask for audits."""
@@ -137,7 +138,6 @@ V2: Final = (
 
 GRAMMARS: Final = (
     Seam("vllm.config:SchedulerConfig.get_scheduler_cls", ("self",), "putting accelplug's scheduler in place"),
-    Seam("vllm.config:ObservabilityConfig.per_request_spec_decode_metrics", (), "saying of each request what its grammar cut"),
     Seam("vllm.v1.structured_output:StructuredOutputManager.grammar_init", ("request",), "compiling grammars"),
     Seam("vllm.v1.structured_output.request:StructuredOutputRequest.grammar", (), "handing grammars to vLLM"),
     Seam("vllm.v1.structured_output.backend_types:StructuredOutputGrammar.accept_tokens", ("request_id", "tokens"), "following grammars"),

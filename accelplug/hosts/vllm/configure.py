@@ -71,7 +71,7 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
         _refuse_early(config, settings, runner)
         _refuse_shards(config)
     if runner == "V1" and attaches:
-        _refuse_dropped_processors()
+        _refuse_dropped_processors(config)
     if runner == "V1" and settings.drafter is not None:
         LOG.info("accelplug: %s", cost_on_v1(registry().find("drafter", settings.drafter)[0]))
     if runner == "V2" and config.speculative_config is not None and config.lora_config is not None and config.device_config.device_type == "cpu":
@@ -249,6 +249,8 @@ def _why_not_v2(settings: Settings) -> str | None:
 
 def _create_for(runner: RunnerName, args: Any, create: Callable[[], Any], settings: Settings) -> Any:
     """Make vLLM's configuration; `args` are left as they came, since vLLM may ask again."""
+    if runner == "V1" and args.async_scheduling:
+        raise HostError(f"on vLLM's V1 runner {_drafter(settings)} drafts without asynchronous scheduling, which the configuration asks for; leave that out")
     given = args.speculative_config
     args.speculative_config = {**METHODS[runner], "num_speculative_tokens": settings.num_tokens}
     try:
@@ -261,11 +263,12 @@ def _create_for(runner: RunnerName, args: Any, create: Callable[[], Any], settin
     return config
 
 
-def _refuse_dropped_processors() -> None:
-    """V1 drops installed logits processors without a word when it speculates."""
-    installed = [entry_point.name for entry_point in entry_points(group="vllm.logits_processors")]
+def _refuse_dropped_processors(config: Any) -> None:
+    """V1 drops installed logits processors without a word when it speculates, and stops at those that its configuration names."""
+    named = [one if isinstance(one, str) else one.__qualname__ for one in config.model_config.logits_processors or ()]
+    installed = named + [entry_point.name for entry_point in entry_points(group="vllm.logits_processors")]
     if installed:
         raise HostError(
-            f"vLLM's V1 runner would drop the installed logits processors {', '.join(installed)} while drafting; "
-            "use the V2 runner, uninstall them, or run without a drafter"
+            f"vLLM's V1 runner takes no logits processors while drafting, and would drop {', '.join(installed)}; "
+            "use the V2 runner, remove them, or run without a drafter"
         )

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
@@ -156,6 +156,15 @@ class RunningGrammar(StructuredOutputGrammar):  # type: ignore[misc]
             return self.compiled.check(text)
         except Exception as exc:  # noqa: BLE001  a check that fails is one that was not passed
             return f"the final check of {self.engine} failed: {one_line(exc):.200}"
+
+    def statement(self, problem: str | None) -> dict[str, Any]:
+        """Return what became of the grammar in the answer, in plain values.
+
+        :param problem: what is wrong with the finished answer; None where nothing is, or it did not finish.
+        """
+        said, who = self.compiled.statement, f"{self.engine.name} ({self.engine.owner})"
+        drafts = {"cut_drafts": self.drafts["cut"], "forced_tokens": self.drafts["drafted"], "accepted_tokens": self.drafts["accepted"]}
+        return {"technique": who, "engine": said.engine, "enforced": said.enforced, "checked": said.checked, "problem": problem, **drafts}
 
     def _seen(self, tokens: Collection[int]) -> list[int]:
         """Return the tokens as the matcher knows them, which has one end."""

@@ -15,6 +15,8 @@ ENGINE: Final = "grammar"
 """The option with which a request chooses an engine."""
 MORE: Final = "all_of"
 """The option with which a request names further grammars, all of which hold beside the one that vLLM has a word for."""
+STATEMENT: Final = "statement"
+"""The option with which a request has its answer say what its grammar enforced and what was checked."""
 _WHO: Final = "a request's grammar"
 OFFERS: Final[Mapping[str, Offer]] = {
     ENGINE: Offer(_WHO, "str", {}),
@@ -23,8 +25,9 @@ OFFERS: Final[Mapping[str, Offer]] = {
     "whitespace": Offer(_WHO, Literal["any", "spaced", "compact"], {}),
     "order": Offer(_WHO, Literal["declared", "any"], {}),
     MORE: Offer(_WHO, "list | str", {}),  # text over HTTP, where values are plain
+    STATEMENT: Offer(_WHO, Literal[True, False], {}),
 }
-"""What requests may set where a grammar's engine is configured; but for the first and the last, options of `GrammarSpec`."""
+"""What requests may set where a grammar's engine is configured; those without a name above are options of `GrammarSpec`."""
 _VLLMS_ALONE: Final = ("whitespace_pattern", "disable_additional_properties")
 
 
@@ -61,7 +64,8 @@ def asked(default: Spec, config: Any, params: Any, given: Mapping[str, Any]) -> 
         if options:
             raise OptionError(f"{', '.join(options)} mean nothing to vLLM's own backend; leave them out, or set accelplug.grammar to 'auto'")
         return None
-    options.pop(MORE, None)
+    for name in (MORE, STATEMENT):
+        options.pop(name, None)
     for name in _VLLMS_ALONE:
         if getattr(wanted, name):
             raise OptionError(f"structured_outputs.{name} is for vLLM's own backends; leave it out, or set accelplug.grammar to 'vllm'")

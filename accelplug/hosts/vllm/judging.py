@@ -16,7 +16,7 @@ from accelplug._errors import PluginError
 from accelplug.hooks.capabilities import judges_chains, judges_paths, verifier_traits
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifyView, residual
-from accelplug.hosts.choices import choose_on_device, rest_of
+from accelplug.hosts.choices import choose_on_device, left_by, rest_of
 from accelplug.hosts.vllm.host_rules import choose_in_host_memory
 from accelplug.hosts.vllm.judged import Chance, Judged
 from accelplug.hosts.vllm.log import LOG
@@ -95,17 +95,10 @@ class Judge:
         possible = drafts.logits.gather(1, drafts.tokens.unsqueeze(1)).squeeze(1) > -torch.inf
         accepted = possible & (uniforms < self._ask(drafts))
         kept = view.padded(accepted).long().cumprod(1).sum(1)
-        rest = rest_of(self._left(drafts.at(view.following(kept))), kept < view.counts, *batch.behind(kept))
+        rest = rest_of(left_by(self.rule, self._residual, drafts.at(view.following(kept))), kept < view.counts, *batch.behind(kept))
         if not self.lossy:
             return kept, rest, kept[:0]
         return kept, rest, (view.places < kept[view.requests]) & (uniforms >= drafts.target_at_tokens() / drafts.draft_at_tokens())
-
-    def _left(self, rejected: VerifyView) -> Tensor:
-        """Return what the rejection of each candidate leaves, [num_reqs, vocab_size]."""
-        left = self.rule.call(self._residual, rejected)
-        if not isinstance(left, Tensor) or left.shape != rejected.target.shape:
-            raise PluginError(f"{self.rule} returned a residual that is no tensor {list(rejected.target.shape)}; return one distribution per candidate")
-        return left
 
     def _ask(self, view: VerifyView) -> Tensor:
         found = self.rule.call(self.rule.instance.accept, view)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -12,10 +13,13 @@ from accelplug.hosts.vllm.board import FOLDER, SHARED, write_refusal
 
 _counters: dict[str, Counter] = {}
 """What this process counts itself, by name."""
-_folders: list[tempfile.TemporaryDirectory[str]] = []
-"""What it made for its workers' counters, and removes when it ends."""
+_folders: list[tuple[tempfile.TemporaryDirectory[str], str | None]] = []
+"""What it made for its workers' counters, and removes when it ends; and the folder that somebody named for it."""
 _read: list[MultiProcessCollector] = []
 """What shows them, once."""
+
+PREFIX = "accelplug-run-"
+"""Of the names of those."""
 
 OF_REQUESTS = {
     "accelplug_refused_requests": ("Requests refused for what they set for a technique.", ("kind", "technique", "reason")),
@@ -35,9 +39,13 @@ def _expose_folder() -> None:
     """Let it show what workers write. With several API servers vLLM shows every file of `SHARED`, where they write then."""
     if SHARED in os.environ or _read:
         return
-    if FOLDER not in os.environ:
-        _folders.append(tempfile.TemporaryDirectory(prefix="accelplug-"))
-        os.environ[FOLDER] = _folders[0].name
+    named = os.environ.get(FOLDER)
+    if named is None or not Path(named).name.startswith(PREFIX):  # else it was made by the process that started this one
+        if named is not None:
+            os.makedirs(named, exist_ok=True)
+        # Its own, for an earlier server may have left files in a folder that somebody named.
+        _folders.append((tempfile.TemporaryDirectory(prefix=PREFIX, dir=named), named))
+        os.environ[FOLDER] = _folders[0][0].name
     _read.append(shown_in(REGISTRY, os.environ[FOLDER]))
 
 
@@ -46,8 +54,11 @@ def hide() -> None:
     for metric in (*_counters.values(), *_read):
         REGISTRY.unregister(metric)
     if _folders:
+        folder, named = _folders.pop()
         os.environ.pop(FOLDER, None)
-        _folders.pop().cleanup()
+        if named is not None:
+            os.environ[FOLDER] = named
+        folder.cleanup()
     _counters.clear()
     _read.clear()
 

@@ -15,6 +15,7 @@ from accelplug.hooks.capabilities import verifier_traits
 from accelplug.hooks.options import Offer, check_request, fields_of, is_number, may_be_none, offers_of, per_request_options
 from accelplug.hooks.registry import Technique, registry
 from accelplug.hooks.unbuilt import unbuilt
+from accelplug.hosts.vllm.board import was_refused
 from accelplug.hosts.vllm.grammar_request import ENGINE, OFFERS
 from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.settings import Settings, read_settings
@@ -64,6 +65,15 @@ def check_params(vllm_config: Any, params: Any) -> None:
     settings = (vllm_config.additional_config or {}).get(KEY)
     if settings is None:
         return
+    try:
+        _check(settings, params)
+    except OptionError:
+        if settings.get("on_refused") == "serve" and was_refused():
+            return  # nothing of what it asks for runs, as where the front end knew that at the start
+        raise
+
+
+def _check(settings: Mapping[str, Any], params: Any) -> None:
     given, sampled = read_request(getattr(params, "extra_args", None)), _is_sampled(params)
     if not given and not sampled:
         return

@@ -9,6 +9,7 @@ changes that one manager, puts what grammars force among the drafts, and hears w
 from __future__ import annotations
 
 import functools
+import json
 import time
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -25,11 +26,11 @@ from accelplug.hosts.vllm.board import Board, Counters, folder_of
 from accelplug.hosts.vllm.grammar_core import RunningGrammar, Tally
 from accelplug.hosts.vllm.grammar_drafts import Forcing, real_drafts, running_of
 from accelplug.hosts.vllm.grammar_engines import Engines, whole_vocabulary
-from accelplug.hosts.vllm.grammar_request import Asked, asked
+from accelplug.hosts.vllm.grammar_request import STATEMENT, Asked, asked
 from accelplug.hosts.vllm.log import LOG
 from accelplug.hosts.vllm.plugin import KEY
 from accelplug.hosts.vllm.requests import read_request
-from accelplug.hosts.vllm.settings import Settings, read_settings
+from accelplug.hosts.vllm.settings import VLLMS, Settings, read_settings
 from accelplug.hosts.vllm.subclasses import Subclasses
 
 MOST_SAID: Final = 1024
@@ -119,7 +120,8 @@ class Grammars:
         self._compiling: dict[str, tuple[Future[Any], Event]] = {}
         self._said: set[Asked] = set()
         self.board = self._board()
-        LOG.info("accelplug: grammar '%s' compiles structured outputs in place of vLLM's backends", self.default)
+        theirs = "vLLM's own backends compile structured outputs, and accelplug's engines those of requests that name one"
+        LOG.info("accelplug: %s", theirs if str(self.default) == VLLMS else f"grammar '{self.default}' compiles structured outputs in place of vLLM's backends")
 
     def begin(self, request: Any) -> None:
         """Begin to compile a request's grammar, as vLLM's `grammar_init` does; a failure ends this request alone."""
@@ -154,13 +156,14 @@ class Grammars:
             return
         stopped = request.get_finished_reason() == FinishReason.STOP
         running.tally.answers += stopped
-        if stopped and (problem := running.problem() if running.is_terminated() else UNBEGUN) is not None:
+        problem = None if not stopped else running.problem() if running.is_terminated() else UNBEGUN
+        if problem is not None:
             running.tally.violations += 1
-            request.stop_reason = f"accelplug: {problem}"
             LOG.warning("accelplug: the answer of request %s is not what its grammar asks for: %s", request.request_id, problem)
-        if self.config.observability_config.per_request_spec_decode_metrics != "none":  # vLLM's answer has no place for it
-            cut, forced, kept = (running.drafts[name] for name in ("cut", "drafted", "accepted"))
-            LOG.info("accelplug: request %s: its grammar cut %d drafts and forced %d, of which %d were kept", request.request_id, cut, forced, kept)
+        if read_request(request.sampling_params.extra_args).get(STATEMENT):
+            request.stop_reason = json.dumps({KEY: running.statement(problem), "stop_reason": request.stop_reason})
+        elif problem is not None:
+            request.stop_reason = f"accelplug: {problem}"
         if self.board is not None:
             self.board.write(self)
 

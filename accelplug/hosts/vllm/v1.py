@@ -124,7 +124,8 @@ class V1Attachment:
         """Finish requests, and begin others."""
         self.chains.end(ended | {request.req_id for request in new})
         for request in new:
-            num_prompt_tokens = len(request.prompt_token_ids or ())
+            # Embeddings as prompt have no ids; before 0.32 there is nothing but the ids.
+            num_prompt_tokens = getattr(request, "prompt_len", None) or len(request.prompt_token_ids or ())
             self.chains.begin(request.req_id, token_limit(num_prompt_tokens, request.sampling_params, self.chains.max_length), request.sampling_params)
         self.session.stats.requests += len(new)
 

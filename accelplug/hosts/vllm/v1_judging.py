@@ -87,8 +87,9 @@ class JudgingSampler(vllms.RejectionSampler):  # type: ignore[misc]
         """Return what tokens are sampled from, [num_drafts + num_reqs, vocab_size]; `logits` stay as they are."""
         scores = logits.to(torch.float32, copy=True)
         at, last = metadata.target_logits_indices, metadata.bonus_logits_indices
-        scores[at] = self.apply_logits_processors(scores[at], sampling_metadata, metadata)
+        # In vLLM's order: the first of the two learns what was committed (`thinking_token_budget`), and the second goes by it.
         scores[last] = self.sampler.apply_logits_processors(scores[last], sampling_metadata, predict_bonus_token=True)
+        scores[at] = self.apply_logits_processors(scores[at], sampling_metadata, metadata)
         constrained: Tensor = vllms.apply_sampling_constraints(scores, metadata.cu_num_sampled_tokens, sampling_metadata)
         return constrained
 

@@ -91,6 +91,7 @@ class V2Attachment:
         self.speculator = Speculator(self.source, runner.req_states.max_num_reqs, num_tokens, runner.device)
         runner.speculator = self.speculator
         self.seat = None if session.judge is None else Seat(runner, session.judge, session.requests, v2=True, real=self.source.real)
+        self._preempted = set[str]()  # they come back as new ones, and were counted the first time
         self.is_async = bool(config.scheduler_config.async_scheduling)
         self.trims = trims(config)
         LOG.info("accelplug: %s", expected_cost(session.bound, config, runner.device.type))
@@ -104,8 +105,8 @@ class V2Attachment:
         for request in scheduler_output.scheduled_new_reqs:
             limit = token_limit(request.prompt_len, request.sampling_params, self.runner.req_states.max_model_len)
             self.source.arrive(request.req_id, request.prefill_token_ids, request.prompt_len, limit, request.sampling_params)
-            # A preempted request comes back with what it had generated, and was counted the first time.
-            self.session.stats.requests += len(request.prefill_token_ids) == request.prompt_len
+        self.session.stats.requests += len(new - self._preempted)
+        self._preempted = (self._preempted | (scheduler_output.preempted_req_ids or set())) - new - scheduler_output.finished_req_ids
         self.source.force(forced_in(scheduler_output), scheduler_output.scheduled_spec_decode_tokens)
         self.session.stats.forwards += len(scheduler_output.num_scheduled_tokens)
         self.session.clock.begin(scheduler_output)

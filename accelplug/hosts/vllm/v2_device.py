@@ -38,7 +38,10 @@ class DeviceSource:
 
     def end(self, req_ids: set[str]) -> None:
         """Finish requests, also such as never came to a step."""
-        self.session.finish(self.table.end(req_ids))
+        freed = self.table.end(req_ids)
+        if freed:  # whoever comes next may bring padding, which is no draft of the one before
+            self.real.index_fill_(0, async_tensor_h2d(freed, self.real.device, torch.int64), 0)
+        self.session.finish(freed)
         self.session.requests.end(req_ids)
         for req_id in req_ids:
             self._arriving.pop(req_id, None)

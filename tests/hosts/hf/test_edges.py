@@ -420,6 +420,34 @@ def test_a_rule_must_return_probabilities(model, answer):
         accelplug.generate(model, PROMPT, drafter=Constant(), verifier=Returns(answer), allow_lossy=True, **GREEDY)
 
 
+class Leaves(Returns):
+    """Rejects everything, and leaves what it is told to."""
+
+    def __init__(self, rest: Any) -> None:
+        object.__setattr__(self, "answer", 0.0)
+        object.__setattr__(self, "rest", rest)
+
+    def residual(self, view: VerifyView) -> Any:
+        return self.rest(view.target)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize(
+    ("rest", "sentence"),
+    [
+        (lambda target: target[0], "returned a residual that is no tensor"),
+        (lambda target: target[:, :7], "returned a residual that is no tensor"),
+        (lambda target: None, "returned a residual that is no tensor"),
+        (lambda target: target * float("nan"), "returned a residual that sums to nan"),
+        (lambda target: target * 0, "returned a residual that sums to 0"),
+        (lambda target: -target, "returned a residual that sums to -1"),
+    ],
+)
+def test_a_rule_must_leave_a_distribution(model, rest, sentence, do_sample):
+    with pytest.raises(PluginError, match=f"Leaves.*{sentence}"):
+        accelplug.generate(model, PROMPT, drafter=Constant(), verifier=Leaves(rest), allow_lossy=True, max_new_tokens=9, do_sample=do_sample)
+
+
 def test_lossy_accepts_are_counted_under_sampling(model):
     """The drafts are unlikely, so nearly every accepted one is a loss; the likely ones are not."""
     torch.manual_seed(0)

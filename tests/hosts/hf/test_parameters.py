@@ -126,6 +126,16 @@ def test_a_drafter_is_told_what_each_row_sets(random_models):
     assert ((1, 2), (2, 3)) in Tells.seen, "row 0 is over after its first token, and takes its value along"
 
 
+def test_they_cannot_be_changed_past_the_checks(random_models):
+    """Neither through what the session shows nor through a list that it was given."""
+    given = {"num_tokens": [3, 3, 3]}
+    with accelplug.attach(random_models["llama"], drafter="prompt_lookup", parameters=given) as session:
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            session.parameters["num_tokens"] = -5
+        given["num_tokens"][0] = -5
+        assert session.parameters == {"num_tokens": (3, 3, 3)}
+
+
 def test_they_are_set_anew_between_calls(random_models):
     model = random_models["llama"]
     with accelplug.attach(model, drafter="prompt_lookup(min_ngram=1)", parameters={"num_tokens": 1}) as session:

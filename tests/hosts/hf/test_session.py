@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -86,6 +87,15 @@ def test_attaching_twice_is_refused_and_leaving_restores(model):
     assert "generate" not in vars(model)
 
 
+def test_entering_a_session_again_is_refused_and_leaving_restores(model):
+    session = accelplug.attach(model, drafter="prompt_lookup")
+    with session:
+        with pytest.raises(HostError, match="attached to this model already"), session:
+            pass
+        assert "generate" in vars(model)
+    assert "generate" not in vars(model)
+
+
 def test_a_session_that_is_never_entered_warns(model):
     with pytest.warns(UserWarning, match="never entered"):
         accelplug.attach(model, drafter="prompt_lookup")
@@ -96,6 +106,24 @@ def test_generate_takes_its_arguments_by_position_too(model):
     plain = model.generate(PROMPT, config)
     with accelplug.attach(model, drafter="prompt_lookup"):
         assert model.generate(PROMPT, config).tolist() == plain.tolist()
+        assert model.generate(PROMPT, config, None, None, None, False, None, streamer := Streamed()).tolist() == plain.tolist()
+        assert streamer.tokens == plain[0].tolist()
+        with pytest.raises(TypeError, match="takes 11 positional arguments and got 13; name those"):
+            model.generate(PROMPT, config, *[None] * 11)
+        with pytest.raises(HostError, match="assistant_model"):
+            model.generate(PROMPT, config, None, None, None, False, model)
+
+
+class Streamed:
+    """Keeps what it is given, prompt included."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def put(self, tokens: torch.Tensor) -> None:
+        self.tokens += tokens.flatten().tolist()
+
+    def end(self) -> None: ...
 
 
 def test_a_second_thread_is_refused(model):
@@ -122,6 +150,10 @@ def test_a_second_thread_is_refused(model):
     assert "another thread" in seen[1]
 
 
+def rows_of_numpys() -> dict[str, Any]:
+    return {"kinds": np.array([int(NodeKind.SAMPLED)]), "row_ids": np.array([0]), "rows": np.full((1, VOCAB), 1 / VOCAB)}
+
+
 @dataclass
 class Misbehaves:
     """Drafts well until step 3, then does what it is told."""
@@ -136,12 +168,14 @@ class Misbehaves:
             return Drafts.chains([[1, 2]])
         return {
             "raises": lambda: 1 / 0,
+            "leaves": lambda: sys.exit(0),
             "token too large": lambda: Drafts.chains([[VOCAB]]),
             "negative token": lambda: Drafts.chains([[-1]]),
             "over budget": lambda: Drafts.chains([[1] * 500]),
             "wrong offsets": lambda: Drafts(np.array([0, 3]), np.array([1])),
             "parent after child": lambda: Drafts(np.array([0, 2]), np.array([1, 2]), np.array([1, ROOT])),
             "row missing": lambda: Drafts(np.array([0, 1]), np.array([1]), kinds=np.array([int(NodeKind.SAMPLED)])),
+            "rows of numpy's": lambda: Drafts(np.array([0, 1]), np.array([1]), **rows_of_numpys()),
             "not drafts": lambda: [1, 2],
             "undeclared tree": lambda: Drafts(np.array([0, 2]), np.array([1, 2]), np.array([ROOT, ROOT])),
         }[self.how]()
@@ -156,6 +190,7 @@ class Misbehaves:
         ("wrong offsets", "returned offsets"),
         ("parent after child", "a parent comes before its children"),
         ("row missing", "without their probability rows"),
+        ("rows of numpy's", "probability rows as a ndarray; make them a torch.Tensor"),
         ("not drafts", "return accelplug.hooks.Drafts"),
         ("undeclared tree", "its traits say chain"),
     ],
@@ -193,6 +228,22 @@ class Counted:
 
     def propose_one(self, tokens: Any, budget: int) -> list[int]:
         return []
+
+
+def test_a_plugin_cannot_end_the_process(model):
+    with pytest.raises(PluginError, match=r"Misbehaves.* calls sys.exit\(0\) while it is asked"):
+        accelplug.generate(model, PROMPT, drafter=Misbehaves("leaves"), max_new_tokens=20, do_sample=False)
+
+
+def test_a_drafter_cannot_write_into_the_hosts_rows(model):
+    @dataclass
+    class Writes(Counted):
+        def start(self, slots: Any) -> None:
+            slots[:] = 0
+
+    with pytest.raises(ValueError, match="read-only") as caught:
+        accelplug.generate(model, PROMPT, drafter=Writes(), max_new_tokens=3, do_sample=False)
+    assert any("Writes" in note for note in caught.value.__notes__)
 
 
 def test_a_request_is_started_observed_and_finished(model):

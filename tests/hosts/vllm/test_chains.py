@@ -53,6 +53,7 @@ def test_request_is_started_shown_and_finished(session: Callable[[object], Sessi
     assert step(chains, {}, a=(5, 1), b=(3, 1)) == [[7, 7, 7], [7, 7, 7]]
     step(chains, {"a": 3, "b": 2}, a=(8, 3), b=(4, 1))
     chains.end({"a", "unknown"})
+    assert recorder.told[-1] == ("finish", [0]), "at once, and not when somebody else needs the slot"
     step(chains, {}, c=(6, 1), b=(5, 1))
     assert recorder.told == [
         ("start", [0, 1]),

@@ -108,10 +108,19 @@ def test_on_the_other_runner_the_reason_is_said(configured: Callable[..., Any], 
         configured({"drafter": "prompt_lookup", "runner": "v1"})
 
 
+def test_asynchronous_scheduling_that_v1_drafts_without_is_not_taken_away_in_silence(configured: Callable[..., Any]) -> None:
+    with pytest.raises(AccelplugError, match="on vLLM's V1 runner drafter 'prompt_lookup' drafts without asynchronous scheduling, which the config"):
+        configured({"drafter": "prompt_lookup"}, async_scheduling=True)
+    assert configured({"drafter": "prompt_lookup", "on_refused": "serve"}, async_scheduling=True).speculative_config is None
+
+
 def test_processors_that_v1_would_drop_are_named(configured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configure, "entry_points", lambda group: [EntryPoint("bias", "somebody:Bias", group)] if group == "vllm.logits_processors" else [])
-    with pytest.raises(AccelplugError, match="would drop the installed logits processors bias while drafting"):
+    with pytest.raises(AccelplugError, match="takes no logits processors while drafting, and would drop bias; use the V2 runner"):
         configured({"drafter": "prompt_lookup", "runner": "v1"})
+    monkeypatch.setattr(configure, "entry_points", lambda group: [])
+    with pytest.raises(AccelplugError, match="would drop somebody:Bias;"):
+        configured({"drafter": "prompt_lookup", "runner": "v1"}, logits_processors=["somebody:Bias"])
     assert configured({"grammar": "auto"}, skip_tokenizer_init=False).speculative_config is None, "nothing drafts, nothing is dropped"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 
 pytest.importorskip("vllm", reason="the runners are vLLM's")
 
+from vllm import SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+
 from accelplug import HostError
-from accelplug.hooks import DrafterTraits, Drafts, NodeKind
+from accelplug.hooks import DrafterTraits, Drafts, DraftView, NodeKind
 from accelplug.hooks.capabilities import Selection, admit
 from accelplug.hooks.registry import Owner, Technique
 from accelplug.hosts.vllm.capabilities import host_of
+from accelplug.hosts.vllm.chains import Batch, Chains
 from accelplug.hosts.vllm.drawn import DraftLogits, Drawn, hand_over
 from accelplug.spec.token_wise import TokenWise
 
@@ -74,6 +79,24 @@ def test_under_a_grammar_drafts_count_as_chosen() -> None:
     kept.begin("a", SimpleNamespace(structured_outputs=None))
     kept.keep(["a"], drafts([(5, 2)]))
     assert sorted(kept.rows) == ["a", "b"], "another request of that name"
+
+
+def test_a_hosts_requests_are_looked_at_as_they_begin(session) -> None:
+    """A second session drafts for both; the one under a grammar counts as chosen."""
+
+    class Draws:
+        traits = DrafterTraits(kinds=frozenset({NodeKind.SAMPLED}))
+
+        def propose(self, view: DraftView) -> Drafts:
+            return replace(drafts(*([(1, 0)] for _ in view.slots)), rows=torch.nn.functional.pad(ROWS, (0, 50 - VOCAB_SIZE)))
+
+    chains = Chains(session(Draws()), 1, 12, num_slots=2)
+    chains.begin("masked", 12, SamplingParams(structured_outputs=StructuredOutputsParams(regex="a")))
+    chains.begin("free", 12, SamplingParams())
+    tokens, both = np.ones((2, 12), dtype=np.int32), np.array([4, 4])
+    chains.step(Batch(["masked", "free"], np.arange(2), tokens, both, [1, 1]), {})
+    assert chains.drawn is not None
+    assert list(chains.drawn.rows) == ["free"]
 
 
 def test_v1_is_handed_them() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -183,6 +183,19 @@ def test_forced_drafts_are_told_and_counted() -> None:
     assert request.structured_output_request.grammar.drafts == {"drafts": 1, "drafted": 1, "accepted": 1, "cut": 2}
 
 
+def test_what_is_forced_behind_a_drafters_own_draft_is_counted_alone() -> None:
+    request = requesting(running(("abcab",)))
+    forcing = Forcing(scheduling(request, managing()), 4)
+    forcing.extend({"a": [6]})
+    assert request.spec_token_ids == [6, 3, EOS], "the first is the drafter's as well"
+    output = step([6, 3, EOS])
+    forcing.tell(output)
+    assert forced_in(output) == {"a": 1}
+    forcing.count(output, SimpleNamespace(sampled_token_ids=[[6, 3, 0]], req_id_to_index={"a": 0}))
+    tally = request.structured_output_request.grammar.tally
+    assert (tally.drafts, tally.drafted, tally.accepted) == (1, 2, 1)
+
+
 @pytest.mark.parametrize("drafts", [[], [-1, -1, -1, -1], [4]])
 def test_drafts_that_were_dropped_are_not_told(drafts: list[int]) -> None:
     """As where a request is preempted and comes back with padding."""
@@ -280,7 +293,6 @@ MODEL = SimpleNamespace(
 CONFIG = SimpleNamespace(
     model_config=MODEL, num_speculative_tokens=0, scheduler_config=SimpleNamespace(max_num_seqs=2), additional_config={"accelplug": {"grammar": "auto"}},
     structured_outputs_config=SimpleNamespace(disable_any_whitespace=False), parallel_config=SimpleNamespace(data_parallel_rank=0),
-    observability_config=SimpleNamespace(per_request_spec_decode_metrics="none"),
 )  # fmt: skip
 
 
@@ -324,6 +336,8 @@ def test_a_request_names_further_grammars(more: object) -> None:
         ({"regex": "a"}, {"all_of": "{"}, "the all_of is no JSON"),
         ({"regex": "a"}, {"all_of": ["a"]}, "a grammar is written as"),
         ({"regex": "a"}, {"grammar": "vllm", "all_of": [{"regex": "a"}]}, "all_of mean nothing to vLLM's own backend"),
+        (None, {"statement": True}, "the request sets statement and has no grammar to go by"),
+        ({"regex": "a"}, {"grammar": "vllm", "statement": True}, "statement mean nothing to vLLM's own backend"),
         (None, {"whitespace": "compact"}, "the request sets whitespace and has no grammar to go by"),
         ({"regex": "a"}, {"whitespace": "compact"}, "the request sets whitespace, for the JSON of a schema, and has a regex"),
         ({"json": {}}, {"grammar": "vllm", "strict": True}, "mean nothing to vLLM's own backend"),
@@ -457,6 +471,31 @@ def test_a_grammar_that_fails_late_ends_its_request(compiling: tuple[Grammars, G
     assert isinstance(sound.structured_output_request.grammar, RunningGrammar)
 
 
+def test_an_answer_states_what_became_of_its_grammar_where_its_request_asks(compiling: tuple[Grammars, Gate]) -> None:
+    grammars, gate = compiling
+    gate.open.set()
+    checked, whole, cut, silent = arriving("checked", "checked", "ab"), arriving("whole", "ab"), arriving("cut", "checked", "ab"), arriving("silent", "ab")
+    cut.finish_reason = FinishReason.LENGTH
+    whole.stop_reason = EOS
+    for request, asks, tokens in ((checked, True, [3, EOS]), (whole, 1, [3, EOS]), (cut, True, [3]), (silent, False, [3, EOS])):
+        request.sampling_params.extra_args = {"accelplug": {"statement": asks}}
+        grammars.begin(request)
+        until(lambda: request.structured_output_request.is_grammar_ready)  # noqa: B023
+        grammar = request.structured_output_request.grammar
+        assert grammar.accept_tokens("", tokens)
+        grammar.count("drafted", 2)
+        grammar.count("cut", 3)
+        grammars.finish(request)
+    drafts = {"cut_drafts": 3, "forced_tokens": 2, "accepted_tokens": 0}
+    left = {"technique": "auto (accelplug 0.1.0)", "engine": "x", "enforced": [], "checked": ["choice"], **drafts}
+    masked = {**left, "engine": "listing 1", "enforced": ["choice"], "checked": []}
+    assert json.loads(checked.stop_reason) == {"accelplug": {**left, "problem": "'ab' is no good"}, "stop_reason": None}
+    assert json.loads(whole.stop_reason) == {"accelplug": {**masked, "problem": None}, "stop_reason": EOS}
+    assert json.loads(cut.stop_reason) == {"accelplug": {**left, "problem": None}, "stop_reason": None}
+    assert silent.stop_reason is None
+    assert grammars.status()["auto"]["cut"] == 12, "of all together"
+
+
 def test_a_violation_is_told_to_the_client(compiling: tuple[Grammars, Gate]) -> None:
     grammars, gate = compiling
     gate.open.set()
@@ -472,27 +511,6 @@ def test_a_violation_is_told_to_the_client(compiling: tuple[Grammars, Gate]) -> 
     assert grammars.status()["auto"] | {"seconds": 0} == {
         "compiled": 4, "drafts": 0, "drafted": 0, "accepted": 0, "cut": 0, "answers": 3, "violations": 2, "failures": 0, "seconds": 0,
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("level", ["none", "summary"])
-def test_what_was_cut_is_said_of_each_request_where_vllm_is_asked_to(
-    compiling: tuple[Grammars, Gate], level: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(CONFIG.observability_config, "per_request_spec_decode_metrics", level)
-    monkeypatch.setattr("accelplug.hosts.vllm.scheduler.LOG", logging.getLogger("test"))
-    caplog.set_level("INFO", "test")
-    grammars, gate = compiling
-    gate.open.set()
-    for name, cut in (("first", 3), ("second", 0)):
-        request = arriving(name, "ab")
-        grammars.begin(request)
-        until(lambda: request.structured_output_request.is_grammar_ready)  # noqa: B023
-        request.structured_output_request.grammar.count("cut", cut)
-        request.structured_output_request.grammar.count("drafted", 2)
-        grammars.finish(request)
-    said = [f"accelplug: request {name}: its grammar cut {cut} drafts and forced 2, of which 0 were kept" for name, cut in (("first", 3), ("second", 0))]
-    assert [message for message in caplog.messages if "of which" in message] == (said if level == "summary" else [])
-    assert grammars.status()["auto"]["cut"] == 3, "of both together"
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -240,6 +240,15 @@ def test_ragged_masked_and_invalid(rule: Any) -> None:
     assert made.counts() == (3, 7, 5, lossy)
 
 
+def test_what_is_counted() -> None:
+    """Requests with 1, 0 and 3 drafts, all accepted: two drafts of four tokens."""
+    ends = torch.tensor([2, 3, 7])
+    batch = Judged(torch.randn(7, VOCAB_SIZE), ends, torch.tensor([1, 2, 3, 0]), torch.ones(3, dtype=torch.bool))
+    made = judge(Everything())
+    assert made(batch, TorchChance(batch), 3, FILLER) is not None
+    assert made.counts()[:3] == (2, 4, 4)
+
+
 class Fixed:
     """The same number for every draft."""
 

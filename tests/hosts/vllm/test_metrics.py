@@ -195,3 +195,27 @@ def test_what_front_ends_count(servers: int, tmp_path: Path) -> None:
         assert registry.get_sample_value("accelplug_refused_info", {"reason": "it cannot"}) == 1, "either says so"
         assert registry.get_sample_value("accelplug_drafted_tokens_total", labels(RULE)) == 10
         assert [folder for *_, folder in answers] == [None, None]
+
+
+NAMED = """
+import json, os
+from prometheus_client import REGISTRY
+from accelplug.hosts.vllm.metrics import expose, hide
+expose()
+told = REGISTRY.get_sample_value("accelplug_refused_info", {"reason": "it cannot"})
+print(json.dumps([told, os.environ["ACCELPLUG_METRICS_DIR"], hide() or os.environ.get("ACCELPLUG_METRICS_DIR")]))
+"""
+
+
+def test_what_an_earlier_server_left_in_a_folder_with_a_name_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SHARED, raising=False)
+    monkeypatch.setenv(FOLDER, str(tmp_path / "here"))
+    (tmp_path / "here").mkdir()
+    write_refusal("it cannot")  # of a server that was killed
+    told, mine, back = json.loads(subprocess.run([sys.executable, "-c", NAMED], capture_output=True, text=True, check=True).stdout)
+    assert (told, Path(mine).parent, back) == (None, tmp_path / "here", str(tmp_path / "here"))
+    monkeypatch.setenv(FOLDER, str(tmp_path / "here" / "accelplug-run-1"))
+    (tmp_path / "here" / "accelplug-run-1").mkdir()
+    write_refusal("it cannot")  # by a worker of this server, whose front end is several processes
+    told, mine, _ = json.loads(subprocess.run([sys.executable, "-c", NAMED], capture_output=True, text=True, check=True).stdout)
+    assert (told, mine) == (1, str(tmp_path / "here" / "accelplug-run-1"))

@@ -42,7 +42,8 @@ from accelplug.hosts.vllm import audit, cpu_expand, grammar_front, metrics, plug
 places = [
     (arg_utils.EngineArgs, "create_engine_config"), (input_processor.InputProcessor, "_validate_params"),
     (async_llm.AsyncLLM, "add_request"), (async_llm.AsyncLLM, "generate"),
-    (llm_engine.LLMEngine, "add_request"), (llm_engine.LLMEngine, "step"), (rejection_sampler, "expand_batch_to_tokens"),
+    (llm_engine.LLMEngine, "add_request"), (llm_engine.LLMEngine, "abort_request"), (llm_engine.LLMEngine, "step"),
+    (rejection_sampler, "expand_batch_to_tokens"),
 ]
 
 def state():

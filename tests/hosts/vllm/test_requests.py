@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from accelplug import HostError, OptionError, option
 from accelplug.hooks import Drafts, DraftView
 from accelplug.hooks.registry import Owner, Technique
+from accelplug.hosts.vllm.board import FOLDER, SHARED, write_refusal
 from accelplug.hosts.vllm.chains import Batch, Chains
 from accelplug.hosts.vllm.requests import RequestOptions, check_params, concerned, offers_under, read_request, refuse_no_numbers
 from accelplug.hosts.vllm.session import Session
@@ -35,9 +37,21 @@ def test_both_spellings() -> None:
 def test_offers() -> None:
     assert set(offers_under(read_settings(LOSSY))) == {"num_tokens", "epsilon", "delta", "span_start", "span_end"}
     assert set(offers_under(read_settings({"verifier": "block"}))) == set(), "vLLM's own drafter cannot be told how much to draft"
-    grammar = {"grammar", "strict", "format", "whitespace", "order", "all_of"}
+    grammar = {"grammar", "strict", "format", "whitespace", "order", "all_of", "statement"}
     assert set(offers_under(read_settings({"grammar": "auto"}))) == grammar
     assert set(offers_under(read_settings({"grammar": "auto", "num_tokens": 4}))) == {*grammar, "num_tokens"}
+
+
+def test_an_engine_that_serves_without_accelplug_refuses_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SHARED, raising=False)
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    for settings in (LOSSY, {**LOSSY, "on_refused": "serve"}):
+        with pytest.raises(OptionError, match="no per-request option 'made_up'"):
+            ask(settings, {"accelplug.made_up": 1})
+    write_refusal("its drafts are padded")  # as the worker does, once the model is loaded
+    ask({**LOSSY, "on_refused": "serve"}, {"accelplug.made_up": 1})
+    with pytest.raises(OptionError, match="no per-request option 'made_up'"):
+        ask(LOSSY, {"accelplug.made_up": 1})
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,13 @@ class OnDevice:
 
     def __init__(self) -> None:
         self.views: list[DeviceView] = []
+        self.told: list[tuple[str, list[int]]] = []
+
+    def start(self, slots: Any) -> None:
+        self.told.append(("start", slots.tolist()))
+
+    def finish(self, slots: Any) -> None:
+        self.told.append(("finish", slots.tolist()))
 
     def propose_on_device(self, view: DeviceView) -> DeviceDrafts:
         self.views.append(view)
@@ -128,3 +135,36 @@ def test_what_a_device_drafter_is_shown_and_how_much_of_it_counts(session) -> No
     source.arrive("e", [], 3, 40, SimpleNamespace(extra_args=None))
     step(source, {"b": 1, "e": 0}, [1, 1], 4)
     assert drafter.views[-1].prompt_lengths.tolist() == [15, 3]
+
+
+def test_a_step_that_samples_nothing_for_a_request_verified_none_of_its_drafts(session) -> None:
+    source = DeviceSource(session(OnDevice()), states([11, 21]), 4)
+    source.session.defaults = {}
+    step(source, {"a": 0, "b": 1}, [1, 1], 0)
+    step(source, {"a": 0, "b": 1}, [3, 0], 4)
+    source.settle()
+    own = source.session.stats.techniques[0]
+    assert (own.drafts, own.drafted, own.accepted) == (1, 4, 2)
+
+
+def test_who_takes_a_slot_over_unannounced_ends_the_one_that_had_it(session) -> None:
+    drafter = OnDevice()
+    source = DeviceSource(session(drafter), states([11, 21]), 4)
+    source.session.defaults = {}
+    source.arrive("a", [], 10, 40, SimpleNamespace(extra_args=None))
+    step(source, {"a": 0, "b": 1}, [1, 1], 0)
+    assert drafter.told == [("start", [0, 1])]
+    assert drafter.views[-1].prompt_lengths.tolist() == [10, 0], "nothing is known of one that never arrived"
+    step(source, {"c": 0, "b": 1}, [1, 1], 0)
+    assert drafter.told[1:] == [("finish", [0]), ("start", [0])]
+
+
+def test_padding_with_which_a_request_begins_is_no_draft_of_the_one_before(session) -> None:
+    source = DeviceSource(session(OnDevice()), states([11, 21]), 4)
+    source.session.defaults = {}
+    step(source, {"a": 0, "b": 1}, [1, 1], 0)
+    source.end({"a"})
+    step(source, {"c": 0, "b": 1}, [1, 1], 4)
+    source.settle()
+    own = source.session.stats.techniques[0]
+    assert (own.drafts, own.drafted) == (1, 4), "those of b"
