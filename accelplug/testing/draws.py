@@ -89,7 +89,6 @@ def _nodes(who: Technique, drafts: Drafts, i: int, batch: int, text: int) -> Ite
     """Yield the i-th request's nodes that were drawn at random."""
     if drafts.kinds is None or drafts.row_ids is None or drafts.rows is None:
         return
-    require(isinstance(drafts.rows, torch.Tensor), f"{who} returned rows that are a {type(drafts.rows).__name__}; make them a tensor")
     (tokens, parents), first = answer_of(drafts, i), int(drafts.offsets[i])
     likeliest, levels = {ROOT: False}, {ROOT: 0}
     for node, (token, parent) in enumerate(zip(tokens, parents, strict=True)):

@@ -442,7 +442,7 @@ WRONG: list[tuple[str, object, str]] = [
     ("test_drawn_nodes_come_from_their_rows", SiblingTwice(), "does not draw its nodes from their rows at level 1, sibling 2"),
     ("test_drawn_nodes_come_from_their_rows", SiblingsWithReplacement(), "from a row that gives it 0, its siblings removed"),
     ("test_drawn_nodes_come_from_their_rows", CountsForARow(), "from a row that sums to 20"),
-    ("test_drawn_nodes_come_from_their_rows", RowsOfNumPy(), "rows that are a ndarray"),
+    ("test_drawn_nodes_come_from_their_rows", RowsOfNumPy(), "probability rows as a ndarray"),
     ("test_device_drafts_need_no_synchronisation", WaitsForTheDevice(), "reads values of the device"),
     ("test_device_drafts_need_no_synchronisation", PadsWithMinusOne(), "pad with valid ones"),
     ("test_device_drafts_need_no_synchronisation", ForgetsSlots(), "in another order"),
