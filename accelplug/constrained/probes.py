@@ -63,7 +63,9 @@ PROBES: Final[dict[str, Probe]] = {
     "minLength": Probe(_string(minLength=2), ("ab", "abc", "\u00e4\u00e4", 'a"'), ("", "a", "\u00e4", '"')),
     "maxLength": Probe(_string(maxLength=2), ("", "ab", "\u00e4\u00e4", '""'), ("abc", "\u00e4\u00e4\u00e4")),
     "pattern": Probe(_string(pattern="^a[bc]+$|x"), ("abc", "yxy"), ("a", "abd", "")),
-    "pattern with classes": Probe(_string(pattern=r"^\d\w.$"), ("1a!",), ("\u0663a!", "1\u00e4!", "1a\n", "1a!!")),
+    "pattern with classes": Probe(
+        _string(pattern=r"^\d\w\D\W$"), ("1a!!", "1a\u0663\u00e4"), ("\u0663a!!", "1\u00e4!!", "1a1!", "1a!a", "1a!")
+    ),
     "properties": Probe(_object(properties=_A, additionalProperties=False), ({}, {"a": 1}), ({"a": "x"}, {"b": 1})),
     "required": Probe(_object(properties=_A, required=["a", "b"]), ({"a": 1, "b": 2},), ({}, {"a": 1}, {"b": 1})),
     "additionalProperties": Probe(
