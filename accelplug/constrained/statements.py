@@ -171,10 +171,10 @@ def _is_rounded(_: dict[str, Any], value: Any) -> bool:
 
 
 def _has_spellings(schema: dict[str, Any], value: Any) -> bool:
-    """Whether among fixed values are numbers that engines round, or whole ones with a fraction, which they write without it only."""
+    """Whether among fixed values are numbers that engines round, or that they write in another way than the schema: 1.0 as 1, 1e-07 without exponent."""
     if isinstance(value, dict | list):
         return any(_has_spellings(schema, one) for one in (value.values() if isinstance(value, dict) else value))
-    return _is_rounded(schema, value) or (isinstance(value, float) and value.is_integer())
+    return _is_rounded(schema, value) or (isinstance(value, float) and (value.is_integer() or "e" in repr(value)))
 
 
 def _has_siblings(schema: dict[str, Any], _: Any) -> bool:

@@ -221,6 +221,7 @@ CIRCLE = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref
         ({"ebnf": ""}, "llguidance refuses the ebnf: No 'root' rule found"),
         ({"ebnf": 'start ::= "a"\n'}, "llguidance refuses the ebnf: No 'root' rule found"),
         ({"ebnf": "root ::= " + "(" * 3000 + '"a"' + ")" * 3000}, "llguidance refuses the ebnf: it is nested too deeply"),
+        ({"choice": ["\ud800", "a\udfff"]}, "no text satisfies the choice: each has half of a pair of surrogates"),
         ({"regex": "a\ud800"}, "the regex has half of a pair of surrogates"),
         ({"lark": 'start: "\ud800"'}, "the lark has half of a pair of surrogates"),
         ({"ebnf": 'root ::= "\ud800"'}, "the ebnf has half of a pair of surrogates"),

@@ -5,6 +5,7 @@ Source: https://github.com/guidance-ai/llguidance.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,7 @@ KINDS: Final = ("json_schema", "regex", "ebnf", "lark", "choice")
 _FUEL: Final = 10_000_000
 """Of the lexer's beginning, a quarter of a second at most, and of each step of it. With less, llguidance refuses grammars of many long expressions;
 in a step it drops what it has no time to look at, and refuses texts that are legal."""
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _MOST_FORCED: Final = 10_000
 """Bytes at the beginning of a text."""
 
@@ -105,10 +107,8 @@ def source_of(spec: GrammarSpec) -> str:
 
 
 def _encodable(spec: GrammarSpec) -> str:
-    try:
-        spec.text.encode()
-    except UnicodeEncodeError as exc:
-        raise ConstraintError(f"the {spec.kind} has half of a pair of surrogates at {exc.start}, which no text has; write the character") from exc
+    if half := _HALF.search(spec.text):
+        raise ConstraintError(f"the {spec.kind} has half of a pair of surrogates at {half.start()}, which no text has; write the character")
     return spec.text
 
 
@@ -146,14 +146,17 @@ def _without_endless_forcing(lark: str) -> str:
 
 
 def choices(spec: GrammarSpec) -> list[str]:
-    """Return the texts of a choice.
+    """Return the texts of a choice that can be written.
 
-    :raises ConstraintError: it is no list of texts.
+    :raises ConstraintError: it is no list of texts, or none can.
     """
     texts = spec.value()
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ConstraintError(f"a choice is a list of texts, at least one, got {spec.text:.80}")
-    return texts
+    written = [text for text in texts if text.isascii() or not _HALF.search(text)]
+    if not written:
+        raise ConstraintError("no text satisfies the choice: each has half of a pair of surrogates, which no text has; write the character")
+    return written
 
 
 def _spacing(spec: GrammarSpec) -> Any:
