@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained import expressions
-from accelplug.constrained.engines.known import begin, enforces, installed, label, nests_behind_blanks
+from accelplug.constrained.engines.known import begin, begin_written, enforces, installed, label, nests_behind_blanks
 from accelplug.constrained.forms import stated
 from accelplug.constrained.lark.compile import to_lark
 from accelplug.constrained.plain import MAY_CHANGE, plain
@@ -91,10 +91,10 @@ def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabula
     may_nest = spec.whitespace != "any" or nests_behind_blanks()
     written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order, may_nest=may_nest)
     try:
-        begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
+        begun = begin_written(written.text, vocabulary)
     except ConstraintError:
         written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order, coarse=True, may_nest=may_nest)
-        begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
+        begun = begin_written(written.text, vocabulary)
     enforced, checked = split(found, written.inexact)
     return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))
 

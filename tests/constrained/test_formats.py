@@ -107,6 +107,22 @@ def test_what_the_statement_calls_enforced_is_no_engines_notion_of_a_format(name
     assert ("#/format" in grammar.statement.enforced) is FORMATS[name].exact
 
 
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("ipv6", ["::1", "::ffff:1.2.3.4", "1:2:3:4:5:6:1.2.3.4", "1::1.2.3.4"]),
+        ("email", ["a@b.c", '"a b"@c.d', '""@a.b', "a@[IPv6:::1]", "a@[1.2.3.4]"]),
+        ("uri", ["http://a/b", "http://[::1]/", "http://[::ffff:1.2.3.4]/"]),
+    ],
+)
+def test_what_is_valid_is_not_refused_by_an_engines_narrower_notion(name, good):
+    pytest.importorskip("llguidance")
+    from accelplug.constrained.auto import Auto
+
+    grammar = Auto().compile(GrammarSpec("json_schema", json.dumps({"type": "string", "format": name}), strict=True), bytes_only(), CompileLimits())
+    assert [text for text in good if not legal_by_mask(grammar.matcher(), json.dumps(text), bytes_only()) or grammar.check(json.dumps(text))] == []
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_what_is_the_whole_truth_passes_strict_mode(name):
     pytest.importorskip("llguidance")

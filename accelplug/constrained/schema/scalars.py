@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.regex.backtracking import backtracking
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import alt, length, literal, without
-from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values, kind_of, written
+from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values, kind_of
 from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternative, Alternatives, Clause, Place, always
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.numbers import MOST_SIZE
 from accelplug.constrained.schema.shapes import TYPES
 
 MOST_LENGTH: Final = 100_000
+_finite: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _ALWAYS: Final = always(TRUE)
 _NEVER: Final = always(FALSE)
 
@@ -54,11 +56,21 @@ def enumeration(place: Place) -> Iterator[Clause]:
 
 
 def _one_of(place: Place, values: list[Any]) -> Clause:
-    mine = [value for value in values if kind_of(value) == place.kind]
+    mine = _said(value for value in values if kind_of(value) == place.kind)
     if not mine:
         return always(FALSE)
-    texts = tuple(dict.fromkeys(map(written, mine)))
-    return Clause([[Values(texts)]], lambda: _other_than(place, mine))
+    return Clause([[Values(tuple(mine))]], lambda: _other_than(place, list(mine.values())))
+
+
+def _said(values: Iterable[Any]) -> dict[str, Any]:
+    """Return values by their texts, without those that have none: numbers beyond floats, and halves of pairs of surrogates."""
+    found = dict[str, Any]()
+    for value in values:
+        with suppress(ValueError):
+            text = _finite(value)
+            text.encode()
+            found[text] = value
+    return found
 
 
 def _other_than(place: Place, values: list[Any]) -> Alternatives:
