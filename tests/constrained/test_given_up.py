@@ -51,6 +51,16 @@ GIVEN_UP = {
     "not at least": ({"type": "array", "not": {"minItems": 3000}}, json.dumps([1] * 3000), {"#/not", "#/not/minItems"}),
     "divided by": ({"$schema": DRAFT_3, "type": "integer", "divisibleBy": 7}, "-8", {"#/divisibleBy"}),
     "divided by a fraction": ({"$schema": DRAFT_3, "type": "number", "divisibleBy": 0.7}, "0.8", {"#/divisibleBy"}),
+    "multiples beyond large bounds": (
+        {"type": "integer", "multipleOf": 7, "minimum": 2**60, "maximum": 2**60 + 100},
+        str(2**60),
+        {"#/multipleOf"},
+    ),
+    "multiples of no bound that an engine counts to": (
+        {"type": "integer", "multipleOf": 7, "minimum": 10**100},
+        str(10**100),
+        {"#/multipleOf"},
+    ),
     "an expression": ({"type": "string", "pattern": TANGLED, "minLength": 5, "maxLength": 8}, '"abcdef"', {"#/pattern"}),
     "an expression and not a text": ({"type": "string", "pattern": TANGLED, "not": {"const": "hello"}}, '"a"', {"#/pattern"}),
     "a large number": ({"type": "number", "not": {"const": 1e200}}, "1e+200", {"#/not", "#/not/const"}),

@@ -55,6 +55,7 @@ class Builder:
         self._terminals: dict[str, str] = {}
         self._strings: dict[Regex, str | None] = {}
         self._weakened: dict[Regex, Regex] = {}
+        self._too_much: dict[Regex, bool] = {}
         self._given_up: set[tuple[State, str, frozenset[Atom]]] = set()
         self._writing: tuple[State, str, Branch] = (frozenset(), "null", ())
         self._states: dict[State, str] = {}
@@ -83,8 +84,13 @@ class Builder:
 
     def is_too_much(self, regex: Regex) -> bool:
         """Whether an expression would take engines for ever, too."""
-        empty = is_empty_if_decided(regex)
-        return empty is None or (regex.is_algebraic and (self.coarse or (not empty and (is_tangled(regex) or grows_far(regex)))))
+        found = self._too_much.get(regex)
+        if found is None:
+            self.tableau.check_time()
+            empty = is_empty_if_decided(regex)
+            found = empty is None or (regex.is_algebraic and (self.coarse or (not empty and (is_tangled(regex) or grows_far(regex)))))
+            self._too_much[regex] = found
+        return found
 
     def weakened(self, regex: Regex) -> Regex:
         """Return an expression, or of one that is too much as many of the conditions in it, the small ones first, as are not."""

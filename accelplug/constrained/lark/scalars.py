@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +17,7 @@ from accelplug.constrained.schema.atoms import Bound, Multiple, Text, Values
 from accelplug.constrained.schema.ledger import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
-from accelplug.constrained.statements import MOST_STEP
+from accelplug.constrained.statements import MOST_COUNTED, MOST_STEP
 
 
 def values_of(branch: Branch) -> list[str] | None:
@@ -92,7 +93,7 @@ def _between(builder: Builder, numbers: Numbers) -> list[Symbols]:
 def _multiples(builder: Builder, numbers: Numbers) -> list[Symbols]:
     """Write multiples by llguidance's own arithmetic, which knows whole ones from 0 on; the others are checked."""
     step = numbers.step
-    if step is None or step.denominator != 1 or step > MOST_STEP or not builder.may_nest:
+    if step is None or step.denominator != 1 or step > MOST_STEP or not builder.may_nest or _is_rounded(numbers.whole(int(step))):
         builder.give_up(lambda atom: isinstance(atom, Multiple))
         return _between(builder, replace(numbers, steps=()))
     low, high = numbers.whole(int(step))
@@ -105,6 +106,11 @@ def _multiples(builder: Builder, numbers: Numbers) -> list[Symbols]:
         last = Bound(-1 if high is None else min(high, -1), lower=False, exclusive=False)
         found += _between(builder, replace(numbers, integer=True, high=last, steps=()))
     return found
+
+
+def _is_rounded(ends: Iterable[int | None]) -> bool:
+    """Whether llguidance's own arithmetic rounds one of these bounds."""
+    return any(end is not None and abs(end) > MOST_COUNTED for end in ends)
 
 
 _ANY: Final = terminal(ANY)

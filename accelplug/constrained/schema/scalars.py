@@ -120,9 +120,9 @@ def min_length(place: Place) -> Iterator[Clause]:
     if place.kind == "string":
         low = int(place.value)
         if low > MOST_LENGTH:
-            yield Clause([[Text(length(MOST_LENGTH, None)), Inexact(place.name)]], place.unknown().fails)
-            return
-        yield Clause([[Text(length(low, None))]], [[Text(length(0, low - 1))]] if low else FALSE)
+            yield place.unknown()
+        else:
+            yield Clause([[Text(length(low, None))]], [[Text(length(0, low - 1))]] if low else FALSE)
 
 
 def max_length(place: Place) -> Iterator[Clause]:
