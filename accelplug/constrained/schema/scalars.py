@@ -77,7 +77,7 @@ def _other_than(place: Place, values: list[Any]) -> Alternatives:
     if place.kind == "string":
         return [[Text(without(alt(*map(literal, values))))]]
     if place.kind == "number":
-        return _around(sorted(set(values)))
+        return _around(place, sorted(set(values)))
     if place.kind == "boolean":
         return [[Values((text,))] for text, value in (("true", True), ("false", False)) if value not in values]
     if place.kind == "null":
@@ -85,15 +85,20 @@ def _other_than(place: Place, values: list[Any]) -> Alternatives:
     return [[Size(1, None)]] if not any(values) else [[Inexact(place.name)]]
 
 
-def _around(values: list[Any]) -> Alternatives:
+def _around(place: Place, values: list[Any]) -> Alternatives:
     """Return the gaps between numbers."""
-    lower: list[Any] = [[], *([Bound(value, lower=True, exclusive=True)] for value in values)]
-    upper: list[Any] = [*([Bound(value, lower=False, exclusive=True)] for value in values), []]
+    lower: list[Any] = [[], *([Bound(value, lower=True, exclusive=True), *_rounded(place, value)] for value in values)]
+    upper: list[Any] = [*([Bound(value, lower=False, exclusive=True), *_rounded(place, value)] for value in values), []]
     return [[*low, *high] for low, high in zip(lower, upper, strict=True)]
 
 
+def _rounded(place: Place, value: Any) -> Alternative:
+    """Say that a bound of this size is rounded, where it is."""
+    return [] if value == 0 or 1 / MOST_SIZE <= abs(value) <= MOST_SIZE else [Inexact(place.name)]
+
+
 def _bound(place: Place, *, lower: bool, exclusive: bool) -> Clause:
-    rounded: Alternative = [] if place.value == 0 or 1 / MOST_SIZE <= abs(place.value) <= MOST_SIZE else [Inexact(place.name)]
+    rounded = _rounded(place, place.value)
     return Clause([[Bound(place.value, lower, exclusive), *rounded]], [[Bound(place.value, not lower, not exclusive), *rounded]])
 
 
@@ -123,10 +128,13 @@ def multiple_of(place: Place) -> Iterator[Clause]:
 
 
 def min_length(place: Place) -> Iterator[Clause]:
-    """``minLength``."""
+    """``minLength``. What no text reaches in practice is not counted."""
     if place.kind == "string":
         low = int(place.value)
-        yield Clause([[Text(length(low, None))]], [[Text(length(0, low - 1))]] if low else FALSE)
+        if low > MOST_LENGTH:
+            yield place.unknown()
+        else:
+            yield Clause([[Text(length(low, None))]], [[Text(length(0, low - 1))]] if low else FALSE)
 
 
 def max_length(place: Place) -> Iterator[Clause]:
