@@ -142,7 +142,9 @@ class _Reader:
         known = FORMATS.get(name) if self.document.asserted and isinstance(name, str) else None
         if known is None:
             return
-        pattern = {"pattern": in_rust(known.pattern)}
+        if (written := in_rust(known.pattern)) is None:  # which leaves the feature that no engine was seen to have
+            return
+        pattern = {"pattern": written}
         found |= {"allOf": [*found.get("allOf", ()), pattern]} if "pattern" in found else pattern
         self.features[place] = f"pattern{WITH_CLASSES}"
         if not known.exact:

@@ -86,6 +86,17 @@ def test_known_formats(name, good, bad):
         assert not document.validator.is_valid(text), text
 
 
+def test_a_format_that_no_expression_of_an_engine_says_is_followed_by_the_mask():
+    """The length of a host's name is said by looking ahead."""
+    pytest.importorskip("llguidance")
+    from accelplug.constrained.auto import Auto
+
+    grammar = Auto().compile(GrammarSpec("json_schema", '{"type": "string", "format": "hostname"}'), bytes_only(), CompileLimits())
+    assert legal_by_mask(grammar.matcher(), '"a-b.example"', bytes_only())
+    for text in ("-a.b", "a b", "a..b", ".".join(["a" * 60] * 5)):
+        assert not legal_by_mask(grammar.matcher(), json.dumps(text), bytes_only()), text
+
+
 def test_unknown_formats_describe():
     assert Document({"format": "textarea"}, asserted=True).validator.is_valid("anything")
     assert not Document({"format": "date"}, asserted=True).validator.is_valid("anything")
