@@ -52,7 +52,7 @@ def string(builder: Builder, branch: Branch) -> list[Symbols]:
     if given is not None:
         return given
     regex = text_of(branch)
-    if builder.weakened(regex) != regex:
+    if builder.is_too_much(regex):
         texts = sorted((atom.regex for atom in branch if isinstance(atom, Text)), key=lambda one: one.size)
         kept = builder.kept(texts)
         builder.give_up(lambda atom: isinstance(atom, Text) and atom.regex not in kept)
