@@ -25,7 +25,7 @@ from accelplug.constrained.probes import (
 )
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.vocabulary import SPEAKING, later_than
-from accelplug.constrained.statements import BESIDE_OTHERS, Use, at, is_below, uses
+from accelplug.constrained.statements import BESIDE_OTHERS, WITH_CLASSES, Use, at, is_below, uses
 
 _BOUNDS: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 _SEVERAL: Final = {
@@ -38,7 +38,6 @@ _SEVERAL: Final = {
 """Type -> what keywords may stand beside it, one or several, and the feature that an engine needs for them."""
 _COUNTS: Final = (("minItems", "maxItems"), ("minLength", "maxLength"))
 _BY_THEMSELVES: Final = frozenset({"const", "enum", "anyOf", "oneOf", "allOf", "$ref"})
-_WITH_CLASSES: Final = " with classes"
 
 
 def stated(name: str, document: Document) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -55,7 +54,7 @@ def stated(name: str, document: Document) -> tuple[tuple[str, ...], tuple[str, .
 
 
 def _knows(name: str, use: Use) -> bool:
-    return enforces(name, use.feature) and (not use.feature.endswith(_WITH_CLASSES) or enforces(name, use.keyword))
+    return enforces(name, use.feature) and (not use.feature.endswith(WITH_CLASSES) or enforces(name, use.keyword))
 
 
 def _with_what_is_below(document: Document, places: list[str], dropped: Set[str]) -> set[str]:

@@ -11,16 +11,17 @@ from accelplug.constrained.engines.known import enforces
 from accelplug.constrained.engines.on_llguidance import NAME
 from accelplug.constrained.lark.terminals import plain as rust
 from accelplug.constrained.probes import PROBES
-from accelplug.constrained.regex.parse import parse
+from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
+from accelplug.constrained.regex.tree import NOTHING
 from accelplug.constrained.schema.atoms import kinds_named
 from accelplug.constrained.schema.document import BESIDE_NOTHING, Document
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.seen import Seen, escaped
 from accelplug.constrained.schema.vocabulary import MAPS
-from accelplug.constrained.statements import HOLDING, LISTS, ONES, Use
+from accelplug.constrained.statements import HOLDING, IN_A_DIALECT, LISTS, ONES, WITH_CLASSES, Use, is_a_dialect
 
 _TOUCHED: Final = frozenset({"oneOf", "uniqueItems", "multipleOf"})
-MAY_CHANGE: Final = _TOUCHED | {"format"}
+MAY_CHANGE: Final = _TOUCHED | {"format", "pattern", "patternProperties"}
 """Keywords that may be written otherwise."""
 _BESIDE_A_REFERENCE: Final = BESIDE_NOTHING | {"$schema", "$id", "id", "$defs", "definitions"}
 _LOOKED_AT: Final = HOLDING | MAY_CHANGE | {"$ref"}
@@ -51,9 +52,10 @@ def plain(document: Document, found: list[Use], text: str) -> Plain:
 
     A `oneOf` whose alternatives certainly share no value is written as `anyOf`, since engines see less of that.
 
-    Formats that no engine was seen to enforce become expressions.
+    Formats that no engine was seen to enforce become expressions. Expressions that engines read in a way of their own are written so that there is one.
     """
-    reader = _Reader(document, keeps_one_of="/oneOf/" in text)
+    dialects = {use.place: use.feature for use in found if IN_A_DIALECT in use.feature}
+    reader = _Reader(document, dialects, keeps_one_of="/oneOf/" in text)
     if reader.may_change(document.seen):
         schema = reader.schema(document.schema, "#")
         if reader.changed:
@@ -66,11 +68,12 @@ def plain(document: Document, found: list[Use], text: str) -> Plain:
 class _Reader:
     """One pass over a schema.
 
+    :param dialects: the features of expressions that engines read in a way of their own, by their places.
     :param keeps_one_of: `oneOf` keeps its name, since references may lead through it.
     """
 
-    def __init__(self, document: Document, *, keeps_one_of: bool) -> None:
-        self.document, self.keeps_one_of, self.changed = document, keeps_one_of, False
+    def __init__(self, document: Document, dialects: dict[str, str], *, keeps_one_of: bool) -> None:
+        self.document, self.dialects, self.keeps_one_of, self.changed = document, dialects, keeps_one_of, False
         self.disjoint = Disjoint(document)
         self.features: dict[str, str] = {}
         self.checked: list[str] = []
@@ -78,7 +81,7 @@ class _Reader:
 
     def may_change(self, seen: Seen) -> bool:
         """Whether something may be left out or written otherwise: a glance that spares most schemas the rest."""
-        if not _TOUCHED.isdisjoint(seen.keywords) or self._ignores(seen.beside_references):
+        if self.dialects or not _TOUCHED.isdisjoint(seen.keywords) or self._ignores(seen.beside_references):
             return True
         return not all(map(self._keeps, seen.formats))
 
@@ -99,12 +102,9 @@ class _Reader:
             schema = {keyword: value for keyword, value in schema.items() if keyword in _BESIDE_A_REFERENCE}
         found: dict[str, Any] = {}
         for keyword, value in schema.items():
-            if keyword == "uniqueItems" and self._drops_unique(schema, f"{place}/uniqueItems"):
-                continue
-            if keyword == "multipleOf" and self._drops_ones(schema, f"{place}/multipleOf"):
-                continue
-            if keyword != "format" or self._keeps(value):
-                found[keyword] = self._below(keyword, value, f"{place}/{keyword}") if keyword in HOLDING else value
+            here = f"{place}/{keyword}"
+            if not self._drops(schema, keyword, here):
+                found[keyword] = self._in_one_way(self._below(keyword, value, here) if keyword in HOLDING else value, here)
         if "oneOf" in found and self._is_any_of(schema):
             self.changed = True
             found = {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in found.items()}
@@ -113,6 +113,14 @@ class _Reader:
         if "format" in schema and "format" not in found:
             self._other_format(found, schema["format"], f"{place}/format")
         return found
+
+    def _drops(self, schema: dict[str, Any], keyword: str, place: str) -> bool:
+        """Whether a keyword is left out, or will be written by another."""
+        if keyword == "uniqueItems":
+            return self._drops_unique(schema, place)
+        if keyword == "multipleOf":
+            return self._drops_ones(schema, place)
+        return keyword == "format" and not self._keeps(schema[keyword])
 
     def _is_any_of(self, schema: dict[str, Any]) -> bool:
         """Whether ``anyOf`` may stand in the place of ``oneOf``."""
@@ -134,11 +142,24 @@ class _Reader:
         known = FORMATS.get(name) if self.document.asserted and isinstance(name, str) else None
         if known is None:
             return
-        pattern = {"pattern": f"^(?:{rust(parse(known.pattern))})$"}
+        if (written := in_rust(known.pattern)) is None:  # which leaves the feature that no engine was seen to have
+            return
+        pattern = {"pattern": written}
         found |= {"allOf": [*found.get("allOf", ()), pattern]} if "pattern" in found else pattern
-        self.features[place] = "pattern with classes"
+        self.features[place] = f"pattern{WITH_CLASSES}"
         if not known.exact:
             self.checked.append(place)
+
+    def _in_one_way(self, value: Any, place: str) -> Any:
+        """Return an expression, or what stands by expressions, so that engines read it as it is meant; as it is where it cannot be written so."""
+        if place not in self.dialects:
+            return value
+        before = list(value) if isinstance(value, dict) else [value]
+        written = [in_rust(one) if is_a_dialect(one) else one for one in before]
+        if None in written or len(set(written)) < len(written):
+            return value
+        self.changed, self.features[place] = True, self.dialects[place].replace(IN_A_DIALECT, WITH_CLASSES)
+        return dict(zip(written, value.values(), strict=True)) if isinstance(value, dict) else written[0]
 
     def _drops_ones(self, schema: dict[str, Any], place: str) -> bool:
         """Whether multiples of 1 are written as integers."""
@@ -173,3 +194,12 @@ class _Reader:
                 break
             schema = self.document.names.pointed(schema["$ref"])
         return schema
+
+
+def in_rust(pattern: str) -> str | None:
+    """Return an expression in ranges of characters, which llguidance reads in one way only; None where it has none, or needs more than expressions say."""
+    try:
+        regex = parse(pattern)
+    except (UnsupportedPatternError, RecursionError):
+        return None
+    return None if regex.is_algebraic or regex == NOTHING else f"^(?:{rust(regex)})$"

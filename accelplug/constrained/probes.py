@@ -63,7 +63,9 @@ PROBES: Final[dict[str, Probe]] = {
     "minLength": Probe(_string(minLength=2), ("ab", "abc", "\u00e4\u00e4", 'a"'), ("", "a", "\u00e4", '"')),
     "maxLength": Probe(_string(maxLength=2), ("", "ab", "\u00e4\u00e4", '""'), ("abc", "\u00e4\u00e4\u00e4")),
     "pattern": Probe(_string(pattern="^a[bc]+$|x"), ("abc", "yxy"), ("a", "abd", "")),
-    "pattern with classes": Probe(_string(pattern=r"^\d\w.$"), ("1a!",), ("\u0663a!", "1\u00e4!", "1a\n", "1a!!")),
+    "pattern with classes": Probe(
+        _string(pattern=r"^\d\w\D\W$"), ("1a!!", "1a\u0663\u00e4"), ("\u0663a!!", "1\u00e4!!", "1a1!", "1a!a", "1a!")
+    ),
     "properties": Probe(_object(properties=_A, additionalProperties=False), ({}, {"a": 1}), ({"a": "x"}, {"b": 1})),
     "required": Probe(_object(properties=_A, required=["a", "b"]), ({"a": 1, "b": 2},), ({}, {"a": 1}, {"b": 1})),
     "additionalProperties": Probe(
@@ -111,10 +113,10 @@ PROBES: Final[dict[str, Probe]] = {
     "format date-time": Probe(_string(format="date-time"), ("2024-12-31T12:00:00Z",), ("2024-12-31", "2024-13-31T12:00:00Z", "2023-02-29T12:00:00Z", "x")),
     "format uuid": Probe(_string(format="uuid"), ("123e4567-e89b-12d3-a456-426614174000",), ("123e4567", "x")),
     "format ipv4": Probe(_string(format="ipv4"), ("127.0.0.1",), ("256.0.0.1", "1.2.3")),
-    "format ipv6": Probe(_string(format="ipv6"), ("::1", "2001:db8::8a2e:370:7334"), ("12345::", "x")),
+    "format ipv6": Probe(_string(format="ipv6"), ("::1", "2001:db8::8a2e:370:7334", "::ffff:1.2.3.4"), ("12345::", "x")),
     "format hostname": Probe(_string(format="hostname"), ("example.com",), ("-a.com", "a b", "xn--X")),
-    "format email": Probe(_string(format="email"), ("a@example.com",), ("a", "a@", "@b")),
-    "format uri": Probe(_string(format="uri"), ("https://example.com/a?b#c",), ("a b", "example")),
+    "format email": Probe(_string(format="email"), ("a@example.com", '"a b"@c.d', "a@[IPv6:::1]"), ("a", "a@", "@b")),
+    "format uri": Probe(_string(format="uri"), ("https://example.com/a?b#c", "http://[::ffff:1.2.3.4]/"), ("a b", "example")),
 }
 
 

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained import expressions
-from accelplug.constrained.engines.known import begin, enforces, installed, label, nests_behind_blanks
+from accelplug.constrained.affected import with_affected
+from accelplug.constrained.engines.known import begin, begin_written, enforces, installed, label, nests_behind_blanks
 from accelplug.constrained.forms import stated
 from accelplug.constrained.lark.compile import to_lark
 from accelplug.constrained.plain import MAY_CHANGE, plain
@@ -69,7 +70,7 @@ def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec
     given = plain(document, found, spec.text)
     if given.overlaps or not all(_knows(name, feature) for feature in given.features):
         return None
-    left = {*given.checked, *[use.place for use in found if use.feature.endswith(BESIDE_OTHERS)]}
+    left = {*with_affected(document, found, given.checked), *[use.place for use in found if use.feature.endswith(BESIDE_OTHERS)]}
     checked = tuple(dict.fromkeys([use.place for use in found if use.place in left])) if left else ()
     if checked and spec.strict:
         return None
@@ -91,11 +92,13 @@ def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabula
     may_nest = spec.whitespace != "any" or nests_behind_blanks()
     written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order, may_nest=may_nest)
     try:
-        begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
+        begun = begin_written(written.text, vocabulary)
     except ConstraintError:
         written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order, coarse=True, may_nest=may_nest)
-        begun = begin("llguidance", GrammarSpec("lark", written.text), vocabulary)
-    enforced, checked = split(found, written.inexact)
+        begun = begin_written(written.text, vocabulary)
+    checked = with_affected(document, found, split(found, written.inexact)[1])
+    left = set(checked)
+    enforced = tuple(dict.fromkeys([use.place for use in found if use.place not in left]))
     return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Set
 from functools import partial, reduce
 from typing import Any, Final, NamedTuple
 
+from accelplug.constrained.regex.parse import SIGN
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.seen import escaped
@@ -23,7 +24,16 @@ HOLDING: Final = frozenset((*MAPS, *LISTS, *ONES, *_MORE_ONES))
 _ALL_ONES: Final = frozenset((*ONES, *_MORE_ONES))
 _PARTS: Final = (dict, list)
 _LOOKED_AT: Final = HOLDING | SPEAKING
-_CLASSES: Final = re.compile(r"\\[dwsDWSpb]|\(\?|\.")
+_CLASSES: Final = re.compile(r"\\[dwDWb]|\(\?")
+_OF_OTHERS: Final = re.compile(
+    r"\\[pPsS]|-\\[dDwW]|\(\?[^:=!<P]"  # the characters of Unicode's releases, ranges to a class, flags
+    r"|\[\^?\]|\[(?:\\.|[^\]\\])*?\[|&&|--|~~"  # classes that are empty, or that others nest, intersect and subtract
+    r"|\{[\d,]*\s",  # blanks between braces
+    re.DOTALL,
+)
+IN_A_DIALECT: Final = " in a dialect"
+WITH_CLASSES: Final = " with classes"
+"""Forms of expressions: what no engine is trusted with, and what those are that were seen to read it."""
 _IN_A_MAP: Final = re.compile(r"#/(\$defs|definitions)/[^/%]*")
 _ANCHOR: Final = re.compile(r"#[A-Za-z_][\w.-]*")
 _SIBLINGS: Final = SPEAKING - {"$ref"}
@@ -125,20 +135,24 @@ def _feature(schema: dict[str, Any], keyword: str) -> str:
     value = schema[keyword]
     if keyword == "format":
         return f"format {value}"
-    for form, applies in _FORMS_OF[keyword]:
-        if applies(schema, value):
-            return form.format(keyword)
-    return keyword
+    form = next((form for form, applies in _FORMS_OF[keyword] if applies(schema, value)), "{}")
+    if keyword == "patternProperties" and _is_beside_others(schema, value):  # whatever its expressions are like
+        form += BESIDE_OTHERS
+    return form.format(keyword)
 
 
 def _has_classes(_: dict[str, Any], value: Any) -> bool:
     return any(_CLASSES.search(pattern) for pattern in (value if isinstance(value, dict) else [str(value)]))
 
 
-def _is_a_dialect(_: dict[str, Any], value: Any) -> bool:
-    """Whether an expression says what engines may read in a way of their own: empty classes, long names of properties, ranges to a class."""
+def _in_a_dialect(_: dict[str, Any], value: Any) -> bool:
     patterns = value if isinstance(value, dict) else [str(value)]
-    return any(re.search(r"\[\^?\]|\\[pP]\{[^}]{3,}|-\\[dDwWsSpP]", pattern) for pattern in patterns)
+    return any(map(is_a_dialect, patterns))
+
+
+def is_a_dialect(pattern: str) -> bool:
+    """Whether an expression says what engines may read in a way of their own, such as the dot and blanks. Some that do not count too."""
+    return _OF_OTHERS.search(pattern) is not None or ("." in pattern and "." in SIGN.findall(pattern))
 
 
 def _is_anchor(_: dict[str, Any], value: Any) -> bool:
@@ -157,10 +171,10 @@ def _is_rounded(_: dict[str, Any], value: Any) -> bool:
 
 
 def _has_spellings(schema: dict[str, Any], value: Any) -> bool:
-    """Whether among fixed values are numbers that engines round, or whole ones with a fraction, which they write without it only."""
+    """Whether among fixed values are numbers that engines round, or that they write in another way than the schema: 1.0 as 1, 1e-07 without exponent."""
     if isinstance(value, dict | list):
         return any(_has_spellings(schema, one) for one in (value.values() if isinstance(value, dict) else value))
-    return _is_rounded(schema, value) or (isinstance(value, float) and value.is_integer())
+    return _is_rounded(schema, value) or (isinstance(value, float) and (value.is_integer() or "e" in repr(value)))
 
 
 def _has_siblings(schema: dict[str, Any], _: Any) -> bool:
@@ -198,8 +212,8 @@ def _has_parts(_: dict[str, Any], value: Any) -> bool:
 BESIDE_OTHERS: Final = " beside others"
 """Where other names are free, engines let a name be written with escapes, ``"\\u0061"``, which is then no longer that name to them."""
 _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], bool]]]] = {
-    "{} in a dialect": (("pattern", "patternProperties"), _is_a_dialect),
-    "{} with classes": (("pattern", "patternProperties"), _has_classes),
+    f"{{}}{IN_A_DIALECT}": (("pattern", "patternProperties"), _in_a_dialect),
+    f"{{}}{WITH_CLASSES}": (("pattern", "patternProperties"), _has_classes),
     "{} with siblings": (("$ref",), _has_siblings),
     "{} to an anchor": (("$ref",), _is_anchor),
     "{} beyond a pointer": (("$ref",), _beyond_a_pointer),
@@ -213,7 +227,7 @@ _FORMS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], Any], b
         lambda _, value: not isinstance(value, int) or value > 1000,
     ),
     "{} beside optional properties": (("minProperties", "maxProperties"), _counts_optional),
-    "{} beside others": (("properties", "patternProperties", "minProperties"), _is_beside_others),
+    f"{{}}{BESIDE_OTHERS}": (("properties", "minProperties"), _is_beside_others),
     "{} from zero on": (("multipleOf",), _is_from_zero_on),
     "{} of fractions": (("multipleOf",), lambda _, value: not isinstance(value, int)),
     "{} beyond 100000": (("multipleOf",), lambda _, value: value > MOST_STEP),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 from unittest import SkipTest
 
 from accelplug.hooks.discovery import load_registry
 from accelplug.hooks.registry import Registry, Technique, registry
-from accelplug.hooks.spelling import Spec
+from accelplug.hooks.spelling import Spec, parse_spec
 
 
 class Conformance:
@@ -32,11 +33,21 @@ class Conformance:
         named = isinstance(self.technique, str | Mapping | Spec)
         return self.technique if named else copy.deepcopy(self.technique)
 
-    def build(self) -> Technique:
-        """Build the technique anew, for the kit's own small model."""
+    def build(self, options: Mapping[str, Any] | None = None) -> Technique:
+        """Build the technique anew, for the kit's own small model.
+
+        :param options: to be other than the class says; an object is made anew with them, which takes a dataclass.
+        :raises AccelplugError: it does not take them, and so TypeError or ValueError for an object.
+        """
         from accelplug.testing.models import build_context
 
-        return self.registry().build(self.kind, self.given(), build_context())
+        given = self.given()
+        if options and isinstance(given, str | Mapping | Spec):
+            spec = parse_spec(given)
+            given = dataclasses.replace(spec, options={**spec.options, **options})
+        elif options:
+            given = dataclasses.replace(given, **options)
+        return self.registry().build(self.kind, given, build_context())
 
 
 def require(held: object, sentence: str) -> None:

@@ -11,6 +11,7 @@ from accelplug.hooks.drafting import DeviceDrafts, DeviceView
 from accelplug.hooks.registry import Technique
 from accelplug.testing.building import require
 from accelplug.testing.models import MAX_LENGTH, VOCAB
+from accelplug.testing.toy_host import hand
 
 NUM_SLOTS, NUM_REQS = 4, 3
 
@@ -25,7 +26,7 @@ def check_device_drafts(drafter: BoundDrafter) -> None:
         slots = torch.from_numpy(rng.permutation(NUM_SLOTS)[:NUM_REQS])
         prompts = (lengths // 2).clamp(min=1)
         before = tokens.clone()
-        drafter.start(slots.numpy())
+        hand(drafter, "start", slots.numpy())
         drafts = propose(DeviceView(slots, tokens, lengths, num_tokens, {}, prompts))
         _check(who, drafts, num_tokens)
         require(torch.equal(tokens, before), f"{who} wrote into view.tokens; they are the engine's")
@@ -34,7 +35,7 @@ def check_device_drafts(drafter: BoundDrafter) -> None:
         same = torch.equal(moved.counts, drafts.counts[order])
         for i, count in enumerate(moved.counts.tolist()):
             same = same and torch.equal(moved.tokens[i, :count], drafts.tokens[order[i], :count])
-        drafter.finish(slots.numpy())
+        hand(drafter, "finish", slots.numpy())
         require(same, f"{who} drafts otherwise for the same requests in another order; row i of the view is request i, slots[i] its row of tokens")
 
 

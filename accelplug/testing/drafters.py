@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest import SkipTest
 
 import numpy as np
 
-from accelplug._errors import HostError
+from accelplug._errors import AccelplugError, HostError
 from accelplug.hooks.binding import BoundDrafter, bind_drafter
 from accelplug.hooks.drafting import NodeKind
-from accelplug.hooks.options import fields_of, per_request_options
 from accelplug.testing.building import Conformance, require, skip
 from accelplug.testing.models import MAX_LENGTH, VOCAB
+from accelplug.testing.parameters import other_values, own_values
 from accelplug.testing.toy_host import Answer, ToyHost, ToyRequest, toy_requests
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class DrafterConformance(Conformance):
         require(not missing, f"{host.drafter.technique}: nothing was {missing} in {dict(host.events)}, so nothing was checked")
 
     def test_the_same_inputs_give_the_same_drafts(self) -> None:
-        """Two processes that build it anew agree, and so does a second run: no clock, no random numbers of its own."""
+        """Two processes that build it anew agree, and so does a second run: no clock, no random numbers but torch's, which each run begins anew."""
         host = self._host()
         first, second, again = (self._serve(h, toy_requests(12, 4)) for h in (host, self._host(), host))
         who = host.drafter.technique
@@ -55,7 +57,7 @@ class DrafterConformance(Conformance):
             require(first == again, f"{who} drafts differently the second time; start(slots) must initialise everything")
 
     def test_views_are_neither_kept_nor_changed(self) -> None:
-        """The host reuses the arrays of its views after each call."""
+        """The host reuses the arrays of its views after each call, and those that `start` and `finish` are given are its own."""
         kept, overwritten = self._host(overwrites=False), self._host()
         same = self._serve(kept, toy_requests(13, 4)) == self._serve(overwritten, toy_requests(13, 4))
         require(same, f"{kept.drafter.technique} keeps a view's arrays from one call to the next; keep copies, the host reuses them")
@@ -114,16 +116,57 @@ class DrafterConformance(Conformance):
     def test_a_request_may_send_the_defaults(self) -> None:
         """Options that a request may set: naming the default changes nothing."""
         technique = self.build()
-        options = {name: fields_of(technique.factory)[name].default for name in per_request_options(technique.factory)}
-        sent = {name: getattr(technique.instance, name, default) for name, default in options.items()}
-        sent = {name: value for name, value in sent.items() if isinstance(value, int | float)}
+        sent = {name: value for name, value in own_values(technique).items() if isinstance(value, int | float)}
         if not sent:
             skip(f"{technique} has no options that a request may set")
-        same = self._serve(self._host(parameters=sent), toy_requests(17, 4)) == self._serve(self._host(), toy_requests(17, 4))
+        requests = [replace(request, parameters=sent) for request in toy_requests(17, 4)]
+        same = self._serve(self._host(), requests) == self._serve(self._host(), toy_requests(17, 4))
         require(same, f"{technique} drafts otherwise where a request sends {sent}, which it has anyway; read view.parameters per row")
 
+    def test_a_request_may_send_its_own_values(self) -> None:
+        """Options that a request may set: rows with different values draft as those of drafters built with them do alone."""
+        drafter = self._bound()
+        who, names = drafter.technique, list(own_values(drafter.technique))
+        if not names:
+            skip(f"{who} has no options that a request may set")
+        if drafter.traits.scope != "request":
+            skip(f"{who} declares that it remembers other requests")
+        told_apart = {name: alone for name in names if len(alone := self._by_value(name)) > 1}
+        if not told_apart:
+            skip(f"{who} drafts here alike with every value of {', '.join(names)} that it declares the bounds of, so nothing was proved")
+        for name, alone in told_apart.items():
+            for number, built in enumerate(alone):
+                self._compare_values(name, built, alone, number)
+
+    def _by_value(self, name: str) -> dict[Any, list[list[Answer]]]:
+        """Return the drafts of requests served alone, by an option's value: its own, and at most two others that change them."""
+        technique = self.build()
+        found: dict[Any, list[list[Answer]]] = {}
+        for value in (own_values(technique)[name], *other_values(technique, name)):
+            try:
+                host = self._host({name: value})
+            except (AccelplugError, TypeError, ValueError):  # it does not go with the other options
+                continue
+            self._serve(host, toy_requests(19, 4))  # which shows whether it draws
+            drafts = self._alone(host, toy_requests(19, 4), {name: value})
+            if drafts not in found.values():
+                found[value] = drafts
+            if len(found) == 3:
+                break
+        return found
+
+    def _compare_values(self, name: str, built: Any, alone: Mapping[Any, list[list[Answer]]], first: int) -> None:
+        """Serve requests that ask for each value in turn, with a drafter built with one of them; those that want that one set nothing."""
+        turns = list(itertools.islice(itertools.cycle(alone), first, first + 4))
+        sent = [{} if value == built else {name: value} for value in turns]
+        host = self._host({name: built})
+        together = self._serve(host, [replace(request, parameters=own) for request, own in zip(toy_requests(19, 4), sent, strict=True)])
+        expected = [alone[value][i] for i, value in enumerate(turns)]
+        told = f"built with {name}={built!r} where requests send {sent}"
+        require(together == expected, f"{host.drafter.technique} {told} does not draft as built with their values; read view.parameters[{name!r}] per row")
+
     def test_drawn_nodes_come_from_their_rows(self) -> None:
-        """``SAMPLED`` and ``WITHOUT_REPLACEMENT`` nodes: the first of many drafts is distributed as its row says."""
+        """``SAMPLED`` and ``WITHOUT_REPLACEMENT`` nodes: of many drafts those in each place are distributed as their rows say, alone and in a batch."""
         drafter = self._bound()
         if drafter.traits.kinds == {NodeKind.DELTA}:
             skip(f"{drafter.technique} draws nothing at random")
@@ -165,14 +208,14 @@ class DrafterConformance(Conformance):
         except HostError as exc:
             raise SkipTest(str(exc)) from exc
 
-    def _bound(self, *, device: bool = False) -> BoundDrafter:
-        drafter = bind_drafter(self.build())
+    def _bound(self, options: Mapping[str, Any] | None = None, *, device: bool = False) -> BoundDrafter:
+        drafter = bind_drafter(self.build(options))
         if drafter.is_device_only and not device:
             skip(f"{drafter.technique} drafts on the device only")
         return drafter
 
-    def _host(self, **more: Any) -> ToyHost:
-        return ToyHost(self._bound(), VOCAB, **more)
+    def _host(self, options: Mapping[str, Any] | None = None, *, overwrites: bool = True) -> ToyHost:
+        return ToyHost(self._bound(options), VOCAB, overwrites=overwrites)
 
     def _serve(self, host: ToyHost, requests: Sequence[ToyRequest], *, stagger: bool = False) -> list[list[Answer]]:
         import torch
@@ -180,10 +223,10 @@ class DrafterConformance(Conformance):
         torch.manual_seed(0)
         return host.serve(requests, NUM_SLOTS, stagger=stagger)
 
-    def _alone(self, host: ToyHost, requests: Sequence[ToyRequest]) -> list[list[Answer]]:
+    def _alone(self, host: ToyHost, requests: Sequence[ToyRequest], options: Mapping[str, Any] | None = None) -> list[list[Answer]]:
         if host.drew_at_random:
-            skip(f"{host.drafter.technique} draws at random, so drafts differ from run to run")
-        return [answers for request in requests for answers in self._serve(self._host(), [request])]
+            skip(f"{host.drafter.technique} draws at random, so a request's drafts differ with what was drawn for others")
+        return [answers for request in requests for answers in self._serve(self._host(options), [request])]
 
 
 def _growth(host: ToyHost, allowed: int) -> int:

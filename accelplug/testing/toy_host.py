@@ -7,9 +7,9 @@ that the drafter saw is overwritten. Drafts are verified as under greedy decodin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from accelplug.hooks.binding import BoundDrafter
 from accelplug.hooks.drafting import ROOT, CommitView, Drafts, DraftView, IntArray, Verified
 from accelplug.testing.building import require
 from accelplug.testing.models import HIDDEN, MAX_LENGTH, VOCAB
+from accelplug.testing.parameters import own_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,16 +34,18 @@ class ToyRequest:
     :param tokens: both, token ids.
     :param prompt: how many of them are the prompt.
     :param budgets: what the host allows in each step, repeated.
+    :param parameters: per-request options that it sets, name -> value.
     """
 
     tokens: Sequence[int]
     prompt: int
     budgets: Sequence[int] = (8,)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
 
     def fresh(self) -> ToyRequest:
         """Return the same request, unanswered."""
-        return ToyRequest(self.tokens, self.prompt, self.budgets)
+        return replace(self, answers=[])
 
 
 def toy_requests(seed: int, count: int) -> list[ToyRequest]:
@@ -104,17 +107,17 @@ class _Running:
 class ToyHost:
     """Serves requests with one drafter.
 
-    :param parameters: per-request options that every request brings, name -> value.
-    :param overwrites: overwrite every array after the call, as a host does that reuses them.
-    :param seed: of the order of rows and of what stands where nothing is defined.
+    :param overwrites: overwrite every array of a view after the call, as a host does that reuses them.
+    :param temperature: of every request.
+    :ivar order: in which order requests stand; `serve` begins it anew, so that a drafter that draws at random, from the same seed,
+        draws the same for the same request.
+    :ivar rng: where tokens stand, and what stands where nothing is defined: it goes on.
     """
 
-    def __init__(
-        self, drafter: BoundDrafter, vocab_size: int, *, parameters: dict[str, Any] | None = None, overwrites: bool = True, seed: int = 0
-    ) -> None:
-        self.drafter, self.vocab_size, self.overwrites = drafter, vocab_size, overwrites
-        self.parameters = parameters or {}
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, drafter: BoundDrafter, vocab_size: int, *, overwrites: bool = True, temperature: float = 0.0) -> None:
+        self.drafter, self.vocab_size, self.overwrites, self.temperature = drafter, vocab_size, overwrites, temperature
+        self.own = own_values(drafter.technique)
+        self.order, self.rng = np.random.default_rng(0), np.random.default_rng(1)
         self.running: dict[int, _Running] = {}
         self.events = Counter[str]()
         self.drew_at_random = False
@@ -125,6 +128,7 @@ class ToyHost:
         :param stagger: begin one request per step at most, so that they meet at different lengths.
         """
         waiting = list(requests)
+        self.order = np.random.default_rng(0)
         while waiting or self.running:
             free = [slot for slot in range(num_slots) if slot not in self.running][: 1 if stagger else None]
             self.start({slot: waiting.pop(0) for slot in free if waiting})
@@ -135,7 +139,7 @@ class ToyHost:
     def start(self, begun: dict[int, ToyRequest]) -> None:
         """Give slots to requests."""
         if begun:
-            self.drafter.technique.call(self.drafter.start, np.array(list(begun)))
+            hand(self.drafter, "start", np.array(list(begun)))
         for slot, request in begun.items():
             self.running[slot] = _Running(request, request.prompt)
             self.running[slot].verified = [(request.tokens[request.prompt - 1], request.tokens[request.prompt])]
@@ -143,27 +147,34 @@ class ToyHost:
     def finish(self, slots: Sequence[int]) -> None:
         """Take slots back."""
         if slots:
-            self.drafter.technique.call(self.drafter.finish, np.array(slots))
+            hand(self.drafter, "finish", np.array(slots))
         for slot in slots:
             del self.running[slot]
 
-    def step(self) -> None:
-        """Show what was committed, ask for drafts, and verify them."""
-        slots = self.rng.permutation([slot for slot, running in self.running.items() if running.length < len(running.request.tokens)]).tolist()
+    def step(self) -> tuple[list[int], Drafts]:
+        """Show what was committed, ask for drafts, and verify them; return whom was asked about, by slot, and what was drafted."""
+        slots = self.order.permutation([slot for slot, running in self.running.items() if running.length < len(running.request.tokens)]).tolist()
         if not slots:
-            return
+            return [], Drafts.chains([])
         active = [self.running[slot] for slot in slots]
         fresh, accepted = (np.array(counts) for counts in ([r.length - r.seen for r in active], [r.accepted for r in active]))
         self._show(self.drafter.observe, CommitView(*self._shown(slots), fresh, accepted, self._verified(active), self._hidden(active)))
         budgets = np.array([running.budget() for running in active])
-        parameters = {name: np.repeat(np.asarray(value), len(active)) for name, value in self.parameters.items()}
-        drafts = self._show(self.drafter.propose, DraftView(*self._shown(slots), budgets.copy(), parameters, temperatures=np.zeros(len(active))))
+        temperatures = np.full(len(active), self.temperature)
+        view = DraftView(*self._shown(slots), budgets.copy(), self._parameters(active), temperatures=temperatures)
+        drafts: Drafts = self._show(self.drafter.propose, view)
         self.drafter.check(drafts, budgets, self.vocab_size)
         self.drew_at_random |= drafts.kinds is not None and bool(drafts.kinds.any())
         for i, running in enumerate(active):
-            answer = _answer(drafts, i)
+            answer = answer_of(drafts, i)
             running.verify(answer, self.vocab_size)
             self.events.update(drafted=len(answer[0]), accepted=running.accepted, **{f"budget {min(budgets[i], 2)}": 1})
+        return slots, drafts
+
+    def _parameters(self, active: Sequence[_Running]) -> dict[str, npt.NDArray[Any]]:
+        """Return the options that some request sets, with the technique's own value for the others."""
+        every = [running.request.parameters for running in active]
+        return {name: np.array([each.get(name, own) for each in every]) for name, own in self.own.items() if any(name in each for each in every)}
 
     def _shown(self, slots: Sequence[int]) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """Put every request's tokens into some row; return slots, rows, tokens and lengths.
@@ -210,6 +221,14 @@ class ToyHost:
         return answer
 
 
+def hand(drafter: BoundDrafter, method: Literal["start", "finish"], slots: IntArray) -> None:
+    """Call `start` or `finish`; then see that the slots were left alone."""
+    before = slots.copy()
+    call: Callable[[IntArray], None] = getattr(drafter, method)
+    drafter.technique.call(call, slots)
+    require(np.array_equal(slots, before), f"{drafter.technique} wrote into the slots of {method}(slots); work on a copy, they are the host's")
+
+
 def _arrays(view: CommitView | DraftView) -> dict[str, npt.NDArray[Any]]:
     own = {name: value for name in type(view).__slots__ if isinstance(value := getattr(view, name), np.ndarray)}
     verified = getattr(view, "verified", None)
@@ -226,7 +245,8 @@ def _copied(answer: Any) -> Any:
     return Drafts(**{**rest, **arrays})
 
 
-def _answer(drafts: Drafts, i: int) -> Answer:
+def answer_of(drafts: Drafts, i: int) -> Answer:
+    """Return the i-th request's part of the drafts."""
     begin, end = int(drafts.offsets[i]), int(drafts.offsets[i + 1])
     parents = range(ROOT, end - begin - 1) if drafts.parents is None else drafts.parents[begin:end].tolist()
     return tuple(drafts.tokens[begin:end].tolist()), tuple(parents)

@@ -81,7 +81,7 @@ class VerifierConformance(Conformance):
             views.check_answers(rule, traits)
 
     def test_rows_are_judged_alone(self) -> None:
-        """A batch of candidates gets the answers that each would get by itself."""
+        """A batch of candidates gets the probabilities and the residuals that each would get by itself."""
         rule, traits = self._rule()
         from accelplug.testing import views
 

@@ -31,13 +31,17 @@ def check_answers(rule: Technique, traits: VerifierTraits) -> None:
 
 def check_rows_alone(rule: Technique, traits: VerifierTraits) -> None:
     """Compare a batch's answers with those of its rows; a deterministic candidate alone has no draft row, in a batch a meaningless one."""
+    rest = getattr(rule.instance, "residual", residual)
     for view in verify_views(traits):
-        together = rule.instance.accept(view)
+        together, left = rule.instance.accept(view), rest(view)
         for i in range(ROWS):
             draft = None if view.draft is None or view.kinds[i] == NodeKind.DELTA else view.draft[i : i + 1]
             row = VerifyView(view.tokens[i : i + 1], view.kinds[i : i + 1], view.target[i : i + 1], view.logits[i : i + 1], draft)
             alone = float(rule.instance.accept(row))
             require(abs(alone - float(together[i])) < 1e-5, f"{rule} gives a candidate {float(together[i]):.6g} in a batch and {alone:.6g} alone")
+            off = float((rest(row)[0] - left[i]).abs().max())
+            wanted = "look at a candidate's own row, and not at the draft of a DELTA one"
+            require(off < 1e-5, f"{rule}: a candidate's residual differs by {off:.3g} in a batch and alone; {wanted}")
 
 
 def check_unchanged(rule: Technique, traits: VerifierTraits) -> None:

@@ -335,7 +335,7 @@ def test_v1_refuses_logits_processors_that_it_would_drop(on_v1: dict[Any, dict[s
     """sgl-project/sglang#26330 in another engine: a request's thinking went on past the budget that a processor sets."""
     error, message = on_v1["ban_words-1.0", 0]["outcome"]
     assert error == "HostError"
-    assert "would drop the installed logits processors ban_words" in message
+    assert "would drop ban_words" in message
 
 
 def test_every_seam_is_alive() -> None:

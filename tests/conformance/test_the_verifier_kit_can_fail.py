@@ -89,6 +89,22 @@ class AcrossRows(Rule):
         return super().accept(view) / len(view.tokens)
 
 
+class LeavesTheTargetInABatch(Rule):
+    """Its residual is right for one candidate, which is as many as the enumeration asks about at once."""
+
+    def residual(self, view):
+        return residual(view) if len(view.tokens) == 1 else view.target
+
+
+class SubtractsUndefinedRows(Rule):
+    """Takes the drafter's row for what a token was drawn from that was not drawn."""
+
+    def residual(self, view):
+        drawn = view.drawn() if view.draft is None else view.draft
+        left = (view.target - drawn).clamp(min=0)
+        return (left / left.sum(-1, keepdim=True)).where(left.sum(-1, keepdim=True) > 0, view.target)
+
+
 class WritesIntoTheTarget(Rule):
     def accept(self, view):
         return super().accept(view) * view.target.mul_(0.5).sum(-1).clamp(max=1)
@@ -242,6 +258,8 @@ WRONG: list[tuple[str, object, str]] = [
     ("test_answers_are_probabilities", AsksForTwo(), "view.below was asked for 2"),
     ("test_rows_are_judged_alone", AcrossRows(), "in a batch and"),
     ("test_rows_are_judged_alone", ReadsUndefinedRows(), "in a batch and"),
+    ("test_rows_are_judged_alone", LeavesTheTargetInABatch(), "a candidate's residual differs"),
+    ("test_rows_are_judged_alone", SubtractsUndefinedRows(), "a candidate's residual differs"),
     ("test_chains_are_judged_on_the_device_as_elsewhere", ForgetsWhatIsLeft(), "judges otherwise on the device on 'delta chain'"),
     ("test_chains_are_judged_on_the_device_as_elsewhere", TakesRowsForPlaces(), "judges otherwise on the device"),
     ("test_chains_are_judged_on_the_device_as_elsewhere", KeepsOneFewer(), "judges otherwise on the device"),
@@ -254,6 +272,7 @@ WRONG: list[tuple[str, object, str]] = [
 RIGHT = [
     ("test_sampled_output_has_the_targets_distribution", Rule()),
     ("test_views_are_left_as_they_were", Rule()),
+    ("test_rows_are_judged_alone", Rule()),
     ("test_sampled_output_has_the_targets_distribution", TokenByToken()),
     ("test_chains_are_judged_on_the_device_as_elsewhere", TokenByToken()),
     ("test_judging_on_the_device_needs_no_synchronisation", TokenByToken()),

@@ -66,6 +66,11 @@ JUDGED = {
     "the least float": ({"type": "number", "exclusiveMinimum": 5e-324, "maximum": 1.7976931348623157e308}, ["1e-9", "3"], ["0", "-1"]),
     "small multiples": ({"type": "number", "multipleOf": 1e-06}, ["1e-06", "1.5e-05", "0.25", "-3"], ["1.5e-06", "1e-07"]),
     "other small multiples": ({"type": "number", "multipleOf": 2.5e-05}, ["5e-05", "7.5e-05"], ["6e-05"]),
+    "fixed numbers whose spelling has an exponent": ({"enum": [1e-07, 2]}, ["1e-07", "2"], ["1", "1e-06"]),
+    "a fixed number whose spelling has an exponent": ({"type": "object", "properties": {"a": {"const": 1.5e-10}}}, ['{"a": 1.5e-10}'], ['{"a": 1}']),
+    "fixed numbers beyond floats": ('{"enum": [-1e999, [1e999], "a"]}', ['"a"'], ["-Infinity", "[Infinity]", "1"]),
+    "other numbers than one beyond floats": ('{"type": "number", "not": {"const": 1e400}}', ["1", "-2.5"], ['"a"']),
+    "halves of pairs of surrogates": ('{"enum": ["\\ud800", ["\\udfff"], {"\\ud800": 1}, "a\\ud83d\\ude00"]}', ['"a\U0001f600"'], ['"a"']),
     "a class as the end of a range": ({"pattern": r"^[.-\w]+$"}, ['"a.-"'], ['"!"']),
     "other anchors": ({"pattern": r"\A[a-z]+\Z"}, ['"ab"'], ['"a1"', '"Aa"']),
     "a name referred to": ({"pattern": r"^(?<quote>['x])a\k<quote>$"}, ['"xax"'], ['"xa"']),
@@ -93,6 +98,9 @@ MALFORMED = [
     ({"multipleOf": 0}, "#/multipleOf should be a number above 0"),
     ({"multipleOf": "2"}, "#/multipleOf should be a number above 0"),
     ({"$schema": D7, "exclusiveMinimum": True}, "#/exclusiveMinimum should be a number"),
+    ('{"const": 1e400}', "no value satisfies the schema: its keywords contradict each other"),
+    ('{"const": "\\ud800"}', "no value satisfies the schema: its keywords contradict each other"),
+    ('{"enum": ["\\ud800", {"\\ud800": 1}]}', "no value satisfies the schema: its keywords contradict each other"),
     ({"pattern": "a("}, "the pattern 'a\\(' cannot be read"),
     ({"patternProperties": {r"\p{Script=Greek}": {}}}, "cannot be read"),
     ({"allOf": [{"enum": [1]}, {"not": {"$ref": "#/nowhere"}}]}, "names '#/nowhere', which is not in the schema; nothing is fetched"),
@@ -119,3 +127,49 @@ def test_nothing_is_fetched(monkeypatch):
     with pytest.raises(ConstraintError, match="the final check cannot read the schema"):
         grammar.check("[1, 2]")
     assert not asked
+
+
+D2019, D2020 = (f"https://json-schema.org/draft/{name}/schema" for name in ("2019-09", "2020-12"))
+SIX = [D3, D4, D6, D7, D2019, D2020]
+
+
+def its_own(draft):
+    """Return a schema whose keywords the check reads in ways of its own."""
+    return {
+        "type": "object",
+        "properties": {
+            "n": {"divisibleBy" if draft == D3 else "multipleOf": 0.1},
+            "letters": {"type": "string", "pattern": r"^\p{L}+$"},
+            "digit": {"type": "string", "pattern": r"^\d$"},
+            "slow": {"type": "string", "pattern": r"^(?:(a|aa)+)+\1$"},
+        },
+        "dependencies": {"letters": ["digit"]},
+    }
+
+
+@pytest.mark.parametrize("draft", SIX)
+@pytest.mark.parametrize("to_the_root", [True, False])
+def test_a_reference_to_what_names_its_draft_changes_nothing_of_the_check(monkeypatch, draft, to_the_root):
+    monkeypatch.setattr("accelplug.constrained.finishing.CHECK_SECONDS", 0.2)
+    own = {"$schema": draft, **its_own(draft)}
+    own["properties"]["c"] = {"$ref": "#"}
+    grammar = compiled(own if to_the_root else {"$schema": draft, "properties": {"c": {"$schema": draft, **its_own(draft)}}})
+    assert grammar.check('{"c": {"n": 0.3}}') is None
+    assert grammar.check('{"c": {"letters": "\u00e4", "digit": "1"}}') is None
+    assert "breaks pattern" in grammar.check('{"c": {"digit": "\u0663"}}')
+    assert "is a dependency of" in grammar.check('{"c": {"letters": "\u00e4"}}')
+    assert "was ended after 0.2 s" in grammar.check(json.dumps({"c": {"slow": "a" * 80 + "!"}}))
+
+
+def test_unevaluated_items_are_those_of_the_draft_behind_a_reference_too():
+    grammar = compiled({"$schema": D2019, "properties": {"c": {"$ref": "#"}}, "contains": {"const": 1}, "unevaluatedItems": False})
+    assert "breaks unevaluatedItems" in grammar.check('{"c": [1]}')
+
+
+@pytest.mark.parametrize("draft", SIX[:-1])
+def test_additional_items_say_something_beside_a_list_alone(draft):
+    for items in [{}] if draft in (D3, D4) else [{}, True]:
+        grammar = compiled({"$schema": draft, "items": items, "additionalItems": False})
+        assert all(passes(grammar, text) for text in ("[1]", "[1, 2]", '"a"'))
+    grammar = compiled({"$schema": draft, "items": [{}], "additionalItems": {"type": "string"}})
+    assert [text for text in ("[1]", "[1, 2]", '[1, "a"]', "1") if not passes(grammar, text)] == ["[1, 2]"]

@@ -174,3 +174,9 @@ def test_an_expression_that_engines_read_differently_stays_refused(text):
         engine("auto").compile(GrammarSpec("regex", text), VOCABULARY, LIMITS)
     assert "llguidance" in str(refused.value)
     assert "xgrammar" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["auto", "llguidance", "xgrammar"])
+def test_a_choice_is_of_the_texts_that_can_be_written(name):
+    grammar = engine(name).compile(GrammarSpec("choice", '["\\ud800", "a"]'), VOCABULARY, LIMITS)
+    assert grammar.matcher().validate([ord("a"), 256]) == 2

@@ -86,6 +86,17 @@ def test_known_formats(name, good, bad):
         assert not document.validator.is_valid(text), text
 
 
+def test_a_format_that_no_expression_of_an_engine_says_is_followed_by_the_mask():
+    """The length of a host's name is said by looking ahead."""
+    pytest.importorskip("llguidance")
+    from accelplug.constrained.auto import Auto
+
+    grammar = Auto().compile(GrammarSpec("json_schema", '{"type": "string", "format": "hostname"}'), bytes_only(), CompileLimits())
+    assert legal_by_mask(grammar.matcher(), '"a-b.example"', bytes_only())
+    for text in ("-a.b", "a b", "a..b", ".".join(["a" * 60] * 5)):
+        assert not legal_by_mask(grammar.matcher(), json.dumps(text), bytes_only()), text
+
+
 def test_unknown_formats_describe():
     assert Document({"format": "textarea"}, asserted=True).validator.is_valid("anything")
     assert not Document({"format": "date"}, asserted=True).validator.is_valid("anything")
@@ -105,6 +116,22 @@ def test_what_the_statement_calls_enforced_is_no_engines_notion_of_a_format(name
     assert legal_by_mask(grammar.matcher(), json.dumps(bad), bytes_only()) is False or "#/format" in grammar.statement.checked
     assert grammar.check(json.dumps(bad)) is not None
     assert ("#/format" in grammar.statement.enforced) is FORMATS[name].exact
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("ipv6", ["::1", "::ffff:1.2.3.4", "1:2:3:4:5:6:1.2.3.4", "1::1.2.3.4"]),
+        ("email", ["a@b.c", '"a b"@c.d', '""@a.b', "a@[IPv6:::1]", "a@[1.2.3.4]"]),
+        ("uri", ["http://a/b", "http://[::1]/", "http://[::ffff:1.2.3.4]/"]),
+    ],
+)
+def test_what_is_valid_is_not_refused_by_an_engines_narrower_notion(name, good):
+    pytest.importorskip("llguidance")
+    from accelplug.constrained.auto import Auto
+
+    grammar = Auto().compile(GrammarSpec("json_schema", json.dumps({"type": "string", "format": name}), strict=True), bytes_only(), CompileLimits())
+    assert [text for text in good if not legal_by_mask(grammar.matcher(), json.dumps(text), bytes_only()) or grammar.check(json.dumps(text))] == []
 
 
 @pytest.mark.parametrize("name", EXACT)

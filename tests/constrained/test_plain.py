@@ -11,9 +11,12 @@ from accelplug.hooks import CompileLimits, GrammarSpec
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
 
-from accelplug.constrained.auto import Auto
+from accelplug.constrained.auto import Alone, Auto
 from accelplug.constrained.engines.known import enforces
+from accelplug.constrained.plain import plain
 from accelplug.constrained.probes import bytes_only
+from accelplug.constrained.schema.document import Document
+from accelplug.constrained.statements import uses
 from accelplug.constrained.walking import legal_by_mask
 
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
@@ -171,3 +174,68 @@ def test_what_only_references_lead_to_is_in_the_statement():
         value = ["2023-02-29"] if "y" in schema else "2023-02-29"
         assert not legal_by_mask(compiled(schema).matcher(), json.dumps(value), bytes_only())
     assert compiled({"$ref": "#/x/0", "x": [{"type": "integer"}]}).statement.engine.endswith("rewritten")  # what leads through a list is not looked at
+
+
+# an expression; texts that ECMA 262 finds it in, and others; llguidance, given it as it is, says otherwise of some
+READ_OTHERWISE = {
+    r"^.*$": (["", "a"], ["\r", "\u2028", "a\u2029"]),
+    r"^\s*$": (["", "\ufeff", "\u00a0 "], ["\u0085", "a"]),
+    r"^\S$": (["\u0085", "a"], ["\ufeff", " "]),
+    r"^[^\s,]$": (["\u0085"], ["\ufeff", ","]),
+    "^[[:alpha:]]+$": (["a]", ":]]"], ["b", "a"]),
+    "^[[a]]$": (["a]", "[]"], ["a", "["]),
+    r"^[\]b[]$": (["]", "b", "["], ["a"]),
+    "^[a-z&&[^b]]$": (["a]", "&]", "^]"], ["a", "b"]),
+    "^[a~~b]$": (["~", "a", "b"], ["c"]),
+    "^[+--]$": (["+", ",", "-"], ["."]),
+    "^a{ 2 }$": (["a{ 2 }"], ["aa"]),
+    "(?i)k": (["k", "xK"], ["\u212a"]),
+    "^(?i:k)s$": (["ks", "Ks"], ["kS", "k\u017f"]),
+    "^(?:(?i)[^a]|b)c$": (["xc", "Bc"], ["xC", "Ac", "ac"]),
+    "^(?=(?i)a)A$|^(?i)b$": (["A", "b", "B"], ["a"]),
+    r"^\p{Lu}$": (["\u00c4"], ["a"]),
+}
+
+
+@pytest.mark.parametrize("pattern", READ_OTHERWISE)
+@pytest.mark.parametrize("of_names", [False, True])
+def test_expressions_that_engines_read_in_a_way_of_their_own_mean_what_they_do_in_ecma_262(pattern, of_names):
+    good, bad = READ_OTHERWISE[pattern]
+    schema = {"patternProperties": {pattern: True}, "additionalProperties": False} if of_names else {"pattern": pattern}
+    grammar = compiled({"type": "object" if of_names else "string", **schema}, strict=True)
+    values = [{text: 1} if of_names else text for text in good + bad]
+    assert [legal(grammar, value) for value in values] == [True] * len(good) + [False] * len(bad)
+    assert [grammar.check(json.dumps(value)) is None for value in values] == [True] * len(good) + [False] * len(bad)
+
+
+@pytest.mark.parametrize("pattern", sorted(READ_OTHERWISE.keys() - {r"^[\]b[]$", "^(?=(?i)a)A$|^(?i)b$"}))
+def test_one_engine_alone_is_not_trusted_with_them(pattern):
+    for schema in ({"pattern": pattern}, {"patternProperties": {pattern: True}, "additionalProperties": False}):
+        said = Alone("llguidance").compile(GrammarSpec("json_schema", json.dumps(schema)), bytes_only(), CompileLimits()).statement
+        assert f"#/{next(iter(schema))}" in said.checked
+
+
+def test_ordinary_expressions_are_given_as_they_are():
+    document = Document({"pattern": r"^[a-z.]+\.(?:\d{2}|\w[+-])$", "patternProperties": {r"^[.\d]$": True}}, asserted=True)
+    assert {use.feature for use in uses(document)} == {"pattern with classes", "patternProperties with classes beside others"}
+    assert plain(document, uses(document), "as it is").text == "as it is"
+
+
+def test_two_expressions_that_say_the_same_are_both_kept():
+    both = {"^.$": {"type": "integer"}, "^[^\n\r\u2028\u2029]$": {"minimum": 3}}
+    grammar = compiled({"type": "object", "patternProperties": both, "additionalProperties": False})
+    assert [legal(grammar, {"a": value}) for value in (3, 2, "x", 3.5)] == [True, False, False, False]
+
+
+def test_a_reference_into_what_is_written_otherwise_holds():
+    schema = {"properties": {"a": {"$ref": "#/patternProperties/^%C3%A4.b"}}, "patternProperties": {"^\u00e4.b": {"type": "integer"}}, "type": "object"}
+    assert legal(compiled(schema), {"a": 1})
+    assert not legal(compiled(schema), {"a": "x"})
+
+
+@pytest.mark.parametrize("pattern", [r"^\d$", "^1$", "^.$"])
+def test_names_by_expressions_that_are_written_with_escapes_are_among_what_is_checked(pattern):
+    said = compiled({"type": "object", "patternProperties": {pattern: {"type": "integer"}}}).statement
+    assert said.checked == ("#/patternProperties",)
+    strict = compiled({"type": "object", "patternProperties": {pattern: {"type": "integer"}}}, strict=True)
+    assert not legal_by_mask(strict.matcher(), '{"\\u0031": "x"}', bytes_only())

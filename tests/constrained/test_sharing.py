@@ -25,8 +25,8 @@ from accelplug.constrained.schema.document import Document
 from accelplug.constrained.walking import legal_by_mask
 
 BY_FEW_KEYS = {
-    "_reads", "bytes_only", "closes_objects", "enforces", "handlers_of", "in_order", "label", "later_than", "nests_behind_blanks", "spoken_in", "shapes_of",
-    "tekken", "telling", "validator_class",
+    "_categories", "_reads", "bytes_only", "closes_objects", "enforces", "handlers_of", "in_order", "label", "later_than", "nests_behind_blanks",
+    "spoken_in", "shapes_of", "tekken", "telling", "validator_class",
 }  # fmt: skip
 """Caches whose keys are engines, features and drafts, or that have none: nothing of a schema stays in them."""
 

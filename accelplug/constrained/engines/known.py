@@ -58,6 +58,16 @@ def begin(name: str, spec: GrammarSpec, vocabulary: Vocabulary, limits: CompileL
     return lambda: matcher(found, vocabulary)
 
 
+def begin_written(text: str, vocabulary: Vocabulary) -> Callable[[], Matcher]:
+    """Compile a Lark grammar of our own, whose terminals end before what follows them; return what makes matchers.
+
+    :raises ConstraintError: llguidance refuses it, or is not installed.
+    """
+    module = module_of("llguidance")
+    found = module.template(module.lark_source(text), vocabulary)
+    return lambda: module.LlguidanceMatcher(found, vocabulary)
+
+
 @cache
 def label(name: str) -> str:
     """Return an engine's name with its release."""
@@ -70,7 +80,7 @@ def nests_behind_blanks() -> bool:
     if label("llguidance") in RECORDED:
         return True
     try:
-        matcher = begin("llguidance", GrammarSpec("lark", _NESTED), bytes_only())()
+        matcher = begin_written(_NESTED, bytes_only())()
         return matcher.accept(list(b"[ 1]")) == len(b"[ 1]")
     except ConstraintError:
         return False

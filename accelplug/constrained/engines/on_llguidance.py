@@ -5,13 +5,16 @@ Source: https://github.com/guidance-ai/llguidance.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher, in_one_line
+from accelplug.constrained.engines.unending import NO_FORCING, may_go_on
 from accelplug.constrained.lark.terminals import choice
+from accelplug.constrained.probes import bytes_only
 from accelplug.hooks import GrammarSpec, Vocabulary
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ KINDS: Final = ("json_schema", "regex", "ebnf", "lark", "choice")
 _FUEL: Final = 10_000_000
 """Of the lexer's beginning, a quarter of a second at most, and of each step of it. With less, llguidance refuses grammars of many long expressions;
 in a step it drops what it has no time to look at, and refuses texts that are legal."""
+_HALF: Final = re.compile("[\ud800-\udfff]")
+_MOST_FORCED: Final = 10_000
+"""Bytes at the beginning of a text."""
 
 
 def release() -> str:
@@ -85,7 +91,6 @@ def source_of(spec: GrammarSpec) -> str:
     :raises ConstraintError: it takes none of this kind.
     """
     from llguidance import LLMatcher
-    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
     if spec.kind == "json_schema":
         try:
@@ -93,28 +98,65 @@ def source_of(spec: GrammarSpec) -> str:
         except ValueError as exc:
             raise ConstraintError(f"llguidance refuses the schema: {in_one_line(exc, 200)}") from exc
     if spec.kind == "regex":
-        return LLMatcher.grammar_from_regex(spec.text)
-    if spec.kind == "lark":
-        return LLMatcher.grammar_from_lark(spec.text)
-    if spec.kind == "ebnf":
-        try:
-            return LLMatcher.grammar_from_lark(gbnf_to_lark(spec.text))
-        except GbnfToLarkError as exc:
-            raise ConstraintError(f"llguidance refuses the ebnf: {in_one_line(exc, 200)}") from exc
+        return LLMatcher.grammar_from_regex(_encodable(spec))
+    if spec.kind in ("lark", "ebnf"):
+        return _without_endless_forcing(_encodable(spec) if spec.kind == "lark" else _lark_of(_encodable(spec)))
     if spec.kind == "choice":
         return LLMatcher.grammar_from_lark(f"start: T\nT: {choice(choices(spec))}\n")
     raise ConstraintError(f"llguidance compiles {', '.join(KINDS)} and no {spec.kind}; use xgrammar")
 
 
-def choices(spec: GrammarSpec) -> list[str]:
-    """Return the texts of a choice.
+def _encodable(spec: GrammarSpec) -> str:
+    if half := _HALF.search(spec.text):
+        raise ConstraintError(f"the {spec.kind} has half of a pair of surrogates at {half.start()}, which no text has; write the character")
+    return spec.text
 
-    :raises ConstraintError: it is no list of texts.
+
+def _lark_of(ebnf: str) -> str:
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        return gbnf_to_lark(ebnf)
+    except RecursionError as exc:
+        raise ConstraintError("llguidance refuses the ebnf: it is nested too deeply") from exc
+    except Exception as exc:  # a rule that is missing raises no less
+        raise ConstraintError(f"llguidance refuses the ebnf: {in_one_line(exc, 200)}") from exc
+
+
+def _without_endless_forcing(lark: str) -> str:
+    """Return a Lark grammar as llguidance takes it, which forces nothing where it may not come to an end of that.
+
+    :raises ConstraintError: a text can only begin in one way, and nothing ends that.
+    """
+    if not may_go_on(lark):
+        return lark_source(lark)
+    source = lark_source(lark + NO_FORCING)
+    try:
+        matcher = template(source, bytes_only())
+    except ConstraintError:  # said again where it is compiled on the whole vocabulary, which may have what this one has not
+        return source
+    for _ in range(_MOST_FORCED):
+        legal = int.from_bytes(matcher.compute_bitmask(), "little")
+        if legal & (legal - 1) or matcher.is_accepting():
+            return source
+        matcher.consume_token(legal.bit_length() - 1)
+    raise ConstraintError(
+        f"a text of the grammar begins in one way only, with {_MOST_FORCED} bytes and more: a terminal takes what should follow it; let it end before that"
+    )
+
+
+def choices(spec: GrammarSpec) -> list[str]:
+    """Return the texts of a choice that can be written.
+
+    :raises ConstraintError: it is no list of texts, or none can.
     """
     texts = spec.value()
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ConstraintError(f"a choice is a list of texts, at least one, got {spec.text:.80}")
-    return texts
+    written = [text for text in texts if text.isascii() or not _HALF.search(text)]
+    if not written:
+        raise ConstraintError("no text satisfies the choice: each has half of a pair of surrogates, which no text has; write the character")
+    return written
 
 
 def _spacing(spec: GrammarSpec) -> Any:

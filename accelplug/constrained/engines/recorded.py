@@ -9,11 +9,14 @@ _NOT_IN_OTHERS: Final = frozenset(
 )
 _ALONE: Final = frozenset({"keywords together", "oneOf that overlaps"})
 _CALENDAR: Final = frozenset({"format date", "format time", "format date-time"})  # days that a year lacks, seconds that a minute lacks
+_NARROWER: Final = frozenset({"format email", "format uri"})  # quoted names, addresses of IPv6 that end in one of IPv4
 _COUNTED_OPTIONAL: Final = frozenset({"minProperties beside optional properties", "maxProperties beside optional properties"})
 RECORDED: Final[dict[str, frozenset[str]]] = {
     "llguidance 1.7.6": frozenset({"contains", "format hostname", "multipleOf", "propertyNames", "oneOf that overlaps", "uniqueItems"})
     | _COUNTED_OPTIONAL
-    | _CALENDAR,
+    | _CALENDAR
+    | _NARROWER
+    | {"format ipv6"},
     "xgrammar 0.2.8": frozenset(
         {
             "allOf",
@@ -32,7 +35,8 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
     | _NOT_IN_OTHERS
     | _ALONE
     | frozenset({"anchors inside expressions", "the dot in expressions"})
-    | _CALENDAR,
+    | _CALENDAR
+    | _NARROWER,
     "outlines 0.2.14": frozenset(
         {
             "additionalProperties",
@@ -62,6 +66,7 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
     )
     | _NOT_IN_OTHERS
     | _ALONE
-    | _CALENDAR,
+    | _CALENDAR
+    | _NARROWER,
 }
 """Engine and release -> the features of the table that it does not enforce."""

@@ -73,10 +73,23 @@ def array(builder: Builder, branch: Branch) -> list[Symbols]:
 
 def plain(builder: Builder, shape: Shape) -> list[Symbols]:
     """Write an array whose items only have a place: the front one by one, each leading on to the next or to the end."""
+    shape = _within_reach(builder, shape)
     number = builder.number(("array", tuple(shape.front), shape.tail, shape.low, shape.high))
     if (number, False) not in builder.shared:
         builder.shared[number, False] = _inside(builder, shape)
     return [['"["', builder.shared[number, False], '"]"']]
+
+
+def _within_reach(builder: Builder, shape: Shape) -> Shape:
+    """Give up the bounds of a size that no rule counts to."""
+    most = len(shape.front) + MOST_ITEMS
+    if shape.high is not None and shape.high > most:
+        builder.give_up(lambda atom: isinstance(atom, Size) and atom.high is not None and atom.high > most)
+        shape = shape._replace(high=None)
+    if shape.low > most:
+        builder.give_up(lambda atom: isinstance(atom, Size) and atom.low > most)
+        shape = shape._replace(low=most)
+    return shape
 
 
 def _inside(builder: Builder, shape: Shape) -> str:
@@ -96,12 +109,6 @@ def _tail(builder: Builder, rule: str, shape: Shape, low: int, high: int | None)
         builder.add(rule)
         return
     item = builder.value(shape.tail)
-    if high is not None and high > MOST_ITEMS:
-        builder.checked(Inexact("*/maxItems"))
-        high = None
-    if low > MOST_ITEMS:
-        builder.checked(Inexact("*/minItems"))
-        low = MOST_ITEMS
     if shape.front:
         _repeated(builder, rule, item, low, high)
         return

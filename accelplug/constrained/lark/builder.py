@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from itertools import permutations
+from operator import attrgetter
 from typing import Any, Final
 
 from accelplug._errors import ConstraintError
@@ -13,11 +14,12 @@ from accelplug.constrained.lark.finished import Symbols, finished
 from accelplug.constrained.lark.terminals import choice, terminal
 from accelplug.constrained.regex.derive import grows_far, is_empty_if_decided, is_tangled
 from accelplug.constrained.regex.quoted import quoted
-from accelplug.constrained.regex.tree import EVERY, Regex
-from accelplug.constrained.schema.atoms import Inexact, written
+from accelplug.constrained.regex.tree import EVERY, Regex, alt, both, without
+from accelplug.constrained.schema.atoms import Atom, Inexact, written
 from accelplug.constrained.schema.branches import Tableau
 from accelplug.constrained.schema.document import State
 from accelplug.constrained.schema.ledger import Branch
+from accelplug.constrained.schema.sources import sources
 
 Cell = tuple[Regex, frozenset[Regex]]
 MOST_SYMBOLS: Final = 60_000
@@ -52,6 +54,10 @@ class Builder:
         self._numbers: dict[Hashable, int] = {}
         self._terminals: dict[str, str] = {}
         self._strings: dict[Regex, str | None] = {}
+        self._weakened: dict[Regex, Regex] = {}
+        self._too_much: dict[Regex, bool] = {}
+        self._given_up: set[tuple[State, str, frozenset[Atom]]] = set()
+        self._writing: tuple[State, str, Branch] = (frozenset(), "null", ())
         self._states: dict[State, str] = {}
         self._waiting: list[tuple[str, State]] = []
         self._symbols = 0
@@ -71,14 +77,35 @@ class Builder:
         name = _name(regex) if regex.op == "cat" else None
         if name is not None:
             return self.terminal(name)
-        empty = is_empty_if_decided(regex)
-        if empty is None or (regex.is_algebraic and self._is_too_much(regex, empty=empty)):  # engines, too, would take for ever
-            self.checked(*map(Inexact, ("*/pattern", "*/patternProperties", "*/additionalProperties", "*/propertyNames", "*/format")))
-            regex = EVERY
-        return None if empty and regex != EVERY else self.terminal(FREE_STRING if regex == EVERY else _string(regex))
+        regex = self.weakened(regex)
+        if is_empty_if_decided(regex):
+            return None
+        return self.terminal(FREE_STRING if regex == EVERY else _string(regex))
 
-    def _is_too_much(self, regex: Regex, *, empty: bool) -> bool:
-        return self.coarse or (not empty and (is_tangled(regex) or grows_far(regex)))
+    def is_too_much(self, regex: Regex) -> bool:
+        """Whether an expression would take engines for ever, too."""
+        found = self._too_much.get(regex)
+        if found is None:
+            self.tableau.check_time()
+            empty = is_empty_if_decided(regex)
+            found = empty is None or (regex.is_algebraic and (self.coarse or (not empty and (is_tangled(regex) or grows_far(regex)))))
+            self._too_much[regex] = found
+        return found
+
+    def weakened(self, regex: Regex) -> Regex:
+        """Return an expression, or of one that is too much as many of the conditions in it, the small ones first, as are not."""
+        found = self._weakened.get(regex)
+        if found is None:
+            found = self._weakened[regex] = both(*self.kept(sorted(_conditions(regex), key=_SIZE))) if self.is_too_much(regex) else regex
+        return found
+
+    def kept(self, regexes: list[Regex]) -> list[Regex]:
+        """Return those of several expressions that are together not too much, one after the other as far as that goes."""
+        kept: list[Regex] = []
+        for regex in regexes:
+            if not self.is_too_much(both(*kept, regex)):
+                kept.append(regex)
+        return kept
 
     def texts(self, texts: list[str]) -> str:
         """Return the terminal of literal texts."""
@@ -111,6 +138,14 @@ class Builder:
             if isinstance(atom, Inexact):
                 self.inexact[atom.place] = None
 
+    def give_up(self, is_meant: Callable[[Atom], bool]) -> None:
+        """Leave atoms of the branch that is being written to the final check: the keywords that said them."""
+        state, kind, branch = self._writing
+        atoms = frozenset(filter(is_meant, branch))
+        if atoms and (state, kind, atoms) not in self._given_up:
+            self._given_up.add((state, kind, atoms))
+            self.inexact.update(dict.fromkeys(sources(self.tableau.document, state, kind, atoms)))
+
     def value(self, state: State) -> str:
         """Return the rule of a state."""
         name = self._states.get(state)
@@ -130,6 +165,7 @@ class Builder:
             name, state = self._waiting.pop()
             for kind, branches in self.tableau.kinds(state):
                 for branch in branches:
+                    self._writing = state, kind, branch
                     if (written := shapes[kind](self, branch)) and branch:
                         self.checked(*branch)
                     for symbols in written:
@@ -172,6 +208,22 @@ class Builder:
         if self.whitespace == "any":
             lines.append(r"%ignore /[ \t\r\n]+/")
         return "\n".join(lines) + "\n"
+
+
+def _conditions(regex: Regex) -> list[Regex]:
+    """Return expressions all of which match where this one does; texts that are forbidden stay together."""
+    found: list[Regex] = []
+    for part in regex.parts if regex.op == "and" else (regex,):
+        inner = part.parts[0] if part.op == "not" else part
+        if part.op == "not" and inner.op == "alt":
+            texts = [one for one in inner.parts if one.literals]
+            found += [without(one) for one in (*([alt(*texts)] if texts else []), *inner.unwritten)]
+        else:
+            found.append(part)
+    return found
+
+
+_SIZE: Final = attrgetter("size")
 
 
 @lru_cache(maxsize=1 << 13)

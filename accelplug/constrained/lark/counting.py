@@ -7,7 +7,7 @@ from itertools import product
 from accelplug.constrained.lark.arrays import MOST_STATES, Shape, plain
 from accelplug.constrained.lark.builder import Builder
 from accelplug.constrained.lark.finished import Symbols
-from accelplug.constrained.schema.atoms import Contains, Inexact
+from accelplug.constrained.schema.atoms import Contains
 from accelplug.constrained.schema.document import State
 
 Counts = tuple[int, ...]
@@ -21,7 +21,7 @@ def counted(builder: Builder, shape: Shape, contained: list[Contains]) -> list[S
     for top in most:
         states *= top + 1
     if states > MOST_STATES:
-        builder.checked(Inexact("*/contains"))
+        builder.give_up(lambda atom: isinstance(atom, Contains))
         return plain(builder, shape)
     return [['"["', _Counting(builder, shape, contained, most, length).rule(0, (0,) * len(most)), '"]"']]
 

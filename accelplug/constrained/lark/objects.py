@@ -11,7 +11,7 @@ from accelplug.constrained.lark.sequences import sequence
 from accelplug.constrained.regex.derive import is_empty, matches
 from accelplug.constrained.regex.tree import EVERY, Regex, alt, both, literal, without
 from accelplug.constrained.schema.alive import Properties, size_of
-from accelplug.constrained.schema.atoms import Inexact, Keys, Some
+from accelplug.constrained.schema.atoms import Inexact, Keys, Required, Size, Some
 from accelplug.constrained.schema.document import State
 from accelplug.constrained.schema.ledger import Branch
 
@@ -75,11 +75,20 @@ def shape_of(builder: Builder, branch: Branch) -> Shape | None:
     low, high = _size(branch, len(required), len(named) if not others else None)
     if high is not None and high < low:
         return None
-    if others and (low > len(required) or some):  # a name written twice counts once
+    if others or builder.any_order:  # a name written twice counts once
         builder.checked(*(Inexact(atom.place) for atom in some))
-    if low > len(required) + 1 and (others or builder.any_order):  # and so it does where several are counted
-        builder.checked(Inexact("*/minProperties"), Inexact("*/maxProperties"))
+        builder.give_up(lambda atom: isinstance(atom, Size) and atom.low > len(required) + 1)
+    _give_up_names(builder, others, names)
     return Shape(named, others, required, len(some), low, high)
+
+
+def _give_up_names(builder: Builder, others: list[Pair], names: list[str]) -> None:
+    """Leave to the final check what is said of names by expressions that are too much; of all names where these may be those that are named."""
+    weaker = [regex for pair in others if (regex := builder.weakened(pair.keys)) != pair.keys]
+    if any(matches(regex, name) for regex in weaker for name in names):
+        builder.give_up(lambda atom: not isinstance(atom, Size | Required))
+    elif weaker:
+        builder.give_up(lambda atom: isinstance(atom, Keys | Some))
 
 
 def _size(branch: Branch, required: int, possible_names: int | None) -> tuple[int, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -11,12 +12,12 @@ from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.terminals import terminal
 from accelplug.constrained.regex.decimals import ANY, ANY_INTEGER, multiples
 from accelplug.constrained.regex.derive import is_empty
-from accelplug.constrained.regex.tree import NOTHING, cat, literal
-from accelplug.constrained.schema.atoms import Bound, Inexact, Values
+from accelplug.constrained.regex.tree import NOTHING, both, cat, literal
+from accelplug.constrained.schema.atoms import Bound, Multiple, Text, Values
 from accelplug.constrained.schema.ledger import Branch
 from accelplug.constrained.schema.numbers import Numbers
 from accelplug.constrained.schema.texts import text_of
-from accelplug.constrained.statements import MOST_STEP
+from accelplug.constrained.statements import MOST_COUNTED, MOST_STEP
 
 
 def values_of(branch: Branch) -> list[str] | None:
@@ -50,7 +51,13 @@ def string(builder: Builder, branch: Branch) -> list[Symbols]:
     given = fixed(builder, branch)
     if given is not None:
         return given
-    found = builder.string(text_of(branch))
+    regex = text_of(branch)
+    if builder.is_too_much(regex):
+        texts = sorted((atom.regex for atom in branch if isinstance(atom, Text)), key=lambda one: one.size)
+        kept = builder.kept(texts)
+        builder.give_up(lambda atom: isinstance(atom, Text) and atom.regex not in kept)
+        regex = both(*kept)
+    found = builder.string(regex)
     return [] if found is None else [[found]]
 
 
@@ -86,8 +93,8 @@ def _between(builder: Builder, numbers: Numbers) -> list[Symbols]:
 def _multiples(builder: Builder, numbers: Numbers) -> list[Symbols]:
     """Write multiples by llguidance's own arithmetic, which knows whole ones from 0 on; the others are checked."""
     step = numbers.step
-    if step is None or step.denominator != 1 or step > MOST_STEP or not builder.may_nest:
-        builder.checked(Inexact("*/multipleOf"))
+    if step is None or step.denominator != 1 or step > MOST_STEP or not builder.may_nest or _is_rounded(numbers.whole(int(step))):
+        builder.give_up(lambda atom: isinstance(atom, Multiple))
         return _between(builder, replace(numbers, steps=()))
     low, high = numbers.whole(int(step))
     found = []
@@ -95,10 +102,15 @@ def _multiples(builder: Builder, numbers: Numbers) -> list[Symbols]:
         ends = {"minimum": max(low or 0, 0)} | ({} if high is None else {"maximum": high})
         found.append([f"%json {json.dumps({'type': 'integer', **ends, 'multipleOf': int(step)})}"])
     if low is None or low < 0:
-        builder.checked(Inexact("*/multipleOf"))
+        builder.give_up(lambda atom: isinstance(atom, Multiple))
         last = Bound(-1 if high is None else min(high, -1), lower=False, exclusive=False)
         found += _between(builder, replace(numbers, integer=True, high=last, steps=()))
     return found
+
+
+def _is_rounded(ends: Iterable[int | None]) -> bool:
+    """Whether llguidance's own arithmetic rounds one of these bounds."""
+    return any(end is not None and abs(end) > MOST_COUNTED for end in ends)
 
 
 _ANY: Final = terminal(ANY)

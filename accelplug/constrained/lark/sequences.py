@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from accelplug.constrained.lark.builder import Builder
-from accelplug.constrained.schema.atoms import Inexact
+from accelplug.constrained.schema.atoms import Required, Size
 from accelplug.constrained.schema.document import State
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ def sequence(builder: Builder, shape: Shape) -> str:
     counted = shape.low > len(shape.required) or shape.high is not None
     most = (shape.high if shape.high is not None else shape.low) if counted else 0
     if (len(shape.named) + 1) * (most + 1) * (1 << shape.demands) > MOST_RULES:
-        builder.checked(Inexact("*/minProperties"), Inexact("*/maxProperties"))
+        builder.give_up(lambda atom: isinstance(atom, Size))
         counted, most = False, 0
     if builder.any_order and shape.named:
         steps = (len(shape.named) + len(shape.others)) * (most + 1) * (1 << shape.demands)
         if steps << len(shape.required) > MOST_IN_ANY_ORDER:
-            builder.checked(Inexact("*/required"), Inexact("*/dependencies"), Inexact("*/dependentRequired"))
+            builder.give_up(lambda atom: isinstance(atom, Required) or (isinstance(atom, Size) and atom.low > 1))  # each may come again
             shape = shape._replace(required=frozenset())
         return _Free(builder, shape, counted=counted).written(At(frozenset(), 0, 0, begun=False))
     if not counted and not shape.demands:

@@ -8,6 +8,7 @@ from accelplug.constrained.lark.arrays import MOST_VALUES, Shape
 from accelplug.constrained.lark.builder import Builder
 from accelplug.constrained.lark.finished import Symbols
 from accelplug.constrained.lark.scalars import values_of
+from accelplug.constrained.schema.atoms import canonical
 from accelplug.constrained.schema.document import State
 
 
@@ -23,13 +24,9 @@ def domain(builder: Builder, state: State) -> list[str] | None:
     values = list(found)
     return (
         values
-        if len(values) <= MOST_VALUES and len({json.dumps(_plain(json.loads(text)), sort_keys=True) for text in values}) == len(values)
+        if len(values) <= MOST_VALUES and len(set(map(canonical, values))) == len(values)
         else None
     )
-
-
-def _plain(value: object) -> object:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def distinct(builder: Builder, shape: Shape) -> list[Symbols] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import groupby
 from typing import Final
 
 from accelplug.constrained.regex.tree import ANY, SURROGATES, Ranges, common, inverted, normal
@@ -43,6 +44,13 @@ _BINARY: Final[dict[str, Ranges]] = {"ASCII": ((0, 0x7F),), "Any": ((0, sys.maxu
 def inverse(ranges: list[tuple[int, int]]) -> Ranges:
     """Return all other code points."""
     return inverted(normal(ranges))
+
+
+def in_both_cases(ranges: Ranges) -> Ranges:
+    """Return ranges with the other case of each letter of ASCII."""
+    ranges = normal(ranges)
+    lower, upper = common(ranges, ((0x61, 0x7A),)), common(ranges, ((0x41, 0x5A),))
+    return normal([*ranges, *((low - 32, high - 32) for low, high in lower), *((low + 32, high + 32) for low, high in upper)])
 
 
 def scalar(ranges: Ranges) -> Ranges:
@@ -84,10 +92,18 @@ def _property(pattern: str, at: int, *, negated: bool) -> tuple[Ranges | None, i
 @lru_cache(maxsize=256)
 def _category(name: str) -> Ranges:
     """Return the code points of a general category such as ``L`` or ``Lu``; nothing for names that are none."""
-    points = (
-        point for point in range(sys.maxunicode + 1) if unicodedata.category(chr(point)).startswith(name) and not 0xD800 <= point <= 0xDFFF
-    )
-    return normal((point, point) for point in points) if 0 < len(name) <= 2 else ()
+    return normal((low, high) for kind, low, high in _categories() if kind.startswith(name) and kind != "Cs") if 0 < len(name) <= 2 else ()
+
+
+@cache
+def _categories() -> list[tuple[str, int, int]]:
+    """Return all code points in ranges of one general category: looking at each takes a quarter of a second."""
+    found, low = list[tuple[str, int, int]](), 0
+    for kind, same in groupby(map(unicodedata.category, map(chr, range(sys.maxunicode + 1)))):
+        high = low + sum(1 for _ in same)
+        found.append((kind, low, high - 1))
+        low = high
+    return found
 
 
 def _by_number(pattern: str, at: int) -> tuple[Ranges | None, int]:

@@ -5,6 +5,7 @@ A number is written plainly, ``12.50``, or with one digit before the point and a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -73,28 +74,25 @@ def _up_to(whole: str, fraction: str, *, exclusive: bool) -> Regex:
 
 def _integers_below(number: str) -> Regex:
     shorter = [literal("0"), cat(_digit(1, 9), rep(_DIGIT, 0, len(number) - 2))] if len(number) > 1 else []
-    found = NOTHING
-    for at in range(len(number) - 1, -1, -1):
-        least, left = int(at == 0 and len(number) > 1), len(number) - at - 1
-        found = alt(cat(_digit(least, int(number[at]) - 1), rep(_DIGIT, left, left)), cat(literal(number[at]), found))
-    return alt(*shorter, found)
+    long = len(number) > 1
+    return alt(*shorter, *(cat(literal(number[:at]), _digit(int(long and at == 0), int(digit) - 1), left) for at, digit, left in _digits_of(number)))
 
 
 def _integers_above(number: str) -> Regex:
-    found = NOTHING
-    for at in range(len(number) - 1, -1, -1):
-        left = len(number) - at - 1
-        found = alt(cat(_digit(int(number[at]) + 1, 9), rep(_DIGIT, left, left)), cat(literal(number[at]), found))
-    return alt(cat(_digit(1, 9), rep(_DIGIT, len(number), None)), found)
+    above = (cat(literal(number[:at]), _digit(int(digit) + 1, 9), left) for at, digit, left in _digits_of(number))
+    return alt(cat(_digit(1, 9), rep(_DIGIT, len(number), None)), *above)
+
+
+def _digits_of(number: str) -> Iterator[tuple[int, str, Regex]]:
+    """Yield the digits, each with as many as are left behind it. Expressions are written side by side: engines take none within a hundred others."""
+    for at, digit in enumerate(number):
+        yield at, digit, rep(_DIGIT, len(number) - at - 1, len(number) - at - 1)
 
 
 def _fractions_below(digits: str) -> Regex:
     """Return the digits behind a point, at least one, of less than `digits`, whose last is no 0."""
-    found = NOTHING
-    for at in range(len(digits) - 1, -1, -1):
-        ends = EMPTY if at < len(digits) - 1 else NOTHING
-        found = alt(cat(_digit(0, int(digits[at]) - 1), _DIGITS), cat(literal(digits[at]), alt(found, ends)))
-    return found
+    less = (cat(literal(digits[:at]), _digit(0, int(digit) - 1), _DIGITS) for at, digit in enumerate(digits))
+    return alt(*less, *(literal(digits[:end]) for end in range(1, len(digits))))
 
 
 def _powers_below(bound: int) -> Regex:

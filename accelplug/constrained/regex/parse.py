@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from accelplug.constrained.regex import classes
-from accelplug.constrained.regex.tree import ANY, EMPTY, EVERY, NOTHING, Regex, alt, both, cat, chars, inverted, rep, without
+from accelplug.constrained.regex.tree import ANY, EMPTY, EVERY, NOTHING, Ranges, Regex, alt, both, cat, chars, inverted, rep, without
 
 MOST_REPEATS: Final = 100_000
 MOST_BEFORE: Final = 1000
@@ -129,6 +129,7 @@ class Reader:
 
     def __init__(self, pattern: str) -> None:
         self.pattern, self.at = pattern, 0
+        self.caseless = False
         self.first: bool | None = None
         """Whether nothing lies before the sequence that is being read, None at the top, where its pieces say that."""
 
@@ -168,8 +169,7 @@ class Reader:
         negative = self.pattern[self.at - 1] == "!"
         if not looks:
             raise self.fail("a look-ahead inside a group")
-        inside = self.alternatives()
-        self.close()
+        inside = self.enclosed()
         asks = self.first is not False and (any(piece.begins for piece in inside) or _BEGINNING.search(self.pattern, self.at) is not None)
         rests, found = self.rests(asks=asks), list[Piece]()
         for piece, first in _divided(before, first=self.first if asks else False):
@@ -180,9 +180,9 @@ class Reader:
 
     def rests(self, *, asks: bool) -> dict[bool, list[Piece]]:
         """Read the rest of a sequence behind a look-ahead, as it is where nothing lies before it, if that is asked for, and where something does."""
-        start, before, found = self.at, self.first, dict[bool, list[Piece]]()
+        start, before, caseless, found = self.at, self.first, self.caseless, dict[bool, list[Piece]]()
         for first in (False, True) if asks else (False,):
-            self.at, self.first = start, first
+            self.at, self.first, self.caseless = start, first, caseless
             found[first] = self.sequence(Looks.AHEAD)
         self.first = before
         return found
@@ -192,8 +192,7 @@ class Reader:
         negative = self.pattern[self.at - 1] == "!"
         if looks < Looks.AROUND:
             raise self.fail("a look-behind inside a group or behind a look-ahead")
-        inside = self.alternatives()
-        self.close()
+        inside = self.enclosed()
         if any(piece.ends for piece in inside):
             raise self.fail("'$' in a look-behind")
         look = alt(*map(_until, inside))
@@ -215,10 +214,17 @@ class Reader:
                     found.append(Piece(until, begins=True, ends=piece.ends, word=word))
         return _merged(found)
 
-    def close(self) -> None:
-        """Read the end of a group."""
+    def enclosed(self) -> list[Piece]:
+        """Read the inside of a group and its end."""
+        caseless, found = self.caseless, self.alternatives()
         if not self.take(")"):
             raise self.fail("an unclosed group")
+        self.caseless = caseless
+        return found
+
+    def set_of(self, ranges: Ranges) -> Ranges:
+        """Return characters, with the other case of those of ASCII where the case does not count."""
+        return classes.in_both_cases(ranges) if self.caseless else ranges
 
     def repeated(self) -> list[Piece]:
         pieces = self.atom()
@@ -263,8 +269,8 @@ class Reader:
         if char == ".":
             return [Piece(chars(classes.NO_LINE_END))]
         if char == "\\":
-            return [Piece(chars(classes.scalar(self.escape())))]
-        return [Piece(chars([(ord(char), ord(char))]))]
+            return [Piece(chars(classes.scalar(self.set_of(self.escape()))))]
+        return [Piece(chars(self.set_of(((ord(char), ord(char)),))))]
 
     def anchor(self, char: str) -> Piece:
         """Read an anchor, behind a backslash one that other dialects have: in ECMA 262 it is a letter, which nobody means."""
@@ -275,14 +281,20 @@ class Reader:
         return Piece(EMPTY, begins=begins, ends=not begins)
 
     def group(self) -> list[Piece]:
-        if self.take("?:"):
+        if self.take("?i)"):  # of other dialects; it counts to the end of the group that it stands in
+            self.caseless = True
+            return [Piece(EMPTY)]
+        outside = self.caseless
+        if self.take("?i:"):
+            self.caseless = True
+        elif self.take("?:"):
             pass
         elif self.take("?<") or self.take("?P<"):
             self.at = self.pattern.index(">", self.at) + 1 if ">" in self.pattern[self.at :] else len(self.pattern)
         elif self.peek("?"):
             raise self.fail("an unknown kind of group")
-        found = self.alternatives()
-        self.close()
+        found = self.enclosed()
+        self.caseless = outside
         return found or [Piece(NOTHING)]
 
     def escape(self, *, inside: bool = False) -> tuple[tuple[int, int], ...]:
@@ -306,7 +318,8 @@ class Reader:
                 else:
                     low = ((low[0][0], high[0][1]),)
             found.extend(low)
-        return classes.inverse(found) if negated else tuple(found)
+        ranges = self.set_of(tuple(found))
+        return classes.inverse(list(ranges)) if negated else ranges
 
     def member(self) -> tuple[tuple[int, int], ...]:
         if self.at >= len(self.pattern):

@@ -219,6 +219,15 @@ class Document:
             self._targets[key] = self._looked_up(node, keyword)
         return self._targets[key]
 
+    def leads_to(self, schema: Any, keyword: str) -> Any:
+        """Return the schema that a reference in one that was met names, None where that is not known."""
+        node = self._nodes.get(id(schema))
+        try:
+            target = None if node is None else self.target(node, keyword)
+        except ConstraintError:
+            return None
+        return None if target is None else target.value
+
     def _looked_up(self, node: Node, keyword: str) -> Node | None:
         reference = node.value[keyword]
         if keyword != "$ref" and self.names.anchors(reference) > 1:

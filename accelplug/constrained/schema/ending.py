@@ -11,8 +11,8 @@ from accelplug.constrained.schema.document import Document
 MOST_DEPTH: Final = 20
 MOST_STEPS: Final = 200
 """Subschemas of one value. Where there are more they may be the same ones again and again, and where they are deeper, lead back."""
-_TO_BE_TRIED: Final = frozenset({"$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems", "additionalItems"})
-"""Keywords that lead on in ways of their own, or of which jsonschema cannot read all forms."""
+_TO_BE_TRIED: Final = frozenset({"$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems"})
+"""Keywords that lead on in ways of their own."""
 _LISTS: Final = ("allOf", "anyOf", "oneOf")
 _ONES: Final = ("not", "if", "then", "else")
 

@@ -36,6 +36,10 @@ class Names:
         outermost = isinstance(self._schema, dict) and self._schema.get("$recursiveAnchor") is True
         return outermost and not any(isinstance(one.get("$id"), str) for one in inside)
 
+    def is_plain(self, reference: Any) -> bool:
+        """Whether a reference is a plain pointer that means the same wherever it stands, and so names a place itself."""
+        return isinstance(reference, str) and not self.inside and _POINTER.fullmatch(reference) is not None
+
     def anchors(self, reference: Any) -> int:
         """Return how many schemas a dynamic reference may come back to; one that may be any counts twice."""
         name = str(reference).rpartition("#")[2]

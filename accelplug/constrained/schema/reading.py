@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -21,9 +21,16 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
 
     :raises ConstraintError: a keyword's value is not what the specification asks for.
     """
+    return [clause for _, clause in placed(document, node, kind)]
+
+
+def placed(document: Document, node: Node, kind: str) -> Iterator[tuple[Place, Clause]]:
+    """Yield what a schema object says about values of one type, each with the keyword that says it.
+
+    :raises ConstraintError: a keyword's value is not what the specification asks for.
+    """
     handlers = handlers_of(kind, document.draft)
     keywords = ["$ref"] if document.draft <= 7 and "$ref" in node.value else list(node.value)
-    found: list[Clause] = []
     shapes = {} if document.is_shaped(node.value) else document.shapes
     for keyword in keywords:
         handler = handlers.get(keyword)
@@ -34,9 +41,10 @@ def clauses(document: Document, node: Node, kind: str) -> list[Clause]:
         if shape is not None and not shape.fits(place.value):
             raise misshapen(place.name, shape, place.value)
         try:
-            found.extend(handler(place))
+            found = list(handler(place))
         except (TypeError, ValueError, AttributeError, LookupError) as exc:
             if isinstance(exc, ConstraintError):
                 raise
             raise ConstraintError(f"{place.name} is {json.dumps(place.value):.60}, which the specification does not know there") from exc
-    return found
+        for clause in found:
+            yield place, clause

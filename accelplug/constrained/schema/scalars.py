@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.regex.backtracking import backtracking
 from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.regex.tree import alt, length, literal, without
-from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values, kind_of, written
+from accelplug.constrained.schema.atoms import Bound, Fractional, Inexact, Integer, Multiple, Size, Text, Values, kind_of
 from accelplug.constrained.schema.clauses import FALSE, TRUE, Alternative, Alternatives, Clause, Place, always
 from accelplug.constrained.schema.formats import FORMATS
 from accelplug.constrained.schema.numbers import MOST_SIZE
 from accelplug.constrained.schema.shapes import TYPES
 
 MOST_LENGTH: Final = 100_000
+_finite: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _ALWAYS: Final = always(TRUE)
 _NEVER: Final = always(FALSE)
 
@@ -54,18 +56,28 @@ def enumeration(place: Place) -> Iterator[Clause]:
 
 
 def _one_of(place: Place, values: list[Any]) -> Clause:
-    mine = [value for value in values if kind_of(value) == place.kind]
+    mine = _said(value for value in values if kind_of(value) == place.kind)
     if not mine:
         return always(FALSE)
-    texts = tuple(dict.fromkeys(map(written, mine)))
-    return Clause([[Values(texts)]], lambda: _other_than(place, mine))
+    return Clause([[Values(tuple(mine))]], lambda: _other_than(place, list(mine.values())))
+
+
+def _said(values: Iterable[Any]) -> dict[str, Any]:
+    """Return values by their texts, without those that have none: numbers beyond floats, and halves of pairs of surrogates."""
+    found = dict[str, Any]()
+    for value in values:
+        with suppress(ValueError):
+            text = _finite(value)
+            text.encode()
+            found[text] = value
+    return found
 
 
 def _other_than(place: Place, values: list[Any]) -> Alternatives:
     if place.kind == "string":
         return [[Text(without(alt(*map(literal, values))))]]
     if place.kind == "number":
-        return _around(sorted(set(values)))
+        return _around(place, sorted(set(values)))
     if place.kind == "boolean":
         return [[Values((text,))] for text, value in (("true", True), ("false", False)) if value not in values]
     if place.kind == "null":
@@ -73,15 +85,20 @@ def _other_than(place: Place, values: list[Any]) -> Alternatives:
     return [[Size(1, None)]] if not any(values) else [[Inexact(place.name)]]
 
 
-def _around(values: list[Any]) -> Alternatives:
+def _around(place: Place, values: list[Any]) -> Alternatives:
     """Return the gaps between numbers."""
-    lower: list[Any] = [[], *([Bound(value, lower=True, exclusive=True)] for value in values)]
-    upper: list[Any] = [*([Bound(value, lower=False, exclusive=True)] for value in values), []]
+    lower: list[Any] = [[], *([Bound(value, lower=True, exclusive=True), *_rounded(place, value)] for value in values)]
+    upper: list[Any] = [*([Bound(value, lower=False, exclusive=True), *_rounded(place, value)] for value in values), []]
     return [[*low, *high] for low, high in zip(lower, upper, strict=True)]
 
 
+def _rounded(place: Place, value: Any) -> Alternative:
+    """Say that a bound of this size is rounded, where it is."""
+    return [] if value == 0 or 1 / MOST_SIZE <= abs(value) <= MOST_SIZE else [Inexact(place.name)]
+
+
 def _bound(place: Place, *, lower: bool, exclusive: bool) -> Clause:
-    rounded: Alternative = [] if place.value == 0 or 1 / MOST_SIZE <= abs(place.value) <= MOST_SIZE else [Inexact(place.name)]
+    rounded = _rounded(place, place.value)
     return Clause([[Bound(place.value, lower, exclusive), *rounded]], [[Bound(place.value, not lower, not exclusive), *rounded]])
 
 
@@ -111,10 +128,13 @@ def multiple_of(place: Place) -> Iterator[Clause]:
 
 
 def min_length(place: Place) -> Iterator[Clause]:
-    """``minLength``."""
+    """``minLength``. What no text reaches in practice is not counted."""
     if place.kind == "string":
         low = int(place.value)
-        yield Clause([[Text(length(low, None))]], [[Text(length(0, low - 1))]] if low else FALSE)
+        if low > MOST_LENGTH:
+            yield place.unknown()
+        else:
+            yield Clause([[Text(length(low, None))]], [[Text(length(0, low - 1))]] if low else FALSE)
 
 
 def max_length(place: Place) -> Iterator[Clause]:

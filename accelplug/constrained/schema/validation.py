@@ -54,6 +54,8 @@ def validator_class(draft: int, *, declared: bool) -> Checking:
         "additionalProperties": searching.additional_properties,
         "uniqueItems": _unique_items,
     }
+    if draft < 2020:
+        extra["additionalItems"] = _additional_items
     if draft > 7:
         extra |= {"unevaluatedProperties": evaluated.unevaluated_properties}
         extra |= {"unevaluatedItems": partial(evaluated.unevaluated_items, newest=draft == 2020)}
@@ -70,7 +72,16 @@ def validator_class(draft: int, *, declared: bool) -> Checking:
     for format_name in FORMATS:
         checker.checks(format_name)(_Formatted(format_name, checker.checkers.get(format_name)))
     limited = {name: _limited(name, keyword) for name, keyword in {**base.VALIDATORS, **extra}.items()}
-    return Checking(jsonschema.validators.extend(base, limited), checker)
+    found = jsonschema.validators.extend(base, limited)
+    found.evolve = _evolved
+    return Checking(found, checker)
+
+
+def _evolved(validator: Any, **changes: Any) -> Any:
+    """Return the same validator of something else: jsonschema's own goes over to the stock validator of whatever draft a subschema names."""
+    import attrs  # which jsonschema brings
+
+    return attrs.evolve(validator, **changes)
 
 
 def _limited(name: str, keyword: Any) -> Any:
@@ -139,6 +150,20 @@ def _multiple_of(validator: Any, step: Any, instance: Any, _schema: Any) -> Iter
 
     if validator.is_type(instance, "number") and not (math.isfinite(instance) and Fraction(str(instance)) % Fraction(str(step)) == 0):
         yield ValidationError(f"{instance!r} is not a multiple of {step!r}")
+
+
+def _additional_items(validator: Any, given: Any, instance: Any, schema: dict[str, Any]) -> Iterator[Any]:
+    """``additionalItems``, which says something beside a list of ``items`` alone."""
+    from jsonschema import ValidationError
+
+    items = schema.get("items")
+    if not isinstance(items, list) or not validator.is_type(instance, "array"):
+        return
+    for place, value in enumerate(instance[len(items) :], len(items)):
+        if given is False:
+            yield ValidationError(f"the item {place} was unexpected")
+        else:
+            yield from validator.descend(value, given, path=place)
 
 
 def _unique_items(validator: Any, wanted: Any, instance: Any, _schema: Any) -> Iterator[Any]:
