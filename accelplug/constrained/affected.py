@@ -5,6 +5,7 @@ A text that breaks ``#/not/anyOf/0/pattern``, or is let through although it does
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Final
@@ -41,6 +42,8 @@ class _Affected:
         self._references: dict[str | None, list[str]] = {}
         for place, target in self._targets.items():
             self._references.setdefault(target, []).append(place)
+        self._sorted = sorted(self._keywords)
+        self._evaluating = set[str]()
         self._parts: dict[str, list[str]] = {}
         self._met: dict[str, None] = {}
         self.all: dict[str, None] = {}
@@ -74,7 +77,11 @@ class _Affected:
                     waiting.extend(self._below(self._targets[place]))
 
     def _below(self, place: str | None) -> list[str]:
-        return [use.place for use in self._uses if place is None or use.place == place or use.place.startswith(f"{place}/")]
+        if place is None:
+            return self._sorted
+        begin = bisect_left(self._sorted, f"{place}/")
+        below = self._sorted[begin : bisect_left(self._sorted, f"{place}0", begin)]  # "0" comes next to "/"
+        return [place, *below] if place in self._keywords else below
 
     def _climb(self) -> None:
         """Come to all that what was noted is part of."""
@@ -106,10 +113,13 @@ class _Affected:
     def _add_unevaluated(self, place: str) -> None:
         """Note what looks at all that no other keyword has evaluated, beside a choice or around it: it depends on what was chosen."""
         waiting = [place]
-        for one in waiting:  # grows on the way
-            around = one.rpartition("/")[0]
-            self._add(f"{around}/{name}" for name in ("unevaluatedItems", "unevaluatedProperties"))
-            waiting += [whole for whole in self._wholes(one) if self._keywords[whole] in _IN_PLACE and whole not in waiting]
+        while waiting:
+            one = waiting.pop()
+            if one not in self._evaluating:
+                self._evaluating.add(one)
+                around = one.rpartition("/")[0]
+                self._add(f"{around}/{name}" for name in ("unevaluatedItems", "unevaluatedProperties"))
+                waiting += [whole for whole in self._wholes(one) if self._keywords[whole] in _IN_PLACE]
 
     def _add_ways(self) -> None:
         """Note the choices that were come to, and the way from each to what was noted."""

@@ -66,7 +66,7 @@ JUDGED = {
     "the least float": ({"type": "number", "exclusiveMinimum": 5e-324, "maximum": 1.7976931348623157e308}, ["1e-9", "3"], ["0", "-1"]),
     "small multiples": ({"type": "number", "multipleOf": 1e-06}, ["1e-06", "1.5e-05", "0.25", "-3"], ["1.5e-06", "1e-07"]),
     "other small multiples": ({"type": "number", "multipleOf": 2.5e-05}, ["5e-05", "7.5e-05"], ["6e-05"]),
-    "fixed numbers whose spelling has an exponent": ({"enum": [1e-07, 2]}, ["1e-07", "2"], ["1", "1e-06"]),
+    "fixed numbers whose spelling has an exponent": ({"enum": [1e-07, 2]}, ["1e-07", "0.0000001", "2"], ["1", "1e-06", "0.000001"]),
     "a fixed number whose spelling has an exponent": ({"type": "object", "properties": {"a": {"const": 1.5e-10}}}, ['{"a": 1.5e-10}'], ['{"a": 1}']),
     "fixed numbers beyond floats": ('{"enum": [-1e999, [1e999], "a"]}', ['"a"'], ["-Infinity", "[Infinity]", "1"]),
     "other numbers than one beyond floats": ('{"type": "number", "not": {"const": 1e400}}', ["1", "-2.5"], ['"a"']),

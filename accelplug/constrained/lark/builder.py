@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable
+from decimal import Decimal
 from functools import lru_cache
 from itertools import permutations
 from operator import attrgetter
@@ -241,6 +242,8 @@ def _string(regex: Regex) -> str:
 
 
 def spellings(text: str) -> list[str]:
-    """Return how a value that is no object and no list may be written: as the schema has it, and a whole number without its fraction."""
+    """Return how a value that is no object and no list may be written: as the schema has it, and a number without a fraction of 0, or an exponent."""
     value = None if text[0] == '"' else json.loads(text)
-    return [text, str(int(value))] if isinstance(value, float) and value.is_integer() else [text]
+    if isinstance(value, float) and value.is_integer():
+        return [text, str(int(value))]
+    return [text, format(Decimal(text), "f")] if isinstance(value, float) and "e" in text else [text]
