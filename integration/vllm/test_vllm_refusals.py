@@ -310,7 +310,7 @@ def test_unconfigured_changes_nothing(on_v1: dict[Any, dict[str, Any]], model_di
 @pytest.mark.parametrize("audit", [0.0, 0.5])
 def test_what_is_wrapped_once_configured(audit: float, on_v1: dict[Any, dict[str, Any]]) -> None:
     """Audits take more, and only they."""
-    for_audits = ["AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.step"] if audit else []
+    for_audits = ["AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.abort_request", "LLMEngine.step"] if audit else []
     assert on_v1[f"audit {audit}"]["wrapped"] == ["EngineArgs.create_engine_config", "InputProcessor._validate_params", *for_audits]
 
 

@@ -19,8 +19,10 @@ from servers import Server, Serving, sample_of, total_of
 CLIENTS = 32
 RULE = 'kind="verifier"', 'technique="halved"'
 SHOWN = {"v1": "V1 runner; vLLM shows it as method 'custom_class'", "v2-async": "V2 runner; vLLM shows it as method 'ngram_gpu'"}
-WRAPPED = ("EngineArgs.create_engine_config", "InputProcessor._validate_params", "AsyncLLM.generate", "LLMEngine.add_request", "LLMEngine.step",
-           "RequestSpecDecodeMetrics.to_dict")  # fmt: skip
+WRAPPED = (
+    "EngineArgs.create_engine_config", "InputProcessor._validate_params", "AsyncLLM.generate", "LLMEngine.add_request",
+    "LLMEngine.abort_request", "LLMEngine.step", "RequestSpecDecodeMetrics.to_dict",
+)  # fmt: skip
 ALWAYS = [
     *(f"in effect in vLLM's front end: {method} is wrapped" for method in WRAPPED),
     "in effect in vLLM's configuration: worker_cls is accelplug.hosts.vllm.worker.{worker}",
