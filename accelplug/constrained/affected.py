@@ -6,7 +6,7 @@ A text that breaks ``#/not/anyOf/0/pattern``, or is let through although it does
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
 from functools import cached_property
 from typing import Final
 
@@ -24,19 +24,18 @@ _IN_PLACE: Final = frozenset({*_REFERENCES, "allOf", "anyOf", "oneOf", "if", "th
 _EVALUATING: Final = frozenset({"anyOf", "oneOf", "if"})
 
 
-def with_affected(document: Document, uses: list[Use], checked: tuple[str, ...]) -> tuple[str, ...]:
+def with_affected(document: Document, uses: list[Use], checked: Collection[str]) -> Set[str]:
     """Return the places of keywords that the final check may find broken, where the mask does not hold these."""
     if not checked or (_CHOICES | _BESIDE.keys() | {*_REFERENCES}).isdisjoint(use.keyword for use in uses):
-        return checked
-    found = _Affected(document, uses, checked).all
-    return tuple(dict.fromkeys([use.place for use in uses if use.place in found]))
+        return frozenset(checked)
+    return _Affected(document, uses, checked).all.keys()
 
 
 class _Affected:
     """One search, from the keywords that are checked to what they are parts of, up to where nothing new is found."""
 
-    def __init__(self, document: Document, uses: list[Use], checked: tuple[str, ...]) -> None:
-        self._document, self._uses = document, uses
+    def __init__(self, document: Document, uses: list[Use], checked: Collection[str]) -> None:
+        self._document = document
         self._keywords = {use.place: use.keyword for use in uses}
         self._targets = {use.place: self._target(use) for use in uses if use.keyword in _REFERENCES}
         self._references: dict[str | None, list[str]] = {}

@@ -16,7 +16,7 @@ from accelplug.constrained.lark.compile import to_lark
 from accelplug.constrained.plain import MAY_CHANGE, plain
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.schema.vocabulary import has_any_of, later_than
-from accelplug.constrained.statements import BESIDE_OTHERS, Use, split, uses
+from accelplug.constrained.statements import BESIDE_OTHERS, Use, divided, inexact_among, uses
 from accelplug.hooks import CompileLimits, GrammarSpec, GrammarStatement, Matcher, Vocabulary
 
 OTHER_KINDS: Final = {
@@ -71,11 +71,10 @@ def _as_it_is(name: str, document: Document, found: list[Use], spec: GrammarSpec
     if given.overlaps or not all(_knows(name, feature) for feature in given.features):
         return None
     left = {*with_affected(document, found, given.checked), *[use.place for use in found if use.feature.endswith(BESIDE_OTHERS)]}
-    checked = tuple(dict.fromkeys([use.place for use in found if use.place in left])) if left else ()
+    enforced, checked = divided(found, left)
     if checked and spec.strict:
         return None
     try:
-        enforced = tuple(dict.fromkeys([use.place for use in found if use.place not in left]))
         asked = spec if given.text is spec.text else replace(spec, text=given.text)
         return Route(begin(name, asked, vocabulary), GrammarStatement(label(name), enforced, checked))
     except ConstraintError:
@@ -96,9 +95,7 @@ def _rewritten(document: Document, found: list[Use], spec: GrammarSpec, vocabula
     except ConstraintError:
         written = to_lark(document, spec.whitespace, deadline, limits, any_order=any_order, coarse=True, may_nest=may_nest)
         begun = begin_written(written.text, vocabulary)
-    checked = with_affected(document, found, split(found, written.inexact)[1])
-    left = set(checked)
-    enforced = tuple(dict.fromkeys([use.place for use in found if use.place not in left]))
+    enforced, checked = divided(found, with_affected(document, found, inexact_among(found, written.inexact)))
     return Route(begun, GrammarStatement(f"{label('llguidance')}, rewritten", enforced, checked))
 
 

@@ -244,20 +244,30 @@ _FORMED: Final = frozenset({*_FORMS_OF, "format"})
 
 
 def split(all_uses: list[Use], inexact: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Divide places into those that are enforced and those that are checked: what stands at or below an inexact place.
+    """Divide places into those that are enforced and those that are checked, by what a mask does not hold."""
+    return divided(all_uses, inexact_among(all_uses, inexact))
+
+
+def divided(all_uses: list[Use], checked: Set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Divide places into those that are enforced and those that are checked, each once and in the document's order."""
+    places = tuple(dict.fromkeys([use.place for use in all_uses]))
+    if not checked:
+        return places, ()
+    return tuple([place for place in places if place not in checked]), tuple([place for place in places if place in checked])
+
+
+def inexact_among(all_uses: list[Use], inexact: Iterable[str]) -> Set[str]:
+    """Return the places that a mask does not hold exactly: what stands at or below an inexact one.
 
     ``"*/required"`` is every such keyword. Where a place is none of the document's, being named by another way there, all of it counts as checked.
     """
     vague = frozenset(inexact)
     if not vague:
-        return tuple(dict.fromkeys([use.place for use in all_uses])), ()
+        return vague
     known = {use.place for use in all_uses}
     if all(place in known or place.startswith("*/") or any(one.startswith(f"{place}/") for one in known) for place in vague):
-        checked = [use.place for use in all_uses if f"*/{use.keyword}" in vague or is_below(use.place, vague)]
-    else:
-        checked = [use.place for use in all_uses]
-    kept = dict.fromkeys(checked)
-    return tuple(dict.fromkeys([use.place for use in all_uses if use.place not in kept])), tuple(kept)
+        return {use.place for use in all_uses if f"*/{use.keyword}" in vague or is_below(use.place, vague)}
+    return known
 
 
 def is_below(place: str, vague: Set[str]) -> bool:

@@ -97,13 +97,13 @@ class Builder:
         """Return an expression, or of one that is too much as many of the conditions in it, the small ones first, as are not."""
         found = self._weakened.get(regex)
         if found is None:
-            found = self._weakened[regex] = both(*self.kept(sorted(_conditions(regex), key=_SIZE))) if self.is_too_much(regex) else regex
+            found = self._weakened[regex] = both(*self.kept(_conditions(regex))) if self.is_too_much(regex) else regex
         return found
 
     def kept(self, regexes: list[Regex]) -> list[Regex]:
-        """Return those of several expressions that are together not too much, one after the other as far as that goes."""
+        """Return those of several expressions that are together not too much, the small ones first as far as that goes."""
         kept: list[Regex] = []
-        for regex in regexes:
+        for regex in sorted(regexes, key=_SIZE):
             if not self.is_too_much(both(*kept, regex)):
                 kept.append(regex)
         return kept

@@ -53,8 +53,7 @@ def string(builder: Builder, branch: Branch) -> list[Symbols]:
         return given
     regex = text_of(branch)
     if builder.is_too_much(regex):
-        texts = sorted((atom.regex for atom in branch if isinstance(atom, Text)), key=lambda one: one.size)
-        kept = builder.kept(texts)
+        kept = builder.kept([atom.regex for atom in branch if isinstance(atom, Text)])
         builder.give_up(lambda atom: isinstance(atom, Text) and atom.regex not in kept)
         regex = both(*kept)
     found = builder.string(regex)
