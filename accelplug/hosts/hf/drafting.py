@@ -67,8 +67,9 @@ class Drafting:
 
     def _watch(self, rows: IntArray, lengths: IntArray) -> None:
         """Make the views of these rows once: the arrays inside change from step to step."""
-        self.rows, self.lengths = rows.copy(), lengths
-        self.rows.flags.writeable = False  # drafters are shown this very array
+        rows = rows.copy()
+        rows.flags.writeable = False  # drafters are shown this very array
+        self.rows, self.lengths = rows, lengths
         self.fresh, self.accepted, self.budgets = (np.zeros(len(rows), dtype=np.int64) for _ in range(3))
         parameters = {name: values[rows] for name, values in self.given.items()}
         self.commit_view = CommitView(rows, rows, self.tokens, self.lengths, self.fresh, self.accepted)

@@ -66,30 +66,39 @@ class Front:
         masking = session.masking()
         if masking is not None:
             logits_processor = LogitsProcessorList([*(logits_processor or ()), masking])
+        loop = Loop(session, streamer, keeps_cache=given_cache(arguments) is not None, masking=masking)
+        with self._alone(), healing:
+            output = self.plain(
+                *(() if inputs is None else (inputs,)),  # the first argument is not called inputs everywhere
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                stopping_criteria=criteria,
+                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                streamer=streamer,
+                custom_generate=loop,
+                **arguments,
+            )
+        if not loop.has_run:
+            raise _own_loop(session.model)
+        return output
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads out while the model generates, and say so where its own ``generate()`` knows no loop but its own.
+
+        :raises HostError: another thread is in.
+        """
+        session = self.session
         if not session.busy.acquire(blocking=False):
             raise HostError("another thread is generating with this accelplug session; attach one model per thread")
-        loop = Loop(session, streamer, keeps_cache=given_cache(arguments) is not None, masking=masking)
         try:
-            with healing:
-                output = self.plain(
-                    *(() if inputs is None else (inputs,)),  # the first argument is not called inputs everywhere
-                    generation_config=generation_config,
-                    logits_processor=logits_processor,
-                    stopping_criteria=criteria,
-                    prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-                    streamer=streamer,
-                    custom_generate=loop,
-                    **arguments,
-                )
+            yield
         except ValueError as exc:
             if "custom_generate" in str(exc):  # unknown to a generate() of the model's own (Musicgen)
                 raise _own_loop(session.model) from exc
             raise
         finally:
             session.busy.release()
-        if not loop.has_run:
-            raise _own_loop(session.model)
-        return output
 
     def _check(self, arguments: dict[str, Any]) -> None:
         """Refuse what a call asks for beside the session.

@@ -235,12 +235,18 @@ def test_a_plugin_cannot_end_the_process(model):
         accelplug.generate(model, PROMPT, drafter=Misbehaves("leaves"), max_new_tokens=20, do_sample=False)
 
 
-def test_a_drafter_cannot_write_into_the_hosts_rows(model):
+@pytest.mark.parametrize("method", ["start", "observe"])
+def test_a_drafter_cannot_write_into_the_hosts_rows(model, method):
     @dataclass
     class Writes(Counted):
         def start(self, slots: Any) -> None:
             slots[:] = 0
 
+        def observe(self, view: Any) -> None:
+            view.rows[:] = 0
+
+    if method == "observe":
+        del Writes.start
     with pytest.raises(ValueError, match="read-only") as caught:
         accelplug.generate(model, PROMPT, drafter=Writes(), max_new_tokens=3, do_sample=False)
     assert any("Writes" in note for note in caught.value.__notes__)
