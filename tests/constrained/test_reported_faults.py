@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
+from spent import processor_seconds
 
 from accelplug import ConstraintError
 from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary
@@ -52,12 +52,12 @@ def test_schemas_of_nested_one_of_compile_for_minutes():
     for depth in range(12):
         other = {"type": "object", "properties": {f"other{depth}": {"type": "string"}}}
         schema = {"oneOf": [{"type": "object", "properties": {f"p{depth}": schema}, "required": [f"p{depth}"]}, other]}
-    began = time.monotonic()
+    began = processor_seconds()
     try:
         Auto().compile(GrammarSpec("json_schema", json.dumps(schema)), VOCABULARY, LIMITS)
     except ConstraintError as exc:
         assert "limit" in str(exc)  # noqa: PT017 - either is right
-    assert time.monotonic() - began < 6 * LIMITS.seconds
+    assert processor_seconds() - began < 6 * LIMITS.seconds
 
 
 @pytest.mark.parametrize("engine", [Auto(), Alone("xgrammar"), Alone("llguidance")], ids=["auto", "xgrammar", "llguidance"])
