@@ -11,7 +11,7 @@ FIRST = "integration/vllm/"
 """What takes the longest begins at once."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Leave the other process its core: what torch computes here is small."""
     if os.environ.get("PYTEST_XDIST_WORKER"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
