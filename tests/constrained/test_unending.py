@@ -27,6 +27,25 @@ REPEAT_ONE_TEXT = [
     'A: "x" /b+/ | "c"',
     "A: /[ab]+/ & /[ac]+/",
     "A: /[ab]+/ & ~/b/",
+    "A: /(a|a)+/",
+    "A: /(a?a)+/",
+    "A: /[aa]+/",
+    "A: /[a-a]+/",
+    r"A: /[\x61a]+/",
+    r"A: /[\x{61}a]+/",
+    r"A: /[^\x00-\x60\x62-\u{10FFFF}]+/",
+    "A: /[ab&&a]+/",
+    "A: /[ab--b]+/",
+    "A: /[a[a]]+/",
+    "A: /[b-a]+/",
+    "A: /(a[bc]{0})+/",
+    "A: /(a[bc]{0,0})+/",
+    "A: /(?x)[a ]+/",
+    "A: /[a ]+/x",
+    r"A: /\p{Zl}+/",
+    "%import common.LF\nA: LF+",
+    "%import common.CR -> B\nA: B+",
+    'A: ("a" | "a")+',
 ]
 VARY = [
     "start: A B\nA: /[a-z]+/\nB: /a/\n",
@@ -42,6 +61,9 @@ VARY = [
     "// a+ /b+/\nA: /[a-z_]\\w*/",
     '%ignore /[ \\t]+/\nstart: "a"',
     "A: /.*&~x/",
+    r"A: /[^\"\\\x00-\x1F\x7F]*/",
+    "A: /[a&-~^]+/",
+    r"A: /[a\]]*/",
 ]
 
 
@@ -64,6 +86,9 @@ def compiled(kind, text):
     [
         ("lark", 'start: "x" A "a"\nA: /(ab)+/'),
         ("lark", "start: A B\nA: C+\nB: C\nC: /a/"),
+        ("lark", "start: A B\nA: /(a|a)+/\nB: /a/"),
+        ("lark", "start: A B\nA: /(a?a)+/\nB: /a/"),
+        ("lark", "start: A B\nA: /[aa]+/\nB: /a/"),
         ("ebnf", 'root ::= x "a"\nx ::= [a]+\n'),
     ],
 )

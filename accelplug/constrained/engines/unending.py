@@ -2,6 +2,7 @@ r"""Lark grammars in which llguidance might force a text without an end, where i
 
 A terminal takes as much as it can. Where all that may follow it begins as it goes on (``start: A B``, ``A: /a+/``, ``B: /a/``), its one way on is one
 more of the same, for ever. That takes a terminal that repeats one text only, which few have: ``/[a-z]+/`` and ``/(\\.|[^"])*/`` are none.
+Several texts are told by a class of several characters: ``(a|a)*`` and ``(a?a)*`` repeat one, and ``(ab|c)*``, taken for one text, only loses its forcing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from accelplug.constrained.regex.parse import SIGN
+from accelplug.constrained.regex.parse import SIGN, Reader, UnsupportedPatternError
+from accelplug.constrained.regex.tree import normal
 
 NO_FORCING: Final = '\n%llguidance {"no_forcing": true}\n'
 _SIGNS: Final = re.compile(
@@ -18,9 +20,14 @@ _SIGNS: Final = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 _IMPORTED: Final = re.compile(r"^[ \t]*%import\b(.*)", re.MULTILINE)
+_ONE_CHARACTER: Final = re.compile(r"\b(?:CR|LF)\b")
+"""Of the terminals that may be imported."""
 _GROUP: Final = re.compile(r"\(\?(?:[A-Za-z-]*:|P?<\w+>)")
-_MANY: Final = re.compile(r"\[(?!\\?.\])|\\[dDwWsSpP]|[.|?]$")
-"""What has more than one way on, at a glance."""
+_SHORT: Final = re.compile(r"\\[dDwWsS]|\.")
+_PLAIN_CLASS: Final = re.compile(r"\[\^?(?:\\(?:[dDwWsSnrtfv]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|\W)|[^\[\]\\&~-]|([-&~])(?!\1))+\]")
+"""A class that every dialect reads alike."""
+_CHANGES: Final = re.compile(r"\{0+(?:,0+)?\}|\(\?[a-z-]*x|/[a-z]*x[a-z]*\s*$", re.MULTILINE)
+"""What takes a class out again, or reads it otherwise: no repetition, and the flag for blanks that mean nothing."""
 _WITHOUT_END: Final = re.compile(r"[*+]|\{\d*,\}")
 _SET_TO_SET: Final = ("&", "~")
 
@@ -30,10 +37,22 @@ def may_go_on(lark: str) -> bool:
     if not _WITHOUT_END.search(lark.replace(" ", "")):
         return False
     defined, expressions = _terminals(_IMPORTED.sub("", lark))
-    varied = {name for line in _IMPORTED.findall(lark) for name in re.findall(r"\w+", line)}
-    varied |= {name for name, signs in defined.items() if any(map(_MANY.match, signs))}
+    varied = {name for line in _IMPORTED.findall(lark) if not _ONE_CHARACTER.search(line) for name in re.findall(r"\w+", line)}
+    varied |= {name for name, signs in defined.items() if any(map(_has_several, signs))}
     terminals = [["." if sign in varied else sign for sign in signs] for signs in defined.values()]
-    return any(sign in _SET_TO_SET for signs in terminals for sign in signs) or any(map(_repeats_one, [*expressions, *terminals]))
+    changed = _CHANGES.search(lark) or any(sign in _SET_TO_SET for signs in terminals for sign in signs)
+    return bool(changed) or any(map(_repeats_one, [*expressions, *terminals]))
+
+
+def _has_several(sign: str) -> bool:
+    """Whether one of several characters may stand here, as far as that is read alike everywhere."""
+    if not _PLAIN_CLASS.fullmatch(sign):
+        return _SHORT.fullmatch(sign) is not None
+    try:
+        ranges = normal(Reader(sign[1:]).bracket())
+    except UnsupportedPatternError:
+        return False
+    return sum(last - first + 1 for first, last in ranges) > 1
 
 
 def _terminals(lark: str) -> tuple[dict[str, list[str]], list[list[str]]]:
@@ -56,7 +75,7 @@ def _repeats_one(signs: list[str]) -> bool:
     """Whether one text is repeated without a bound."""
     opened, last = list[int](), 0
     for at, sign in enumerate(signs):
-        if _WITHOUT_END.match("".join(signs[at : at + 12])) and not any(map(_MANY.match, signs[last:at])):
+        if _WITHOUT_END.match("".join(signs[at : at + 12])) and not any(map(_has_several, signs[last:at])):
             return True
         if sign == "(":
             opened.append(at)
