@@ -11,16 +11,17 @@ FIRST = "integration/vllm/"
 """What takes the longest begins at once."""
 
 
-def pytest_configure() -> None:
-    """Leave the other process its core: what torch computes here is small."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order, and leave the other process its core: what torch computes here is small."""
+    config.option.loadscopereorder = False
     if os.environ.get("PYTEST_XDIST_WORKER"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests by file, those of vLLM's engines together and first."""
-    if config.getoption("dist", "no") != "loadgroup":
+    """Group the tests by file, those of vLLM's engines together and first, in the processes that run them."""
+    if not config.getoption("loadgroup", default=False):
         return
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
     for item, group in zip(items, _groups(items), strict=True):
