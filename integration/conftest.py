@@ -1,9 +1,9 @@
-"""Several processes share the tests (``pytest -n 2 --dist loadgroup``): a file is one process's, and so are vLLM's engines, which are started once."""
+"""Two processes share the tests under ``pytest -n 2``: a file is one process's, and so are vLLM's engines, which are started once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -18,16 +18,19 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests by file, those of vLLM's engines together and first, in the processes that run them."""
-    if not config.getoption("loadgroup", default=False):
-        return
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
-    for item, group in zip(items, _groups(items), strict=True):
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a process begin with vLLM's engines, where there are several."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
-def _groups(items: list[pytest.Item]) -> Iterator[str]:
-    for item in items:
-        yield FIRST if item.nodeid.startswith(FIRST) else item.nodeid.partition("::")[0]
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share out files, those of vLLM's engines together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return FIRST if nodeid.startswith(FIRST) else nodeid.partition("::")[0]
+
+    return Files(config, log)
