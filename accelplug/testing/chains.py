@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -21,22 +22,29 @@ OURS: Final = 1
 """The request of the batch that is looked at; others stand before and behind it."""
 
 
-def step_on_device(target: Table, draft: Draft, rule: Technique, *, lossless: bool, do_sample: bool = True) -> dict[Context, float]:
+def step_on_device(
+    target: Table, draft: Draft, rule: Technique, *, lossless: bool, do_sample: bool = True, parameters: Mapping[str, tuple[float, float]] | None = None
+) -> dict[Context, float]:
     """Take one step through every outcome, in a batch with others; return the probability of every text it ends with.
 
     :param draft: drafts chains.
     :param lossless: what the rule's traits say.
+    :param parameters: per-request options, name -> the value that the others send, and the one that ours does.
     """
-    return Enumeration().outcomes(lambda chance: _take(chance, target, draft, rule, lossless=lossless, do_sample=do_sample))
+    return Enumeration().outcomes(lambda chance: _take(chance, target, draft, rule, parameters or {}, lossless=lossless, do_sample=do_sample))
 
 
-def _take(chance: Enumeration, target: Table, draft: Draft, rule: Technique, *, lossless: bool, do_sample: bool) -> Context:
+def _take(
+    chance: Enumeration, target: Table, draft: Draft, rule: Technique, parameters: Mapping[str, tuple[float, float]], *, lossless: bool, do_sample: bool
+) -> Context:
     chain = draft(chance, (), draft.depth)
     chains = [[0, 0], [*chain.tokens, 0], [1]]  # padding behind the first one's draft, and behind ours
     scores = torch.cat([_neighbour(3), logits_of(target, (), chain), _neighbour(1), _neighbour(2)])
     rows = probabilities(scores, greedy=not do_sample)
     begins = torch.tensor([0, 3, 5 + len(chain)])
     view = _view(rows, scores, chains, torch.tensor([1, len(chain), 1]), chain, _below(chance))
+    sent = {name: torch.tensor([values[request == OURS] for request in view.requests.tolist()]) for name, values in parameters.items()}
+    view = replace(view, drafts=replace(view.drafts, parameters=sent))
     kept, rest, _ = choose_on_device(rule, view, lambda kept: (rows[begins + kept], scores[begins + kept]), lossless=lossless)
     last = chance.draw(rest[OURS][None])[0] if do_sample else int(rest[OURS].argmax())
     return (*chain.tokens[: int(kept[OURS])], last)

@@ -10,7 +10,7 @@ later step begins at a context of its own, so a rule that is exact for one step 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, Protocol
@@ -132,7 +132,7 @@ class Judged:
         self.ends.update(other.ends)
 
 
-def take_step(
+def take_step(  # noqa: PLR0913 - what a step depends on
     chance: Chance,
     target: Table,
     draft: Draft,
@@ -142,10 +142,12 @@ def take_step(
     context: Context = (),
     do_sample: bool = True,
     judged: Judged | None = None,
+    parameters: Mapping[str, float] | None = None,
 ) -> Context:
     """Draft once after the context and let the host's own walk verify it; return the context and what was emitted."""
     # Scores are kept so that greedy decoding asks the rule as well.
-    walk = Walk(rule, processors or LogitsProcessorList(), do_sample=do_sample, keep_scores=not do_sample, chance=chance)
+    sent = {name: np.asarray([value]) for name, value in (parameters or {}).items()}
+    walk = Walk(rule, processors or LogitsProcessorList(), do_sample=do_sample, keep_scores=not do_sample, chance=chance, parameters=sent)
     prompt = torch.tensor([[VOCAB, *context]])
     request = Requests(prompt, StoppingCriteriaList(), max_length=prompt.shape[1] + draft.depth + 1, pad_token_id=0, on_device=True)
     tree = draft(chance, context, draft.depth)
@@ -164,17 +166,19 @@ def step(
     context: Context = (),
     do_sample: bool = True,
     judged: Judged | None = None,
+    parameters: Mapping[str, float] | None = None,
 ) -> dict[Context, float]:
     """Take one step through every outcome; return the probability of every text it ends with, the context included.
 
     :param verifier: a built technique, a name, or an object.
     :param judged: counts what became of the drafts.
+    :param parameters: per-request options that the request sends, name -> value.
     :raises AssertionError: the drafts never were as deep as they say, so their last levels were not put to the test.
     """
     rule = verifier if isinstance(verifier, Technique) else load_registry(entry_points=False).build("verifier", verifier, None)  # type: ignore[arg-type]
     seen = Judged()
     outcomes = Enumeration().outcomes(
-        lambda chance: take_step(chance, target, draft, rule, processors, context=context, do_sample=do_sample, judged=seen)
+        lambda chance: take_step(chance, target, draft, rule, processors, context=context, do_sample=do_sample, judged=seen, parameters=parameters)
     )
     deepest = max(levels for _, levels in seen.ends)
     require(deepest == draft.depth, f"{type(draft).__name__} drafted {deepest} levels where it says {draft.depth}; draft as deep as `depth`, or lower it")

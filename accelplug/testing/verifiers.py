@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from accelplug._errors import HostError
+from accelplug._errors import AccelplugError, HostError
 from accelplug.hooks.capabilities import Selection, admit, judges_chains, judges_paths, verifier_traits
 from accelplug.hooks.registry import Technique
 from accelplug.hooks.verifying import VerifierTraits
 from accelplug.testing.building import Conformance, require, skip
+from accelplug.testing.parameters import other_values, own_values
 
 if TYPE_CHECKING:
     from accelplug.testing.enumeration import Judged, Table
@@ -119,6 +120,43 @@ class VerifierConformance(Conformance):
         from accelplug.testing import views
 
         views.check_unchanged(rule, traits)
+
+    def test_a_request_may_send_its_own_values(self) -> None:
+        """Options that a request may set: it is judged as by a rule built with its values, others beside it by theirs."""
+        rule, traits = self._rule()
+        if not (own := own_values(rule)):
+            skip(f"{rule} has no options that a request may set")
+        differ = [self._differs(rule, traits, name, (own[name], value)) for name in own for value in list(other_values(rule, name))[:2]]
+        if not any(differ):
+            skip(f"{rule} judges here alike with every value of {', '.join(own)} that it declares the bounds of, so nothing was proved")
+
+    def _differs(self, rule: Technique, traits: VerifierTraits, name: str, values: tuple[float, float]) -> bool:
+        """Check two values of an option; return whether rules built with them differ."""
+        from accelplug.testing import views
+
+        try:
+            built = self.build({name: values[1]})
+        except (AccelplugError, TypeError, ValueError):  # it does not go with the other options
+            return False
+        if not judges_paths(rule):
+            return views.check_own_values(rule, built, traits, name, values)
+        told_apart = [self._steps_differ(rule, built, case, name, values) for case in itertools.islice(_cases(traits), 4)]
+        return any(told_apart)
+
+    def _steps_differ(self, rule: Technique, built: Technique, case: tuple[str, Table, Grow], name: str, values: tuple[float, float]) -> bool:
+        from accelplug.testing.chains import step_on_device
+        from accelplug.testing.enumeration import step, total_variation
+        from accelplug.testing.views import require_own_values
+
+        _, target, grow = case
+        expected = step(target, grow, built)
+        sent = [step(target, grow, rule, parameters={name: values[1]})]
+        if judges_chains(rule) and grow.plan and all(len(level) == 1 for level in grow.plan):
+            lossless = verifier_traits(rule).lossless is not None
+            sent.append(step_on_device(target, grow, rule, lossless=lossless, parameters={name: values}))
+        for outcomes in sent:
+            require_own_values(rule, name, held=total_variation(outcomes, expected) < EXACT)
+        return total_variation(step(target, grow, rule), expected) > EXACT
 
     def test_it_is_admitted_for_what_it_promises_only(self) -> None:
         """A lossy rule has to be asked for, one for greedy decoding is refused under sampling."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,36 @@ def check_rows_alone(rule: Technique, traits: VerifierTraits) -> None:
             off = float((rest(row)[0] - left[i]).abs().max())
             wanted = "look at a candidate's own row, and not at the draft of a DELTA one"
             require(off < 1e-5, f"{rule}: a candidate's residual differs by {off:.3g} in a batch and alone; {wanted}")
+
+
+def check_own_values(rule: Technique, built: Technique, traits: VerifierTraits, name: str, values: tuple[float, float]) -> bool:
+    """Send two values of an option by turns: each candidate is judged as by the rule that is built with its value. Return whether those two differ.
+
+    :param rule: built with the first of `values`.
+    :param built: with the second.
+    """
+    differ, second = False, torch.arange(ROWS) % 2 == 1
+    for view in verify_views(traits):
+        sent = replace(view, parameters={name: torch.tensor([values[i % 2] for i in range(ROWS)])})
+        alone = [_answers(each, view) for each in (rule, built)]
+        differ |= not _equal(*alone)
+        expected = tuple(two.where(second if two.ndim == 1 else second[:, None], one) for one, two in zip(*alone, strict=True))
+        for each in (rule, built):
+            require_own_values(each, name, held=_equal(_answers(each, sent), expected))
+    return differ
+
+
+def require_own_values(rule: Technique, name: str, *, held: bool) -> None:
+    """Fail where a request's own value did not count as an option of the rule would have."""
+    require(held, f"{rule} does not judge a request that sends its own {name} as it does built with that; read view.parameters[{name!r}] per row")
+
+
+def _answers(rule: Technique, view: VerifyView) -> tuple[Tensor, Tensor]:
+    return rule.instance.accept(view), getattr(rule.instance, "residual", residual)(view)
+
+
+def _equal(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    return all(float((a - b).abs().max()) < 1e-5 for a, b in zip(one, other, strict=True))
 
 
 def check_unchanged(rule: Technique, traits: VerifierTraits) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import ClassVar
+from unittest import SkipTest
 
 import pytest
 import torch
 
 from accelplug import AccelplugError
-from accelplug.hooks import ROOT, ChainsChoice, Choice, NodeKind, VerifierTraits, residual
+from accelplug.hooks import ROOT, ChainsChoice, Choice, NodeKind, VerifierTraits, option, residual
 from accelplug.testing import VerifierConformance
 
 
@@ -239,6 +241,86 @@ class CountsThemOnTheHost(TokenByToken):
         return torch.tensor([row.index(False) if False in row else len(row) for row in accepted.tolist()])
 
 
+@dataclass
+class Scaled(Rule):
+    """A right way to let requests say how much they accept."""
+
+    share: float = option(0.5, ge=0.0, le=1.0, per_request=True)
+
+    traits: ClassVar[VerifierTraits] = VerifierTraits(lossless=None)
+
+    def shares(self, view):
+        return view.parameters.get("share", self.share)
+
+    def accept(self, view):
+        return super().accept(view) * self.shares(view)
+
+
+class IgnoresShares(Scaled):
+    def shares(self, view):
+        return self.share
+
+
+class FirstSharesForAll(Scaled):
+    def shares(self, view):
+        return view.parameters["share"][0] if "share" in view.parameters else self.share
+
+
+class SharesUpToItsOwn(Scaled):
+    def shares(self, view):
+        return torch.as_tensor(super().shares(view)).clamp(max=self.share)
+
+
+class SharesTheTargetToo(Scaled):
+    """Heeds requests in what it accepts, and not in what it leaves."""
+
+    def residual(self, view):
+        return residual(view) * self.share + view.target * (1 - self.share)
+
+
+@dataclass
+class AtMost(TokenByToken):
+    """A right way to let requests say how many drafts they accept, in both forms."""
+
+    most: int = option(1, ge=1, le=8, per_request=True)
+
+    traits: ClassVar[VerifierTraits] = VerifierTraits(lossless=None, shape="chain")
+
+    def choose(self, view):
+        path = super().choose(view).path[: int(view.parameters.get("most", self.most))]
+        return Choice(path, view.target[len(path)])
+
+    def kept(self, view, accepted):
+        most = view.drafts.parameters.get("most")
+        return super().kept(view, accepted).clamp(max=self.most if most is None else view.padded(most).amax(1))
+
+    def rest(self, rejected):
+        return rejected.target
+
+
+class AtMostItsOwn(AtMost):
+    def choose(self, view):
+        return super().choose(replace(view, parameters={}))
+
+
+class AtMostItsOwnOnTheDevice(AtMost):
+    def kept(self, view, accepted):
+        return super().kept(replace(view, drafts=replace(view.drafts, parameters={})), accepted)
+
+
+class AtMostAsAnother(AtMost):
+    """Takes the first request's number for all on the device."""
+
+    def kept(self, view, accepted):
+        most = view.drafts.parameters.get("most")
+        return TokenByToken.kept(self, view, accepted).clamp(max=self.most if most is None else most[0])
+
+
+class Unheard(Scaled):
+    def accept(self, view):
+        return Rule.accept(self, view)
+
+
 WRONG: list[tuple[str, object, str]] = [
     ("test_sampled_output_has_the_targets_distribution", HalvesPointMasses(), "is not exact on 'delta chain'"),
     ("test_sampled_output_has_the_targets_distribution", ForgetsTheResidual(), "is not exact on 'delta chain'"),
@@ -267,6 +349,13 @@ WRONG: list[tuple[str, object, str]] = [
     ("test_judging_on_the_device_needs_no_synchronisation", CountsThemOnTheHost(), "reads values of the device"),
     ("test_views_are_left_as_they_were", WritesIntoTheTarget(), "wrote into view.target"),
     ("test_views_are_left_as_they_were", WritesIntoThePath(), "wrote into view.target"),
+    ("test_a_request_may_send_its_own_values", IgnoresShares(), "does not judge a request that sends its own share as it does built with that"),
+    ("test_a_request_may_send_its_own_values", FirstSharesForAll(), "does not judge a request that sends its own share"),
+    ("test_a_request_may_send_its_own_values", SharesUpToItsOwn(), "does not judge a request that sends its own share"),
+    ("test_a_request_may_send_its_own_values", SharesTheTargetToo(), "does not judge a request that sends its own share"),
+    ("test_a_request_may_send_its_own_values", AtMostItsOwn(), "does not judge a request that sends its own most"),
+    ("test_a_request_may_send_its_own_values", AtMostItsOwnOnTheDevice(), "does not judge a request that sends its own most"),
+    ("test_a_request_may_send_its_own_values", AtMostAsAnother(), "does not judge a request that sends its own most"),
     ("test_it_is_admitted_for_what_it_promises_only", Unprovided(), "needs 'hidden.last'"),
 ]
 RIGHT = [
@@ -276,6 +365,8 @@ RIGHT = [
     ("test_sampled_output_has_the_targets_distribution", TokenByToken()),
     ("test_chains_are_judged_on_the_device_as_elsewhere", TokenByToken()),
     ("test_judging_on_the_device_needs_no_synchronisation", TokenByToken()),
+    ("test_a_request_may_send_its_own_values", Scaled()),
+    ("test_a_request_may_send_its_own_values", AtMost()),
 ]
 
 
@@ -296,6 +387,11 @@ def test_a_wrong_implementation_fails(check, technique, match):
 @pytest.mark.parametrize(("check", "technique"), RIGHT, ids=_name)
 def test_the_right_one_beside_it_passes(check, technique):
     _run(check, technique)
+
+
+def test_values_that_change_nothing_prove_nothing():
+    with pytest.raises(SkipTest, match="judges here alike with every value of share"):
+        _run("test_a_request_may_send_its_own_values", Unheard())
 
 
 def test_every_check_has_somebody_who_fails_it():
