@@ -18,7 +18,7 @@ from accelplug.constrained.auto import Alone, Auto
 from accelplug.constrained.probes import bytes_only
 from accelplug.constrained.unfolding import unfolds_far
 
-LIMITS = CompileLimits(seconds=2.0)
+LIMITS = CompileLimits(seconds=0.5)
 
 
 def either(inner):
@@ -59,7 +59,7 @@ def without_llguidance(monkeypatch, *names):
 
 def test_alternatives_within_alternatives_end_at_the_limit():
     """vllm-project/vllm#54003."""
-    assert ended(Alone("xgrammar"), written_out(7)) == "the json_schema takes longer to compile than 2 s; simplify it, or raise seconds"
+    assert ended(Alone("xgrammar"), written_out(7)) == "the json_schema takes longer to compile than 0.5 s; simplify it, or raise seconds"
 
 
 @pytest.mark.parametrize("depth", [7, 20])
@@ -73,7 +73,7 @@ def test_references_that_unfold_far_end(name, depth):
 
 def test_without_llguidance_auto_ends_at_the_limit_too(monkeypatch):
     engine = without_llguidance(monkeypatch, "xgrammar")
-    assert "takes longer to compile than 2 s" in ended(engine, written_out(7))
+    assert "takes longer to compile than 0.5 s" in ended(engine, written_out(7))
     assert ended(engine, {"type": "integer"}) == ""
 
 
