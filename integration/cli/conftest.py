@@ -9,6 +9,8 @@ from pathlib import Path
 import installed
 import pytest
 
+from accelplug.cli.entry import main
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
@@ -27,7 +29,7 @@ def install(site: Path) -> Callable[..., str]:
 def command(site: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``accelplug ARGUMENTS`` in a process of its own, offline."""
 
-    def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
         env = {**os.environ, "PYTHONPATH": path, "ACCELPLUG_PLUGINS": installed.listed(site), "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
         return subprocess.run(
@@ -56,11 +58,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def refusal(command: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., str]:
+def here(site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``accelplug ARGUMENTS`` in this process, where no plugin of the test takes part: to load the engines anew is most of what `command` takes."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(site)
+        for name, value in {"ACCELPLUG_PLUGINS": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}.items():
+            monkeypatch.setenv(name, value)
+        capfd.readouterr()
+        status = main(list(arguments))
+        return subprocess.CompletedProcess(["accelplug", *arguments], status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refusal(
+    command: Callable[..., subprocess.CompletedProcess[str]], here: Callable[..., subprocess.CompletedProcess[str]], site: Path
+) -> Callable[..., str]:
     """Run a command that must be refused; return its one sentence."""
 
     def run(*arguments: str, **environment: str) -> str:
-        done = command(*arguments, **environment)
+        done = (command if installed.listed(site) else here)(*arguments, **environment)
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert "Traceback" not in done.stderr
         said = [line for line in done.stderr.splitlines() if line.startswith("accelplug: error: ")]

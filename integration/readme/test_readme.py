@@ -24,7 +24,7 @@ def test_an_example_runs(block: Block, tmp_path: Path):
     script.write_text(block.code)
     environment = vllm_environment(runner="v1")
     command = [sys.executable, *(["-m", "pytest"] if block.label == "pytest" else []), str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     if block.label == "vllm":
         assert "'prompt_lookup'" in done.stdout

@@ -41,7 +41,7 @@ class Stranger:
         inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
         env = {**inherited, "HF_HUB_OFFLINE": "1", **(environment or {}), "ACCELPLUG_PLUGINS": "accelplug-echo", "ACCELPLUG_ECHO_CALLS": str(self.calls)}
         command = [str(self.python), *map(str, arguments)]
-        return subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=600, check=False)
+        return subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=1200, check=False)
 
     def must(self, *arguments: object) -> str:
         done = self.run(*arguments)

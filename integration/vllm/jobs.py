@@ -126,7 +126,7 @@ class Kept:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            self.process.wait(60)
+            self.process.wait(200)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -36,17 +36,17 @@ class Server:
             self.process = subprocess.Popen([*command, *sizes, *more], env=env, stdout=out, stderr=out, start_new_session=True)
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
             return str(answer.read().decode())
 
-    def when(self, happened: Callable[[str], bool], seconds: float = 100) -> str:
+    def when(self, happened: Callable[[str], bool], seconds: float = 400) -> str:
         """Return the metrics as soon as something happened."""
         end = time.monotonic() + seconds
         while not happened(metrics := self.get("/metrics")) and time.monotonic() < end:
             time.sleep(0.2)
         return metrics
 
-    def wait(self, seconds: float = 400) -> None:
+    def wait(self, seconds: float = 900) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
@@ -76,7 +76,7 @@ class Server:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(60)
+        self.process.wait(200)
 
     def left_over(self, seconds: float) -> list[str]:
         """Return the command lines of what still runs after so long: helpers such as a resource tracker end after their parent."""

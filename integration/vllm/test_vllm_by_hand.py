@@ -76,7 +76,7 @@ def test_several_api_servers_show_one_count(model_dir: Path, site: Path, tmp_pat
         server.wait()
         url, asked = f"http://127.0.0.1:{server.port}/v1", {"model": "tiny", "max_tokens": TOKENS, "temperature": 0}
         for number, prompt in enumerate([*SERVED["prompts"], LAST] * 2):
-            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300)  # a connection of its own
+            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=900)  # a connection of its own
             answer = client.completions.create(prompt=prompt, **asked, extra_body={"ignore_eos": True})
             assert answer.choices[0].text == [*plain["served"], plain["served"][-1]][number % (len(SERVED["prompts"]) + 1)]["text"]
             with pytest.raises(openai.BadRequestError):

@@ -37,7 +37,7 @@ def formatted(schema: dict[str, Any]) -> dict[str, Any]:
 
 def test_openai_api(serving: Serving) -> None:
     server = serving("v1")
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=300)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=900)
     refused = total_of(server.get("/metrics"), "accelplug_refused_requests_total")
     answer = complete(client, formatted(RECORD), whitespace="compact")
     assert answer.finish_reason == "stop"

@@ -63,7 +63,7 @@ WORKER = "accelplug.hosts.vllm.worker.vllm:v1:worker:cpu_worker:CPUWorker"
 def configure(runner: str, model_dir: Path, given: list[dict[str, Any]], **more: str) -> list[dict[str, Any]]:
     """Make vLLM's configuration for each of `given` in one process, without an engine; return what came of it, what was wrapped, and what imported by then."""
     command = [sys.executable, "-c", CONFIGURE, str(model_dir), json.dumps(given)]
-    done = subprocess.run(command, env=environment(runner, **more), capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, env=environment(runner, **more), capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: list[dict[str, Any]] = json.loads(done.stdout.rpartition("RESULT")[2])
     return found
@@ -340,5 +340,5 @@ def test_v1_refuses_logits_processors_that_it_would_drop(on_v1: dict[Any, dict[s
 
 def test_every_seam_is_alive() -> None:
     code = "from accelplug.hosts.vllm.compat import ENGINE; import sys; assert 'vllm' not in sys.modules; ENGINE.require(); print(len(ENGINE.seams))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment("v1"), capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run([sys.executable, "-c", code], env=environment("v1"), capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

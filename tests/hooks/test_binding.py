@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelplug import PluginError
@@ -148,6 +148,7 @@ def test_a_drafter_without_traits_promised_the_smallest_kind(drafter):
 chains = st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=5), max_size=5)
 
 
+@settings(deadline=None)
 @given(chains)
 def test_chains_keep_every_guess_in_its_request(guesses):
     drafts = Drafts.chains(guesses)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Optional, Union
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from accelplug import OptionError
@@ -34,6 +34,7 @@ class Made:
 
 
 @example(name="fusion", options={"sources": ["token_recycling(num_nodes=32)"] * 6, "path": "/" + "folder/" * 40}, distribution=None)
+@settings(deadline=None)
 @given(name=names, options=st.dictionaries(keys, values, max_size=4), distribution=distributions)
 def test_the_three_spellings_mean_the_same(name, options, distribution):
     spec = Spec(name, options, distribution)
@@ -141,6 +142,7 @@ def test_nan_is_out_of_every_range(name):
         check_options(WHO, Made, {name: float("nan")})
 
 
+@settings(deadline=None)
 @given(st.integers(1, 128), st.floats(0, 1), st.text(), st.booleans(), values)
 def test_every_value_in_range_is_taken(size, rate, word, flag, bag):
     options = {"size": size, "rate": rate, "word": word, "flag": flag, "bag": bag}

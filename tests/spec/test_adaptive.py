@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelplug import PluginError
@@ -285,6 +285,7 @@ def test_slow_steps_do_not_count():
     assert costs.seconds == {1: 3.0}
 
 
+@settings(deadline=None)
 @given(st.floats(0, 10), st.floats(0, 10), st.lists(st.floats(0, 2), min_size=8, max_size=8), st.integers(1, 8))
 def test_what_may_not_pay_would_not_be_drafted_at_any_cost(accepted, rejected, added, most):
     worth = Worth(accepted=accepted, judged=accepted + rejected)

@@ -27,6 +27,7 @@ def ranks_of(shape: list[tuple[int, int]]) -> list[tuple[int, ...]]:
     return found
 
 
+@settings(deadline=None)
 @given(num_nodes=st.integers(1, 40), depth=st.integers(1, 4), k=st.integers(1, 4))
 def test_the_template_is_the_best_tree_at_every_size(num_nodes, depth, k):
     every = [ranks for level in range(1, depth + 1) for ranks in itertools.product(range(k), repeat=level)]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelplug.hosts.seams import Engine
@@ -16,6 +16,7 @@ from accelplug.hosts.vllm.compat import LAUNCHERS
 from accelplug.hosts.vllm.cpu_expand import expand_batch_to_tokens
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 2.0]), st.integers(0, 4)), min_size=1))
 def test_repeats(requests: list[tuple[float, int]]) -> None:
     values, counts = zip(*requests, strict=True)

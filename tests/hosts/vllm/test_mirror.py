@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("vllm", reason="its copies to the device are used")
@@ -33,6 +33,7 @@ Steps = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=5), min_size=NUM_SLOTS, max_size=NUM_SLOTS), Steps)
 def test_follows(prompts: list[list[int]], steps: list[dict[int, list[int]]]) -> None:
     engine, mirror = Engine(), TokenMirror(NUM_SLOTS, MAX_LENGTH, WINDOW)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -49,6 +49,7 @@ class Slots(RuleBasedStateMachine):
 TestSlots = Slots.TestCase
 
 
+@settings(deadline=None)
 @given(st.integers(0, NUM_SLOTS - 1))
 def test_engine_gives_a_slot_away(slot: int) -> None:
     table = SlotTable(NUM_SLOTS)
