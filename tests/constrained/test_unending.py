@@ -42,6 +42,7 @@ REPEAT_ONE_TEXT = [
     "A: /(a[bc]{0,0})+/",
     "A: /(?x)[a ]+/",
     "A: /[a ]+/x",
+    'A: /[a ]+/ix "b"',
     r"A: /\p{Zl}+/",
     "%import common.LF\nA: LF+",
     "%import common.CR -> B\nA: B+",
@@ -63,6 +64,7 @@ VARY = [
     "A: /.*&~x/",
     r"A: /[^\"\\\x00-\x1F\x7F]*/",
     "A: /[a&-~^]+/",
+    "A: /x[0-9a-f]+/ | (/x./)",
     r"A: /[a\]]*/",
 ]
 

@@ -26,7 +26,7 @@ _GROUP: Final = re.compile(r"\(\?(?:[A-Za-z-]*:|P?<\w+>)")
 _SHORT: Final = re.compile(r"\\[dDwWsS]|\.")
 _PLAIN_CLASS: Final = re.compile(r"\[\^?(?:\\(?:[dDwWsSnrtfv]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|\W)|[^\[\]\\&~-]|([-&~])(?!\1))+\]")
 """A class that every dialect reads alike."""
-_CHANGES: Final = re.compile(r"\{0+(?:,0+)?\}|\(\?[a-z-]*x|/[a-z]*x[a-z]*\s*$", re.MULTILINE)
+_CHANGES: Final = re.compile(r"\{0+(?:,0+)?\}|\(\?[a-z-]*x|(?<![\s(|:&~])/[a-z]*x[a-z]*(?![\w/])")
 """What takes a class out again, or reads it otherwise: no repetition, and the flag for blanks that mean nothing."""
 _WITHOUT_END: Final = re.compile(r"[*+]|\{\d*,\}")
 _SET_TO_SET: Final = ("&", "~")
