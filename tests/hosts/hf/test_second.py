@@ -159,6 +159,9 @@ def test_refusals(tmp_path, random_models, tokenizer):
         load_second(small, target, None)
     with pytest.raises(AccelplugError, match="differ in 1 tokens"):
         check_tokens(small, target, other, tokenizer)
+    padded = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<another>", unk_token="<unk>")
+    assert padded.get_vocab() != tokenizer.get_vocab()
+    check_tokens(small, target, padded, tokenizer)  # special tokens may differ
     for missing in (str(tmp_path / "nothing"), "./nothing", "~/nothing/at/all"):
         with pytest.raises(AccelplugError, match="cannot be loaded: there is no such folder; give a folder"):
             load_second(missing, target, None)

@@ -83,6 +83,17 @@ def _same_cache(ours: Any, theirs: Any) -> None:
         torch.testing.assert_close(mine.keys[:, :, :length][0], other.keys[:, :, :length][0], atol=2e-4, rtol=2e-3)
 
 
+def test_one_wrong_draft_takes_nothing_out_of_a_window(random_models):
+    """A static window is a ring: the draft's place held the oldest token, which the next step still sees."""
+    model = random_models["mistral"]
+    arguments = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0, "cache_implementation": "static"}
+    known = model.generate(PROMPT, **arguments).tolist()
+    with accelplug.attach(model, drafter=Oracle(known, [(0, 1)], VOCAB)) as session:
+        assert model.generate(PROMPT, **arguments).tolist() == known
+    assert session.stats.drafted > 30
+    assert session.stats.accepted == 0
+
+
 @pytest.mark.parametrize("width", [1, 3])
 def test_drafts_stay_inside_a_cache_that_ends_before_the_length_limit(random_models, width):
     """EOS comes in time, so plain decoding is fine; drafts must not be written behind the end."""

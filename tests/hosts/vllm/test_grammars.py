@@ -286,6 +286,13 @@ def test_a_failing_engine_ends_its_request_alone(where: str, caplog: pytest.LogC
     assert "fell silent" in str(broken.failed)
 
 
+def test_behind_a_failure_every_token_is_legal() -> None:
+    """Not one row of zeros, of which nothing could be sampled before the request ends."""
+    broken, rows = running(matcher=Broken("fill")), torch.full((2, 1), 7, dtype=torch.int32)
+    broken.fill_bitmask(rows, 1)
+    assert rows.tolist() == [[7], [-1]]
+
+
 MODEL = SimpleNamespace(
     skip_tokenizer_init=False, is_diffusion=False, dtype=torch.float32, max_model_len=50, get_vocab_size=lambda: 9, get_hidden_size=lambda: 4,
     try_get_generation_config=dict, hf_text_config=SimpleNamespace(eos_token_id=EOS),
