@@ -81,7 +81,7 @@ TESTS = {
     "accelplug/hosts/hf/several.py": ("tests/hosts/hf/test_several.py",),
     "accelplug/hosts/hf/states.py": ("tests/hosts/hf/test_recurrent.py",),
     "accelplug/hosts/hf/whole.py": ("tests/hosts/hf/test_whole.py",),
-    "accelplug/hosts/stats.py": ("tests/hosts/hf/test_session.py",),
+    "accelplug/hosts/stats.py": ("tests/hosts/test_stats.py", "tests/hosts/hf/test_session.py"),
     "accelplug/hosts/vocabulary.py": ("tests/hosts/test_vocabulary.py",),
     "accelplug/hosts/vllm/chains.py": ("tests/hosts/vllm/test_chains.py",),
     "accelplug/hosts/vllm/hashed.py": ("tests/hosts/vllm/test_judging.py",),

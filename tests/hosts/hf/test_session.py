@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -250,6 +251,13 @@ def test_a_drafter_cannot_write_into_the_hosts_rows(model, method):
     with pytest.raises(ValueError, match="read-only") as caught:
         accelplug.generate(model, PROMPT, drafter=Writes(), max_new_tokens=3, do_sample=False)
     assert any("Writes" in note for note in caught.value.__notes__)
+
+
+def test_what_drafting_takes_is_a_part_of_what_the_call_takes(model):
+    began = time.perf_counter()
+    with accelplug.attach(model, drafter="prompt_lookup") as session:
+        model.generate(torch.tensor([[5, 6, 7, 5, 6]]), max_new_tokens=10, do_sample=False)
+    assert 0 < session.stats.propose_seconds < time.perf_counter() - began
 
 
 def test_a_request_is_started_observed_and_finished(model):

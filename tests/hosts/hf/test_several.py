@@ -82,7 +82,8 @@ class Writes(LogitsProcessor):
 
 
 def check(model: Any, inputs: dict[str, Any], **arguments: Any) -> Any:
-    arguments = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": model.config.pad_token_id, "return_dict_in_generate": True, "output_scores": True, **arguments}
+    told = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": model.config.pad_token_id}
+    arguments = {**told, "return_dict_in_generate": True, "output_scores": True, **arguments}
     torch.manual_seed(0)
     plain = model.generate(**inputs, **arguments)
     known = plain.sequences.tolist()

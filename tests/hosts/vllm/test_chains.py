@@ -70,6 +70,13 @@ def test_request_is_started_shown_and_finished(session: Callable[[object], Sessi
     assert (stats.drafts, stats.drafted, stats.accepted, stats.tokens) == (2, 5, 2, 8)
 
 
+def test_padding_behind_a_later_requests_drafts_is_not_counted(session: Callable[[object], Session]) -> None:
+    chains = Chains(session(Recorder()), 3, MAX_LENGTH, num_slots=2)
+    assert step(chains, {}, a=(4, 1), b=(10, 1)) == [[7, 7, 7], [7]]
+    step(chains, {"a": 3, "b": 3}, a=(5, 1), b=(12, 2))
+    assert (chains.session.stats.drafts, chains.session.stats.drafted, chains.session.stats.accepted) == (2, 4, 1)
+
+
 def test_rows_move_and_slots_do_not(session: Callable[[object], Session]) -> None:
     recorder = Recorder()
     chains = Chains(session(recorder), 3, MAX_LENGTH, num_slots=3)
