@@ -98,7 +98,7 @@ class VerifierConformance(Conformance):
         rule, traits = self._rule()
         if not judges_chains(rule):
             skip(f"{rule} has no choose_on_device")
-        chains = [case for case in _cases(traits) if case[2].plan and all(len(level) == 1 for level in case[2].plan)]
+        chains = [case for case in _cases(traits) if _is_chain(case[2])]
         for (name, target, grow), do_sample in itertools.product(chains, (True, False)):
             here = step_on_device(target, grow, rule, lossless=traits.lossless is not None, do_sample=do_sample)
             off = total_variation(here, step(target, grow, rule, do_sample=do_sample))
@@ -140,10 +140,12 @@ class VerifierConformance(Conformance):
             return False
         if not judges_paths(rule):
             return views.check_own_values(rule, built, traits, name, values)
-        told_apart = [self._steps_differ(rule, built, case, name, values) for case in itertools.islice(_cases(traits), 4)]
+        told_apart = [self._steps_differ(rule, built, traits, case, name, values) for case in itertools.islice(_cases(traits), 4)]
         return any(told_apart)
 
-    def _steps_differ(self, rule: Technique, built: Technique, case: tuple[str, Table, Grow], name: str, values: tuple[float, float]) -> bool:
+    def _steps_differ(
+        self, rule: Technique, built: Technique, traits: VerifierTraits, case: tuple[str, Table, Grow], name: str, values: tuple[float, float]
+    ) -> bool:
         from accelplug.testing.chains import step_on_device
         from accelplug.testing.enumeration import step, total_variation
         from accelplug.testing.views import require_own_values
@@ -151,9 +153,8 @@ class VerifierConformance(Conformance):
         _, target, grow = case
         expected = step(target, grow, built)
         sent = [step(target, grow, rule, parameters={name: values[1]})]
-        if judges_chains(rule) and grow.plan and all(len(level) == 1 for level in grow.plan):
-            lossless = verifier_traits(rule).lossless is not None
-            sent.append(step_on_device(target, grow, rule, lossless=lossless, parameters={name: values}))
+        if judges_chains(rule) and _is_chain(grow):
+            sent.append(step_on_device(target, grow, rule, lossless=traits.lossless is not None, parameters={name: values}))
         for outcomes in sent:
             require_own_values(rule, name, held=total_variation(outcomes, expected) < EXACT)
         return total_variation(step(target, grow, rule), expected) > EXACT
@@ -191,6 +192,10 @@ def _cases(traits: VerifierTraits, targets: Sequence[tuple[int, bool]] = TARGETS
             data_dependent = (i + j) % 2 == 1
             told = f"{name!r}, {'masked' if masked else 'open'} target{', counts by data' if data_dependent else ''}"
             yield told, table(seed, masked=masked), Grow(plan, data_dependent)
+
+
+def _is_chain(grow: Grow) -> bool:
+    return bool(grow.plan) and all(len(level) == 1 for level in grow.plan)
 
 
 def _best(target: Table, length: int) -> tuple[int, ...]:

@@ -106,8 +106,7 @@ def ask(rule: Technique, view: VerifyView | PathView) -> Any:
     """Call the rule's own method."""
     if isinstance(view, PathView):
         return rule.instance.choose(view)
-    getattr(rule.instance, "residual", residual)(view)
-    return rule.instance.accept(view)
+    return _answers(rule, view)[0]
 
 
 def _require_distribution(rule: Technique, what: str, rows: Tensor, target: Tensor) -> None:
