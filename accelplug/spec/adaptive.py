@@ -45,6 +45,7 @@ class Adaptive:
     _guesses: bool = field(init=False, repr=False)
     _requests: dict[int, Any] = field(init=False, repr=False, default_factory=dict)
     _step: int = field(init=False, repr=False, default=0)
+    _idle_until: int = field(init=False, repr=False, default=0)  # the step before which nothing can be worth asking for
     _by_width: ByWidth = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ class Adaptive:
 
     def start(self, slots: IntArray) -> None:
         """Begin hopefully with each slot."""
+        self._idle_until = 0
         self._requests |= {slot: Branches() if self.traits.shape == "tree" else Worth(self._guesses) for slot in slots.tolist()}
         self._inner.technique.call(self._inner.start, slots)
 
@@ -77,7 +79,7 @@ class Adaptive:
         if self.traits.shape == "tree":
             for i, slot in enumerate(view.slots.tolist()):
                 self._requests[slot].learn(view.history(i)[view.lengths[i] - view.fresh[i] :].tolist())
-        else:
+        elif self._step >= self._idle_until:
             came = view.tokens[view.rows, view.lengths - view.fresh].tolist()
             for slot, accepted, token in zip(view.slots.tolist(), view.accepted.tolist(), came, strict=True):
                 self._requests[slot].learn(accepted, token)
@@ -85,18 +87,21 @@ class Adaptive:
 
     def propose(self, view: DraftView) -> Drafts:
         """Ask the source within smaller budgets, and not at all where none is worth it; prune a tree."""
+        self._step += 1
+        if self._step < self._idle_until:
+            return _none(view)
         requests = [self._requests[slot] for slot in view.slots.tolist()]
         rooms = [max(0, min(self.num_tokens, budget)) for budget in view.budgets.tolist()]
         if self.traits.shape == "tree":
             return self._trees(view, requests, rooms)
         lengths = self._lengths(requests, rooms)
-        self._step += 1
         guessed = [not length and self._guesses and request.guesses(self._step) for length, request in zip(lengths, requests, strict=True)]
         asked = [length or min(room, guess) for length, room, guess in zip(lengths, rooms, guessed, strict=True)]
         if not any(asked):
             for request in requests:
                 request.went(0, None)
-            return Drafts.chains([[]] * len(asked))
+            self._rest()
+            return _none(view)
         drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
         bounds, tokens = drafts.offsets.tolist(), drafts.tokens
         counts = [(bounds[i + 1] - bounds[i]) if length else 0 for i, length in enumerate(lengths)]
@@ -107,6 +112,12 @@ class Adaptive:
         if sum(counts) == len(tokens):
             return drafts
         return Drafts.chains([tokens[begin : begin + count] for begin, count in zip(bounds, counts, strict=False)])
+
+    def _rest(self) -> None:
+        """Be idle until the next guess where no draft can pay: nothing is learnt in between, which is most of the time where drafts are useless."""
+        requests = self._requests.values()
+        if self._guesses and not any(request.may_pay for request in requests):
+            self._idle_until = min(request.next_guess(self._step) for request in requests)
 
     def _lengths(self, requests: Sequence[Worth], rooms: Sequence[int]) -> list[int]:
         """Return how many tokens to draft for each request."""
@@ -125,7 +136,7 @@ class Adaptive:
         tries = [not self._guesses and bar < NEVER and request.tries(is_worth=bar <= 1) for request, bar in zip(requests, bars, strict=True)]
         asked = [room if self._guesses or bar <= 1 else min(room, TRY * trial) for room, bar, trial in zip(rooms, bars, tries, strict=True)]
         if not any(asked):
-            return Drafts.chains([[]] * len(asked))
+            return _none(view)
         drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
         parents = parents_of(drafts)
         bounds, tokens, above = drafts.offsets.tolist(), drafts.tokens.tolist(), parents.tolist()
@@ -144,6 +155,11 @@ class Adaptive:
         if seconds is None:
             return rates, [NEVER] * len(requests)
         return rates, [bar_of(rate, seconds.tolist(), room) for rate, room in zip(rates, rooms, strict=True)]
+
+
+def _none(view: DraftView) -> Drafts:
+    """Return a draft of no tokens for each request."""
+    return Drafts(np.zeros(len(view.slots) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
 def _led(view: DraftView) -> list[bool]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from accelplug.hooks.paying import DOUBT, HOPE, MEMORY, TRY, Pause, Seconds, best_length, may_pay
 
 FIRST = 3.0  # plain steps that a first draft may take, where nothing is known yet and guesses will tell; at 2 it cut what copies an input whole
-_PATIENCE, _RAREST = 8, 4  # wrong guesses in a row after which guesses become half as frequent, and every how many steps they stay
+_PATIENCE, _HALVINGS = 8, 2  # wrong guesses in a row after which guesses become half as frequent, and how many times they do
 
 
 @dataclass(slots=True)
@@ -75,7 +75,16 @@ class Worth:
 
         :param step: of all requests together, so that those that are seldom asked are asked in the same steps.
         """
-        return step % min(1 << self.wrong // _PATIENCE, _RAREST) == 0
+        return step % self._every == 0
+
+    def next_guess(self, step: int) -> int:
+        """Return the first step behind this one in which it guesses."""
+        return step - step % self._every + self._every
+
+    @property
+    def _every(self) -> int:
+        """Every how many steps it guesses."""
+        return 1 << min(self.wrong // _PATIENCE, _HALVINGS)
 
     def went(self, drafted: int, guess: int | None) -> None:
         """Note what was drafted; a try that found nothing to draft cost nothing and is repeated."""

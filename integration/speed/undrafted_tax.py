@@ -3,8 +3,9 @@
     python integration/speed/undrafted_tax.py [--model DIR|1b|3b] [--rounds N] [--concurrency 1 8]
 
 Engines of one and the same configuration were seen to differ by a tenth, in one process too: more than what is looked for. So an engine
-takes two steps with its drafter and two as if there were none, by turns, and the second of each two counts. Steps are measured in CPU
-time; what is shown are the medians over all rounds, the 25th percentile ("fast"), which other load disturbs less, and the 99th.
+takes five steps with its drafter and five as if there were none, by turns, and all but the first of each five count. Steps are measured
+in CPU time; what is shown are the mean of the middle nine tenths over all rounds, which what a drafter does in every fourth step is part
+of, the median, the 25th percentile ("fast"), which other load disturbs less, and the 99th.
 "1b" and "3b" are two layers of that shape with random weights: the testbed's steps are shorter than those of models that people serve.
 """
 
@@ -30,8 +31,10 @@ DRAFTERS: Mapping[str, dict[str, Any]] = {
     **{name: CONTENDERS[name] for name in (NOTHING, WRONG)},
 }
 LAYERS = 2
-BEFORE = 8
+BEFORE = 30
 """Steps that do not count: the prompt's, and those in which a drafter that is always wrong is found out."""
+TURN = 5
+"""Steps in a row of either kind; the first, which follows one of the other kind, does not count."""
 
 
 class Turns:
@@ -83,11 +86,11 @@ def run(engine: Any, modes: tuple[Callable[[], None], Callable[[], None]], numbe
     spent: list[list[int]] = [[], []]
     step = 0
     while engine.has_unfinished_requests():
-        mode = 1 if step < BEFORE else (step // 2 + number) % 2
+        mode = 1 if step < BEFORE else (step // TURN + number) % 2
         modes[mode]()
         began = time.process_time_ns()
         engine.step()
-        if step >= BEFORE and step % 2:
+        if step >= BEFORE and step % TURN:
             spent[mode].append(time.process_time_ns() - began)
         step += 1
     modes[1]()
@@ -103,9 +106,16 @@ def compare(model: str, concurrency: int, rounds: int) -> list[dict[str, Any]]:
         engine.stop()
         plain, own = (np.array([nanos for run in runs for nanos in run[mode]]) / 1000 for mode in (0, 1))
         shown = {f"{what} x plain": float(np.percentile(plain, q) / np.percentile(own, q)) for what, q in (("median", 50), ("fast", 25), ("p99", 99))}
-        middle = float(np.median(plain))
-        rows.append({"concurrency": concurrency, "drafter": name, "plain us": middle, "more us": float(np.median(own)) - middle, **shown, "steps": len(own)})
+        means = middle_mean(plain), middle_mean(own)
+        spent = {"plain us": means[0], "more us": means[1] - means[0], "mean x plain": means[0] / means[1]}
+        rows.append({"concurrency": concurrency, "drafter": name, **spent, **shown, "steps": len(own)})
     return rows
+
+
+def middle_mean(values: Any) -> float:
+    """Return the mean without the least and the largest twentieth, [num_steps]."""
+    low, high = np.percentile(values, (5, 95))
+    return float(values[(values >= low) & (values <= high)].mean())
 
 
 def written(shape: str, folder: Path) -> str:

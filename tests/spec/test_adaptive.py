@@ -187,6 +187,21 @@ def test_requests_whose_drafts_are_useless_are_guessed_for_in_the_same_steps():
     assert 25 < source.steps < 80, "a fourth, and those in which they were found out"
 
 
+@pytest.mark.parametrize("pause", range(4))
+def test_a_request_that_begins_while_the_others_wait_for_their_next_guess_is_drafted_for_at_once(pause):
+    drafter, slots, text = Adaptive(num_tokens=8, context=Given(source=Always())), np.arange(2), np.full((2, 500), WRONG)
+    drafter.start(slots[:1])
+    for step in range(100 + pause):
+        lengths = np.array([4 + step])
+        drafter.observe(CommitView(slots[:1], slots[:1], text, lengths, np.ones(1, np.int64), np.zeros(1, np.int64)))
+        drafter.propose(DraftView(slots[:1], slots[:1], text, lengths, np.full(1, 9)))
+    drafter.start(slots[1:])
+    lengths = np.array([104 + pause, 4])
+    drafter.observe(CommitView(slots, slots, text, lengths, np.array([1, 4]), np.zeros(2, np.int64)))
+    drafts = drafter.propose(DraftView(slots, slots, text, lengths, np.full(2, 9)))
+    assert np.diff(drafts.offsets).tolist() == [0, 8]
+
+
 def test_a_try_that_was_right_is_repeated_at_once():
     lengths, _ = run(lambda step: 0 if step < 500 else 99, 1100, STEEP, Dear())
     first = next(step for step, length in enumerate(lengths) if step >= 500 and length)
