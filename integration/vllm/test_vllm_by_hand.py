@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,35 @@ def test_several_api_servers_show_one_count(model_dir: Path, site: Path, tmp_pat
         assert 0 < sample_of(metrics, "accelplug_accepted_tokens_total", *drafter) <= sample_of(metrics, "accelplug_drafted_tokens_total", *drafter)
         processes = set(re.findall(r"\(ApiServer_(\d) pid=\d+\)", server.log.read_text()))
         assert processes == {"0", "1"}
+        server.stop()
+        assert server.left_over(60) == []
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2-async"])
+def test_data_parallel_engines_draft_and_count_each_for_itself(
+    runner: str, model_dir: Path, site: Path, tmp_path: Path, plain: dict[str, list[dict[str, Any]]]
+) -> None:
+    flags = ["--additional-config.accelplug.drafter=prompt_lookup(num_tokens=4, min_ngram=1)", "--additional-config.accelplug.audit=1.0"]
+    server = Server(model_dir, site, tmp_path / "server.log", *flags, "--data-parallel-size", "2", "--api-server-count", "1", runner=runner)
+    try:
+        server.wait()
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=900)
+        texts, expected = [*SERVED["prompts"], LAST] * 4, [one["text"] for one in [*plain["served"], plain["served"][-1]]] * 4
+
+        def ask(prompt: str) -> str:
+            asked = {"model": "tiny", "max_tokens": TOKENS, "temperature": 0, "extra_body": {"ignore_eos": True}}
+            return client.completions.create(prompt=prompt, **asked).choices[0].text
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, texts)) == expected
+        metrics = server.when(lambda found: sample_of(found, "accelplug_audited_requests_total") >= len(texts))
+        assert sample_of(metrics, "accelplug_audit_mismatches_total") == 0
+        for number in "01":
+            drafter = ('kind="drafter"', 'technique="prompt_lookup"', f'engine="{number}"')
+            accepted, drafted = (sample_of(metrics, f"accelplug_{what}_tokens_total", *drafter) for what in ("accepted", "drafted"))
+            assert 0 < accepted <= drafted, "either engine has requests"
         server.stop()
         assert server.left_over(60) == []
     finally:

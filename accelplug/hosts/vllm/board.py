@@ -144,7 +144,7 @@ def board_of(attachment: Any, vllm_config: Any, device: Any) -> Board | None:
     if get_tensor_model_parallel_rank():
         return None
     try:
-        return Board(Path(folder), str(vllm_config.parallel_config.data_parallel_rank), techniques, waits=device.type != "cpu")
+        return Board(Path(folder), str(vllm_config.parallel_config.data_parallel_index), techniques, waits=device.type != "cpu")
     except OSError as exc:
         LOG.warning("accelplug: no counters on /metrics, since %s cannot be written (%s)", folder, exc)
         return None

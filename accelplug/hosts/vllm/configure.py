@@ -61,6 +61,7 @@ def _configured(args: Any, create: Callable[[], Any]) -> Any:
     _refuse_conflicts(args, settings)
     if settings.drafts:
         runner, config = _create(args, create, settings)
+        _refuse_pipelines(config, settings)
     else:
         runner, config = _with_vllms_drafter(args, create, settings)
     if config.model_config.runner_type != "generate":
@@ -108,6 +109,16 @@ def _refuse_early(config: Any, settings: Settings, runner: RunnerName) -> None:
     rule = refuse_unbuilt(settings, runner, config.parallel_config.tensor_parallel_size)
     if rule is not None and not verifier_traits(rule).standard:
         refuse_other_rules(rule, config)
+
+
+def _refuse_pipelines(config: Any, settings: Settings) -> None:
+    """Neither runner carries a drafter of others there: both were seen to die on their first rank, V1 before it serves and V2 (0.32) with the first draft."""
+    ranks = config.parallel_config.pipeline_parallel_size
+    if ranks > 1:
+        raise HostError(
+            f"{_drafter(settings)} cannot draft under pipeline parallelism (pipeline_parallel_size={ranks}), where vLLM's first ranks do not know its "
+            "drafts; use tensor or data parallelism"
+        )
 
 
 def _refuse_shards(config: Any) -> None:

@@ -208,7 +208,7 @@ class Grammars:
     def _board(self) -> Board | None:
         folder = folder_of()
         try:
-            return Board(Path(folder), str(self.config.parallel_config.data_parallel_rank), self.counters(), waits=False) if folder else None
+            return Board(Path(folder), str(self.config.parallel_config.data_parallel_index), self.counters(), waits=False) if folder else None
         except OSError as exc:
             LOG.warning("accelplug: no counters of grammars on /metrics, since %s cannot be written (%s)", folder, exc)
             return None

@@ -140,6 +140,8 @@ def test_a_server_that_would_rather_serve_has_nothing_of_it(configured: Callable
         ({"length": "adaptive"}, {}, "and nothing drafts; add a speculative_config"),
         ({"grammar": "auto"}, {}, "needs the tokenizer's tokens; start vLLM without skip_tokenizer_init"),
         ({"length": "adaptive"}, {"speculative_config": {**NGRAM, "num_speculative_tokens_per_batch_size": [[1, 4, 2]]}}, "both decide how many tokens"),
+        ({"drafter": "prompt_lookup", "runner": "v1"}, {"pipeline_parallel_size": 2}, "'prompt_lookup' cannot draft under pipeline parallelism"),
+        ({"grammar": "auto", "num_tokens": 4}, {"pipeline_parallel_size": 2}, "grammar 'auto' with num_tokens cannot draft under pipeline parallelism"),
         ({"drafter": "prompt_lookup"}, {"runner": "pooling"}, "works for models that generate, and this one runs as 'pooling'"),
     ],
 )

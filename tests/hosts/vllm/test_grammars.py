@@ -299,7 +299,7 @@ MODEL = SimpleNamespace(
 )  # fmt: skip
 CONFIG = SimpleNamespace(
     model_config=MODEL, num_speculative_tokens=0, scheduler_config=SimpleNamespace(max_num_seqs=2), additional_config={"accelplug": {"grammar": "auto"}},
-    structured_outputs_config=SimpleNamespace(disable_any_whitespace=False), parallel_config=SimpleNamespace(data_parallel_rank=0),
+    structured_outputs_config=SimpleNamespace(disable_any_whitespace=False), parallel_config=SimpleNamespace(data_parallel_index=0),
 )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def test_folder_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv(FOLDER, str(tmp_path / "nowhere"))
     monkeypatch.delenv(SHARED, raising=False)
     monkeypatch.setattr("vllm.distributed.get_tensor_model_parallel_rank", lambda: 0)
-    config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_rank=0))
+    config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_index=0))
     with caplog.at_level(logging.WARNING, "vllm.accelplug"):
         assert board_of(Attachment(), config, torch.device("cpu")) is None
     assert f"no counters on /metrics, since {tmp_path / 'nowhere'} cannot be written" in caplog.text
