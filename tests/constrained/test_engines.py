@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from accelplug import ConstraintError
+from accelplug import ConstraintError, OptionError
 from accelplug.constrained.auto import Alone, Auto
 from accelplug.constrained.engines.known import enforces, label
 from accelplug.constrained.engines.recorded import RECORDED
@@ -113,6 +113,18 @@ def test_other_kinds_are_routed(kind):
 def test_a_choice_may_have_the_empty_text_among_it(name):
     compiled = engine(name).compile(GrammarSpec("choice", '["", "ab"]'), VOCABULARY, LIMITS)
     assert [compiled.matcher().validate(tokens) for tokens in ([256], [97, 98, 256], [97, 256])] == [1, 3, 1]
+
+
+@pytest.mark.parametrize("kind", ["regex", "choice", "lark", "ebnf", "structural_tag"])
+def test_an_option_that_says_nothing_to_a_kind_is_refused(kind):
+    text = '["a"]' if kind == "choice" else "{}"
+    for name, value in {"whitespace": "compact", "order": "any", "format": "annotate"}.items():
+        if (kind, name) == ("structural_tag", "format"):
+            assert GrammarSpec(kind, text, format="annotate").format == "annotate"
+            continue
+        with pytest.raises(OptionError, match=f"the options {name} of a grammar are for the JSON of a schema and say nothing to a {kind}; leave them out"):
+            GrammarSpec.of({kind: text, name: value})
+    assert GrammarSpec(kind, text, strict=True).strict
 
 
 def test_what_an_engine_does_not_take_is_refused():
