@@ -78,6 +78,16 @@ def test_of_what_xgrammar_forces_the_last_token_is_left_out_where_a_longer_one_m
         matcher.rollback(1)
 
 
+@pytest.mark.parametrize("name", ["auto", "xgrammar"])
+def test_what_is_forced_inside_a_character_is_no_fault(name):
+    matcher = engine(name).compile(GrammarSpec("choice", '["\u65e5\u672c!", "\u672c"]'), VOCABULARY, LIMITS).matcher()
+    written = list("\u65e5\u672c!".encode())
+    for count, token in enumerate(written):
+        forced = list(matcher.forced())
+        assert forced == [*written, VOCABULARY.eos_token_ids[0]][count : count + len(forced)]
+        assert matcher.accept([token]) == 1
+
+
 def test_xgrammars_own_cache_does_not_grow_for_good(monkeypatch):
     pytest.importorskip("xgrammar")
     from accelplug.constrained.engines import on_xgrammar

@@ -121,7 +121,11 @@ class XgrammarMatcher(EndingMatcher):
         """Return the tokenizer's split of what must follow, the last token only if none that is legal there goes on behind it, and the end."""
         if self._encode is None:
             return []
-        tokens = self._legal(list(self._encode(self._matcher.find_jump_forward_string())))
+        try:
+            forced = self._matcher.find_jump_forward_string()
+        except UnicodeDecodeError:  # it begins inside a character, which no tokenizer's own split does
+            return []
+        tokens = self._legal(list(self._encode(forced)))
         moved = self._advance(tokens[:-1])
         last = tokens[-1:] if tokens and self._is_longest(tokens[-1]) else []
         moved += self._advance(last)
