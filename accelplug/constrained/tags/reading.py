@@ -136,10 +136,13 @@ class _Reader:
         self._hidden = before
 
     def triggered(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
-        """Read tags that free text leads to."""
-        tags = zip(given["tags"], self.parts(given["tags"], f"{place}/tags", ()), strict=True)
-        rules = [(_trigger(given["triggers"], tag["begin"]), part) for tag, part in tags]
-        return Triggered(rules, (*ends, *given.get("excludes", ())), once=given.get("stop_after_first", False))
+        """Read tags that free text leads to; where there is at least one, nothing stands before it."""
+        tags, once = self.parts(given["tags"], f"{place}/tags", ()), given.get("stop_after_first", False)
+        rules = [(_trigger(given["triggers"], tag["begin"]), part) for tag, part in zip(given["tags"], tags, strict=True)]
+        found = Triggered(rules, (*ends, *given.get("excludes", ())), once=once)
+        if not given.get("at_least_one"):
+            return found
+        return Alternatives(tags) if once else Sequenced([Alternatives(tags), found])
 
     def separated(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
         """Read tags with nothing but separators between."""
@@ -147,13 +150,13 @@ class _Reader:
         most = 1 if given.get("stop_after_first") else None
         return Repeated(tags, int(given.get("at_least_one", False)), most, Fixed([given["separator"]]))
 
-    def dispatched(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
-        """Read formats that texts lead to."""
+    def dispatched(self, given: dict[str, Any], place: str, _: tuple[str, ...]) -> Part:
+        """Read formats that texts lead to; what ends the tag around them may stand in the free text, where they do not exclude it."""
         rules = [
             (pattern, Sequenced([Fixed([pattern]), self.part(one, f"{place}/rules/{index}/1", ())]))
             for index, (pattern, one) in enumerate(given["rules"])
         ]
-        return Triggered(rules, (*ends, *given.get("excludes", ())), once=not given.get("loop", True))
+        return Triggered(rules, given.get("excludes", ()), once=not given.get("loop", True))
 
     def repeated(self, given: dict[str, Any], place: str, _: tuple[str, ...]) -> Part:
         """Read what stands several times; unlike elsewhere, what ends the tag around it may stand in it."""
