@@ -156,6 +156,19 @@ def test_what_cannot_be_found_in_a_text_is_refused(form, why):
         compiled(formed(form))
 
 
+def test_an_expression_in_a_tag_is_enforced_or_refused():
+    def one_of(pattern):
+        return compiled(formed(tag({"type": "regex", "pattern": pattern})), strict=True)
+
+    for pattern, good, bad in (("a.b", "axb", "a\nb"), (r"\x61b[.\x61c]", "abc", "\u061a."), (r"[.]\.\\x61", r".." "\\x61", "..a")):
+        assert admitted(one_of(pattern), f"<a>{good}</a>")
+        assert not admitted(one_of(pattern), f"<a>{bad}</a>")
+    with pytest.raises(ConstraintError, match="structural_tag/format/content/pattern: xgrammar does not enforce anchors inside expressions; leave them out"):
+        one_of("a^b")
+    schema = {"type": "string", "pattern": "a.b"}
+    assert compiled(formed(tag(json_by({"type": "object", "properties": {"a": schema}})))).check('<a>{"a": "axb"}</a>') is None
+
+
 def test_what_is_enforced_may_stand_where_it_cannot_be_found():
     assert compiled(formed(tag(json_by(COUNTED, style="qwen_xml"))), strict=True).statement.checked == ()
     assert compiled(formed({"type": "token_dispatch", "rules": [[65, json_by(COUNTED)]]}), strict=True).statement.checked == ()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.expressions import misread
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.tags.older import STRUCTURES, as_format
 from accelplug.constrained.tags.parts import Alternatives, AnyText, Fixed, Json, Part, Repeated, Sequenced, Triggered
@@ -89,6 +90,12 @@ class _Reader:
         if not self._fenced:
             self.loose.append(f"{place} is a {given['type']}, which is not read")
         return AnyText(ends)
+
+    def expression(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
+        """Take an expression for any text, if the engine enforces all of it."""
+        if features := misread("xgrammar", given["pattern"]):
+            raise ConstraintError(f"{place}/pattern: xgrammar does not enforce {' and '.join(features)}; leave them out, or take a sequence of formats")
+        return self.unread(given, place, ends)
 
     def json(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
         """Read a schema."""
@@ -183,5 +190,6 @@ _READING: Final[dict[str, Callable[[_Reader, dict[str, Any], str, tuple[str, ...
     "token_triggered_tags": _Reader.by_tokens,
     "token_dispatch": _Reader.by_tokens,
     **dict.fromkeys(("optional", "plus", "star", "repeat"), _Reader.repeated),
-    **dict.fromkeys(("grammar", "regex", "token", "exclude_token", "any_tokens"), _Reader.unread),
+    **dict.fromkeys(("grammar", "token", "exclude_token", "any_tokens"), _Reader.unread),
+    "regex": _Reader.expression,
 }
