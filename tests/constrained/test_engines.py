@@ -78,6 +78,18 @@ def test_of_what_xgrammar_forces_the_last_token_is_left_out_where_a_longer_one_m
         matcher.rollback(1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "texts"),
+    [("choice", '["a", "abc", "abcde", "\u00e9", "\u00e9[x]"]', ("a", "abc", "abcde", "\u00e9[x]")), ("regex", "a|ab|abcd|x(yz)?", ("a", "ab", "abcd", "xyz"))],
+)
+def test_a_text_that_goes_on_where_another_ends_is_one_for_outlines_too(kind, text, texts):
+    grammar = engine("outlines").compile(GrammarSpec(kind, text), VOCABULARY, LIMITS)
+    for one in texts:
+        assert grammar.matcher().validate([*one.encode(), 256]) == len(one.encode()) + 1, one
+    with pytest.raises(ConstraintError, match="outlines-core refuses the regex"):
+        engine("outlines").compile(GrammarSpec("regex", "a)|(b"), VOCABULARY, LIMITS)
+
+
 @pytest.mark.parametrize("name", ["auto", "xgrammar"])
 def test_what_is_forced_inside_a_character_is_no_fault(name):
     matcher = engine(name).compile(GrammarSpec("choice", '["\u65e5\u672c!", "\u672c"]'), VOCABULARY, LIMITS).matcher()
