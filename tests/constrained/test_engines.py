@@ -149,6 +149,19 @@ def test_an_option_that_says_nothing_to_a_kind_is_refused(kind):
     assert GrammarSpec(kind, text, strict=True).strict
 
 
+@pytest.mark.parametrize("name", ["auto", "xgrammar", "llguidance"])
+@pytest.mark.parametrize(
+    ("ebnf", "why"),
+    [
+        ("root ::= root", "no text satisfies the|whose rules never end"),
+        ('root ::= "a" | x\nx ::= "b"\nx ::= "c"', "the rule 'x' is defined twice|Rule .x. is defined multiple times"),
+    ],
+)
+def test_an_ebnf_that_says_nothing_or_two_things_is_refused(name, ebnf, why):
+    with pytest.raises(ConstraintError, match=why):
+        engine(name).compile(GrammarSpec("ebnf", ebnf), VOCABULARY, LIMITS)
+
+
 def test_what_an_engine_does_not_take_is_refused():
     with pytest.raises(ConstraintError, match="use llguidance"):
         engine("xgrammar").compile(GrammarSpec("lark", 'start: "a"'), VOCABULARY, LIMITS)

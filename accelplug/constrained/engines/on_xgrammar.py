@@ -53,8 +53,15 @@ compiler = ByVocabulary(_new_compiler)
 def compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
     """Compile a grammar.
 
-    :raises ConstraintError: xgrammar refuses it, with its words, or takes none of this kind.
+    :raises ConstraintError: xgrammar refuses it, with its words, or takes none of this kind; or no text begins as it asks, which it does not say.
     """
+    found = _compiled(spec, vocabulary)
+    if not XgrammarMatcher(found, vocabulary).begins():
+        raise ConstraintError(f"no text satisfies the {spec.kind}, whose rules never end or contradict each other; loosen it")
+    return found
+
+
+def _compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
     made = compiler(vocabulary)
     try:
         if spec.kind == "json_schema":
@@ -151,6 +158,10 @@ class XgrammarMatcher(EndingMatcher):
     def _is_longest(self, token: int) -> bool:
         legal = self._legal_here()
         return 0 < len(legal) <= _FEW and all(len(self._tokens[other]) <= len(self._tokens[token]) for other in legal - self._ends)
+
+    def begins(self) -> bool:
+        """Whether any token is legal."""
+        return bool(self._legal_here())
 
     def _legal_here(self) -> set[int]:
         import numpy as np
