@@ -127,6 +127,8 @@ def test_what_is_required_and_not_declared_is_checked():
         (triggered(tag(json_by(UNIQUE)), stop_after_first=True, excludes=["z"])["format"], ["t<a>[1]</a>"], ["t<a>[1,1]</a>"]),
         (tag(triggered(tag(json_by(UNIQUE), "<b>", "</b>"))["format"]), ["<a>t<b>[1]</b>t</a>"], ["<a>t<b>[1,1]</b></a>"]),
         (tag(sequence({"type": "regex", "pattern": "[0-9]+"}, json_by(UNIQUE))), ["<a>7[1]</a>"], ["<a>7[1,1]</a>"]),
+        (tag({"type": "or", "elements": [{"type": "regex", "pattern": "(?:ab)*"}, json_by(UNIQUE)]}), ["<a>abab</a>", "<a>[1]</a>"], ["<a>[1,1]</a>"]),
+        (tag(sequence({"type": "regex", "pattern": "[a-z]+"}, json_by(BOUNDED))), ["<a>b4</a>"], ["<a>b14</a>"]),
         (sequence(json_by(BOUNDED), {"type": "const_string", "value": "0"}), ["40", "30"], ["20", "400"]),
     ],
 )

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.expressions import misread
+from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.tags.older import STRUCTURES, as_format
-from accelplug.constrained.tags.parts import Alternatives, AnyText, Fixed, Json, Part, Repeated, Sequenced, Triggered
+from accelplug.constrained.tags.parts import Alternatives, AnyText, Expression, Fixed, Json, Part, Repeated, Sequenced, Triggered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,10 +93,14 @@ class _Reader:
         return AnyText(ends)
 
     def expression(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
-        """Take an expression for any text, if the engine enforces all of it."""
+        """Read an expression, if the engine enforces all of it."""
         if features := misread("xgrammar", given["pattern"]):
             raise ConstraintError(f"{place}/pattern: xgrammar does not enforce {' and '.join(features)}; leave them out, or take a sequence of formats")
-        return self.unread(given, place, ends)
+        unread = self.unread(given, place, ends)
+        try:
+            return Expression(parse(f"^(?:{given['pattern']})$"))
+        except (UnsupportedPatternError, RecursionError):
+            return unread
 
     def json(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
         """Read a schema."""
