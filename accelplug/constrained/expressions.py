@@ -28,7 +28,7 @@ def stated(name: str, spec: GrammarSpec) -> GrammarStatement:
 
     :raises ConstraintError: in strict mode, it does not read something in an expression as it is meant; or nobody can read that.
     """
-    doubtful = [] if spec.kind != "regex" else [feature for feature in _features(spec.text) if not _reads(name, feature)]
+    doubtful = misread(name, spec.text) if spec.kind == "regex" else []
     if not doubtful:
         return GrammarStatement(label(name), (spec.kind,))
     if spec.strict:
@@ -53,6 +53,11 @@ def _problem(pattern: str, text: str) -> str | None:
 
 def _matches(pattern: str, text: str) -> bool:
     return found_in(f"^(?:{pattern})$", text)
+
+
+def misread(name: str, pattern: str) -> list[str]:
+    """Return what an expression asks that an engine does not read as it is meant."""
+    return [feature for feature in _features(pattern) if not _reads(name, feature)]
 
 
 def _features(pattern: str) -> list[str]:

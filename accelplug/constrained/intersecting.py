@@ -32,6 +32,17 @@ class EveryMatcher:
         for matcher in self._matchers[1:]:
             matcher.fill(other)
             row &= other
+        if not row.any() and (token := self._forced_by_one()) is not None:
+            row.numpy().view("uint32")[token // 32] = 1 << token % 32
+
+    def _forced_by_one(self) -> int | None:
+        """Return a token that one of them forces and the others take, though their masks have not got it.
+
+        Where llguidance forces a text its mask has that text's own split alone, and two that force texts of different lengths split them otherwise.
+        Whatever all allow begins with what one of them forces.
+        """
+        first = (list(matcher.forced())[:1] for matcher in self._matchers)
+        return next((token[0] for token in first if token and self.validate(token)), None)
 
     def accept(self, tokens: Sequence[int]) -> int:
         """Advance all of them, as far as each goes along."""
@@ -132,7 +143,12 @@ def _is_certainly_empty(matcher: EveryMatcher, vocabulary: Vocabulary) -> bool:
 
 
 def _in_search_order(matcher: EveryMatcher, vocabulary: Vocabulary) -> Iterator[int]:
-    """Return the legal tokens: the ends, then closing signs; single bytes alone where the vocabulary has all, since they spell everything."""
+    """Return the legal tokens: the ends, then closing signs; of the others single bytes alone where those spell them.
+
+    They do where the vocabulary has all and no longer token is forced.
+    """
     single = {token[0]: number for number, token in enumerate(vocabulary.tokens) if len(token) == 1}
-    legal = [token for token in matcher.legal() if token in vocabulary.eos_token_ids or len(single) < 256 or len(vocabulary.tokens[token]) == 1]
+    legal = matcher.legal()
+    if len(single) == 256:
+        legal = [token for token in legal if token in vocabulary.eos_token_ids or len(vocabulary.tokens[token]) <= 1] or legal
     return iter(sorted(legal, key=lambda token: (token not in vocabulary.eos_token_ids, vocabulary.tokens[token] not in b'"}]')))

@@ -29,6 +29,12 @@ _WORDS: Final[Mapping[str, tuple[object, ...]]] = {
     "order": ("declared", "any"),
 }
 _DEFAULTS: Final[Mapping[str, object]] = {"format": "assert", "strict": False, "whitespace": "any", "order": "declared"}
+_OF_SCHEMAS: Final[Mapping[str, tuple[str, ...]]] = {
+    "format": ("json_schema", "structural_tag"),
+    "whitespace": ("json_schema",),
+    "order": ("json_schema",),
+}
+"""Option -> the kinds that it says something to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,8 @@ class GrammarSpec:
             self.value()
         if self.kind == "all_of":
             self.parts()
+        elif useless := [name for name, kinds in _OF_SCHEMAS.items() if self.kind not in kinds and getattr(self, name) != _DEFAULTS[name]]:
+            raise OptionError(f"the options {', '.join(useless)} of a grammar are for the JSON of a schema and say nothing to a {self.kind}; leave them out")
 
     def __str__(self) -> str:
         """Return the kind and the beginning of the text, for sentences."""

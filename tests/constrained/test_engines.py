@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from accelplug import ConstraintError
+from accelplug import ConstraintError, OptionError
 from accelplug.constrained.auto import Alone, Auto
 from accelplug.constrained.engines.known import enforces, label
 from accelplug.constrained.engines.recorded import RECORDED
@@ -78,6 +78,28 @@ def test_of_what_xgrammar_forces_the_last_token_is_left_out_where_a_longer_one_m
         matcher.rollback(1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "texts"),
+    [("choice", '["a", "abc", "abcde", "\u00e9", "\u00e9[x]"]', ("a", "abc", "abcde", "\u00e9[x]")), ("regex", "a|ab|abcd|x(yz)?", ("a", "ab", "abcd", "xyz"))],
+)
+def test_a_text_that_goes_on_where_another_ends_is_one_for_outlines_too(kind, text, texts):
+    grammar = engine("outlines").compile(GrammarSpec(kind, text), VOCABULARY, LIMITS)
+    for one in texts:
+        assert grammar.matcher().validate([*one.encode(), 256]) == len(one.encode()) + 1, one
+    with pytest.raises(ConstraintError, match="outlines-core refuses the regex"):
+        engine("outlines").compile(GrammarSpec("regex", "a)|(b"), VOCABULARY, LIMITS)
+
+
+@pytest.mark.parametrize("name", ["auto", "xgrammar"])
+def test_what_is_forced_inside_a_character_is_no_fault(name):
+    matcher = engine(name).compile(GrammarSpec("choice", '["\u65e5\u672c!", "\u672c"]'), VOCABULARY, LIMITS).matcher()
+    written = list("\u65e5\u672c!".encode())
+    for count, token in enumerate(written):
+        forced = list(matcher.forced())
+        assert forced == [*written, VOCABULARY.eos_token_ids[0]][count : count + len(forced)]
+        assert matcher.accept([token]) == 1
+
+
 def test_xgrammars_own_cache_does_not_grow_for_good(monkeypatch):
     pytest.importorskip("xgrammar")
     from accelplug.constrained.engines import on_xgrammar
@@ -113,6 +135,31 @@ def test_other_kinds_are_routed(kind):
 def test_a_choice_may_have_the_empty_text_among_it(name):
     compiled = engine(name).compile(GrammarSpec("choice", '["", "ab"]'), VOCABULARY, LIMITS)
     assert [compiled.matcher().validate(tokens) for tokens in ([256], [97, 98, 256], [97, 256])] == [1, 3, 1]
+
+
+@pytest.mark.parametrize("kind", ["regex", "choice", "lark", "ebnf", "structural_tag"])
+def test_an_option_that_says_nothing_to_a_kind_is_refused(kind):
+    text = '["a"]' if kind == "choice" else "{}"
+    for name, value in {"whitespace": "compact", "order": "any", "format": "annotate"}.items():
+        if (kind, name) == ("structural_tag", "format"):
+            assert GrammarSpec(kind, text, format="annotate").format == "annotate"
+            continue
+        with pytest.raises(OptionError, match=f"the options {name} of a grammar are for the JSON of a schema and say nothing to a {kind}; leave them out"):
+            GrammarSpec.of({kind: text, name: value})
+    assert GrammarSpec(kind, text, strict=True).strict
+
+
+@pytest.mark.parametrize("name", ["auto", "xgrammar", "llguidance"])
+@pytest.mark.parametrize(
+    ("ebnf", "why"),
+    [
+        ("root ::= root", "no text satisfies the|whose rules never end"),
+        ('root ::= "a" | x\nx ::= "b"\nx ::= "c"', "the rule 'x' is defined twice|Rule .x. is defined multiple times"),
+    ],
+)
+def test_an_ebnf_that_says_nothing_or_two_things_is_refused(name, ebnf, why):
+    with pytest.raises(ConstraintError, match=why):
+        engine(name).compile(GrammarSpec("ebnf", ebnf), VOCABULARY, LIMITS)
 
 
 def test_what_an_engine_does_not_take_is_refused():

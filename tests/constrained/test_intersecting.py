@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accelplug import ConstraintError, OptionError
-from accelplug.hooks import CompileLimits, GrammarSpec
+from accelplug.hooks import CompileLimits, GrammarSpec, Vocabulary
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
 
 from accelplug.constrained.auto import Alone, Auto
 from accelplug.constrained.probes import bytes_only
-from accelplug.constrained.walking import legal_by_mask
+from accelplug.constrained.walking import legal_by_mask, walk
 
 ENGINE, VOCABULARY, EOS = Auto(), bytes_only(), 256
 
@@ -97,6 +99,43 @@ def test_an_empty_intersection_names_both(engine):
         compiled({"json_schema": {"type": "object"}}, {"regex": "[0-9]+"}, engine=engine)
     with pytest.raises(ConstraintError, match=r"both the choice .*abd.* and the regex 'ab\[ce\]'"):  # two tokens are legal, then none
         compiled({"choice": ["abd", "b"]}, {"regex": "ab[ce]"}, engine=engine)
+
+
+WORDS = ("hello", "hel", "lo", "ello", " world", "he", " wor")
+
+
+def cut(text):
+    """Take the longest word each time."""
+    tokens, at = [], 0
+    while at < len(text):
+        word = next((number for number, word in enumerate(WORDS) if text.startswith(word, at)), None)
+        tokens.append(ord(text[at]) if word is None else 257 + word)
+        at += 1 if word is None else len(WORDS[word])
+    return tokens
+
+
+@pytest.mark.parametrize("engine", [ENGINE, Alone("llguidance"), Alone("xgrammar")], ids=["auto", "llguidance", "xgrammar"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ({"choice": ["hello world"]}, {"choice": ["hello world", "help"]}),  # the first forces "hello", longer than a byte
+        ({"choice": ["hello world"]}, {"choice": ["hel", "hello world"]}),  # they force the same text in tokens of different lengths
+        ({"choice": ["hel", "hello world", "hellp"]}, {"choice": ["hello world"]}, {"choice": ["hello wor", "hello world"]}),
+        ({"json_schema": {"const": "hello world"}}, {"choice": ['"hello world"', '"hello worm"']}),
+    ],
+)
+def test_what_is_forced_in_tokens_of_several_bytes_is_no_dead_end(parts, engine):
+    words = Vocabulary((*VOCABULARY.tokens, *(word.encode() for word in WORDS)), (EOS,), encode=cut)
+    grammar = engine.compile(GrammarSpec.of({"all_of": list(parts)}), words, CompileLimits())
+    found = walk(grammar, words, random.Random(0))
+    assert found.came == "ended"
+    assert found.text.strip('"') == "hello world"
+    matcher, row = grammar.matcher(), torch.zeros((len(words) + 31) // 32, dtype=torch.int32)
+    matcher.fill(row)
+    for forced in matcher.forced():
+        assert row[forced // 32] >> forced % 32 & 1
+        assert matcher.accept([forced]) == 1
+        matcher.fill(row)
 
 
 def test_it_is_written_as_a_list_of_grammars():

@@ -119,11 +119,16 @@ def test_what_is_required_and_not_declared_is_checked():
         ({"type": "optional", "content": tag(json_by(UNIQUE))}, ["", "<a>[1]</a>"], ["<a>[1,1]</a>"]),
         ({"type": "repeat", "min": 2, "max": 3, "content": tag(json_by(UNIQUE))}, ["<a>[1]</a>" * 2, "<a>[]</a>" * 3], ["<a>[]</a><a>[1,1]</a>"]),
         ({"type": "dispatch", "rules": [["<a>", sequence(json_by(UNIQUE), END)]]}, ["t", "t<a>[1]!t<a>[1]!"], ["<a>[1]!t<a>[1,1]!"]),
+        (tag({"type": "dispatch", "rules": [["<b>", sequence(json_by(UNIQUE), END)]]}, end=">"), ["<a>t>u<b>[1]!>", "<a>>>"], ["<a>t>u<b>[1,1]!>"]),
         ({"type": "dispatch", "loop": False, "rules": [["<a>", json_by(UNIQUE)]]}, ["t<a>[1]"], ["t<a>[1,1]"]),
         (triggered(tag(json_by(UNIQUE)), at_least_one=True)["format"], ["<a>[1]</a>"], ["<a>[1,1]</a>t"]),
+        ({"type": "or", "elements": [triggered(tag(END, "<b>"), at_least_one=True)["format"], json_by(UNIQUE)]}, ["[1]", "<b>!</a>t"], ["[1,1]"]),
+        (triggered(tag(json_by(UNIQUE)), at_least_one=True, stop_after_first=True)["format"], ["<a>[1]</a>"], ["<a>[1,1]</a>"]),
         (triggered(tag(json_by(UNIQUE)), stop_after_first=True, excludes=["z"])["format"], ["t<a>[1]</a>"], ["t<a>[1,1]</a>"]),
         (tag(triggered(tag(json_by(UNIQUE), "<b>", "</b>"))["format"]), ["<a>t<b>[1]</b>t</a>"], ["<a>t<b>[1,1]</b></a>"]),
         (tag(sequence({"type": "regex", "pattern": "[0-9]+"}, json_by(UNIQUE))), ["<a>7[1]</a>"], ["<a>7[1,1]</a>"]),
+        (tag({"type": "or", "elements": [{"type": "regex", "pattern": "(?:ab)*"}, json_by(UNIQUE)]}), ["<a>abab</a>", "<a>[1]</a>"], ["<a>[1,1]</a>"]),
+        (tag(sequence({"type": "regex", "pattern": "[a-z]+"}, json_by(BOUNDED))), ["<a>b4</a>"], ["<a>b14</a>"]),
         (sequence(json_by(BOUNDED), {"type": "const_string", "value": "0"}), ["40", "30"], ["20", "400"]),
     ],
 )
@@ -151,6 +156,19 @@ def test_schemas_are_found_wherever_formats_put_them(form, good, bad):
 def test_what_cannot_be_found_in_a_text_is_refused(form, why):
     with pytest.raises(ConstraintError, match=f"xgrammar does not enforce .*{why}; leave the keyword out"):
         compiled(formed(form))
+
+
+def test_an_expression_in_a_tag_is_enforced_or_refused():
+    def one_of(pattern):
+        return compiled(formed(tag({"type": "regex", "pattern": pattern})), strict=True)
+
+    for pattern, good, bad in (("a.b", "axb", "a\nb"), (r"\x61b[.\x61c]", "abc", "\u061a."), (r"[.]\.\\x61", r".." "\\x61", "..a")):
+        assert admitted(one_of(pattern), f"<a>{good}</a>")
+        assert not admitted(one_of(pattern), f"<a>{bad}</a>")
+    with pytest.raises(ConstraintError, match="structural_tag/format/content/pattern: xgrammar does not enforce anchors inside expressions; leave them out"):
+        one_of("a^b")
+    schema = {"type": "string", "pattern": "a.b"}
+    assert compiled(formed(tag(json_by({"type": "object", "properties": {"a": schema}})))).check('<a>{"a": "axb"}</a>') is None
 
 
 def test_what_is_enforced_may_stand_where_it_cannot_be_found():

@@ -6,6 +6,7 @@ Source: https://github.com/guidance-ai/llguidance.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,7 @@ KINDS: Final = ("json_schema", "regex", "ebnf", "lark", "choice")
 _FUEL: Final = 10_000_000
 """Of the lexer's beginning, a quarter of a second at most, and of each step of it. With less, llguidance refuses grammars of many long expressions;
 in a step it drops what it has no time to look at, and refuses texts that are legal."""
+_RULE: Final = re.compile(r"^[ \t]*([\w-]+)[ \t]*::=", re.MULTILINE)
 _HALF: Final = re.compile("[\ud800-\udfff]")
 _MOST_FORCED: Final = 10_000
 """Bytes at the beginning of a text."""
@@ -115,6 +117,8 @@ def _encodable(spec: GrammarSpec) -> str:
 def _lark_of(ebnf: str) -> str:
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
+    if twice := [name for name, count in Counter(_RULE.findall(ebnf)).items() if count > 1]:  # of which it would take the last
+        raise ConstraintError(f"llguidance refuses the ebnf: the rule {twice[0]!r:.60} is defined twice; write one with both alternatives")
     try:
         return gbnf_to_lark(ebnf)
     except RecursionError as exc:

@@ -6,12 +6,15 @@ Source: https://github.com/dottxt-ai/outlines-core.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from importlib.metadata import version
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher, in_one_line, with_ends
 from accelplug.constrained.engines.on_llguidance import choices
+from accelplug.constrained.regex.parse import SIGN
 from accelplug.hooks import GrammarSpec, Vocabulary
 
 if TYPE_CHECKING:
@@ -61,11 +64,25 @@ def compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
         else:
             raise ConstraintError(f"outlines-core compiles {', '.join(KINDS)} and no {spec.kind}; use llguidance or xgrammar")
         _refuse_long(expression, spec, vocabulary)
-        return outlines_core.Index(expression, _vocabulary(vocabulary))
+        return _indexed(expression, vocabulary)
     except ConstraintError:
         raise
     except Exception as exc:
         raise ConstraintError(f"outlines-core refuses the {spec.kind}: {in_one_line(exc)}") from exc
+
+
+def _indexed(expression: str, vocabulary: Vocabulary) -> Any:
+    """Return the index of an expression that ends where the text does, since without that the first alternative that matches may end it.
+
+    Of an expression that the empty text matches there is no such index, and one that ends a group which it did not begin is left to be refused.
+    """
+    import outlines_core
+
+    opened = accumulate({"(": 1, ")": -1}.get(sign, 0) for sign in SIGN.findall(expression))
+    if min(opened, default=0) >= 0:
+        with suppress(ValueError):
+            return outlines_core.Index(rf"(?:{expression})\z", _vocabulary(vocabulary))
+    return outlines_core.Index(expression, _vocabulary(vocabulary))
 
 
 def _refuse_long(expression: str, spec: GrammarSpec, vocabulary: Vocabulary) -> None:

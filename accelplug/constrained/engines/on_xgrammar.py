@@ -5,6 +5,7 @@ Source: https://github.com/mlc-ai/xgrammar.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from accelplug._errors import ConstraintError
 from accelplug.constrained.engines.matching import ByVocabulary, EndingMatcher, in_one_line
 from accelplug.constrained.engines.on_llguidance import choices
-from accelplug.constrained.tags.older import newer
+from accelplug.constrained.regex.parse import SIGN
+from accelplug.constrained.tags.older import newer, with_patterns
 from accelplug.hooks import GrammarSpec, Vocabulary
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 NAME: Final = "xgrammar"
 KINDS: Final = ("json_schema", "regex", "ebnf", "choice", "structural_tag")
 _FEW: Final = 64  # legal tokens, beyond which a place is not looked through
+_ESCAPE: Final = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|.)", re.DOTALL)
+_NOT_A_NEWLINE: Final = r"[^\n\r\u2028\u2029]"
 MOST_BYTES: Final = 256 << 20
 """Of xgrammar's own cache, which without a bound keeps every grammar for good."""
 
@@ -49,25 +53,42 @@ compiler = ByVocabulary(_new_compiler)
 def compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
     """Compile a grammar.
 
-    :raises ConstraintError: xgrammar refuses it, with its words, or takes none of this kind.
+    :raises ConstraintError: xgrammar refuses it, with its words, or takes none of this kind; or no text begins as it asks, which it does not say.
     """
+    found = _compiled(spec, vocabulary)
+    if not XgrammarMatcher(found, vocabulary).begins():
+        raise ConstraintError(f"no text satisfies the {spec.kind}, whose rules never end or contradict each other; loosen it")
+    return found
+
+
+def _compiled(spec: GrammarSpec, vocabulary: Vocabulary) -> Any:
     made = compiler(vocabulary)
     try:
         if spec.kind == "json_schema":
             return made.compile_json_schema(spec.text, strict_mode=False, **_spacing(spec))
         if spec.kind == "regex":
-            return made.compile_regex(spec.text)
+            return made.compile_regex(spelled(spec.text))
         if spec.kind == "ebnf":
             return made.compile_grammar(spec.text)
         if spec.kind == "choice":
             return made.compile_grammar("root ::= " + " | ".join(_quoted(text) for text in choices(spec)))
         if spec.kind == "structural_tag":
-            return made.compile_structural_tag(newer(spec.text))
+            return made.compile_structural_tag(with_patterns(newer(spec.text), spelled))
     except ConstraintError:
         raise
     except Exception as exc:
         raise ConstraintError(f"xgrammar refuses the {spec.kind}: {in_one_line(exc)}") from exc
     raise ConstraintError(f"xgrammar compiles {', '.join(KINDS)} and no {spec.kind}; use llguidance")
+
+
+def spelled(pattern: str) -> str:
+    r"""Return an expression of ECMA 262 as xgrammar reads it: its dot takes newlines too, and its ``\x`` all the digits that follow."""
+    longer = _ESCAPE.sub(_four_digits, pattern)
+    return SIGN.sub(lambda sign: _NOT_A_NEWLINE if sign[0] == "." else sign[0], longer)
+
+
+def _four_digits(escape: re.Match[str]) -> str:
+    return rf"\u00{escape[1]}" if escape[1] else escape[0]
 
 
 def _quoted(text: str) -> str:
@@ -121,7 +142,11 @@ class XgrammarMatcher(EndingMatcher):
         """Return the tokenizer's split of what must follow, the last token only if none that is legal there goes on behind it, and the end."""
         if self._encode is None:
             return []
-        tokens = self._legal(list(self._encode(self._matcher.find_jump_forward_string())))
+        try:
+            forced = self._matcher.find_jump_forward_string()
+        except UnicodeDecodeError:  # it begins inside a character, which no tokenizer's own split does
+            return []
+        tokens = self._legal(list(self._encode(forced)))
         moved = self._advance(tokens[:-1])
         last = tokens[-1:] if tokens and self._is_longest(tokens[-1]) else []
         moved += self._advance(last)
@@ -133,6 +158,10 @@ class XgrammarMatcher(EndingMatcher):
     def _is_longest(self, token: int) -> bool:
         legal = self._legal_here()
         return 0 < len(legal) <= _FEW and all(len(self._tokens[other]) <= len(self._tokens[token]) for other in legal - self._ends)
+
+    def begins(self) -> bool:
+        """Whether any token is legal."""
+        return bool(self._legal_here())
 
     def _legal_here(self) -> set[int]:
         import numpy as np

@@ -34,7 +34,7 @@ RECORDED: Final[dict[str, frozenset[str]]] = {
     )
     | _NOT_IN_OTHERS
     | _ALONE
-    | frozenset({"anchors inside expressions", "the dot in expressions"})
+    | frozenset({"anchors inside expressions"})
     | _CALENDAR
     | _NARROWER,
     "outlines 0.2.14": frozenset(

@@ -1,8 +1,9 @@
-"""The older form of a structural tag, which OpenAI-like servers still take, in the words of the newer."""
+"""Structural tags in the words that xgrammar takes: the older form, which OpenAI-like servers still write, and expressions."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, Final
 
 STRUCTURES: Final = "structures"
@@ -25,6 +26,21 @@ def newer(text: str) -> str:
     given = json.loads(text)
     found = as_format(given)
     return text if found is given else json.dumps(found)
+
+
+def with_patterns(text: str, spelled: Callable[[str], str]) -> str:
+    """Return the JSON of a structural tag with the expressions of its formats spelled otherwise; those in schemas stay."""
+
+    def respelled(given: Any) -> Any:
+        if isinstance(given, list):
+            return [respelled(one) for one in given]
+        if not isinstance(given, dict):
+            return given
+        if given.get("type") == "regex" and isinstance(given.get("pattern"), str):
+            return {**given, "pattern": spelled(given["pattern"])}
+        return {name: one if name == "json_schema" else respelled(one) for name, one in given.items()}
+
+    return json.dumps(respelled(json.loads(text))) if '"regex"' in text else text
 
 
 def _schema(structure: dict[str, Any]) -> Any:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from accelplug.constrained.finishing import fault, no_constant
+from accelplug.constrained.regex.derive import derivative
+from accelplug.constrained.regex.tree import NOTHING, Regex
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.time_limit import seconds_left
 
@@ -84,6 +86,25 @@ class AnyText:
     def ends(self, walk: Walk, start: int) -> Ends:
         """Return every position up to where one of those would be complete."""
         return dict.fromkeys(range(start, _end_without(walk.text, start, self.but) + 1))
+
+
+class Expression:
+    """What an expression matches as a whole."""
+
+    def __init__(self, regex: Regex) -> None:
+        self.regex = regex
+
+    def ends(self, walk: Walk, start: int) -> Ends:
+        """Return every position up to which it matches."""
+        found, rest, place = Ends(), self.regex, start
+        while rest != NOTHING:
+            seconds_left("its structural tag")
+            if rest.nullable:
+                found[place] = None
+            if place == len(walk.text):
+                break
+            rest, place = derivative(rest, ord(walk.text[place])), place + 1
+        return found
 
 
 def _end_without(text: str, start: int, but: Sequence[str]) -> int:

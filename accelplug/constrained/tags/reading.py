@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.expressions import misread
+from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.tags.older import STRUCTURES, as_format
-from accelplug.constrained.tags.parts import Alternatives, AnyText, Fixed, Json, Part, Repeated, Sequenced, Triggered
+from accelplug.constrained.tags.parts import Alternatives, AnyText, Expression, Fixed, Json, Part, Repeated, Sequenced, Triggered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,6 +92,16 @@ class _Reader:
             self.loose.append(f"{place} is a {given['type']}, which is not read")
         return AnyText(ends)
 
+    def expression(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
+        """Read an expression, if the engine enforces all of it."""
+        if features := misread("xgrammar", given["pattern"]):
+            raise ConstraintError(f"{place}/pattern: xgrammar does not enforce {' and '.join(features)}; leave them out, or take a sequence of formats")
+        unread = self.unread(given, place, ends)
+        try:
+            return Expression(parse(f"^(?:{given['pattern']})$"))
+        except (UnsupportedPatternError, RecursionError):
+            return unread
+
     def json(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
         """Read a schema."""
         where = self._named(place)
@@ -136,10 +148,13 @@ class _Reader:
         self._hidden = before
 
     def triggered(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
-        """Read tags that free text leads to."""
-        tags = zip(given["tags"], self.parts(given["tags"], f"{place}/tags", ()), strict=True)
-        rules = [(_trigger(given["triggers"], tag["begin"]), part) for tag, part in tags]
-        return Triggered(rules, (*ends, *given.get("excludes", ())), once=given.get("stop_after_first", False))
+        """Read tags that free text leads to; where there is at least one, nothing stands before it."""
+        tags, once = self.parts(given["tags"], f"{place}/tags", ()), given.get("stop_after_first", False)
+        rules = [(_trigger(given["triggers"], tag["begin"]), part) for tag, part in zip(given["tags"], tags, strict=True)]
+        found = Triggered(rules, (*ends, *given.get("excludes", ())), once=once)
+        if not given.get("at_least_one"):
+            return found
+        return Alternatives(tags) if once else Sequenced([Alternatives(tags), found])
 
     def separated(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
         """Read tags with nothing but separators between."""
@@ -147,13 +162,13 @@ class _Reader:
         most = 1 if given.get("stop_after_first") else None
         return Repeated(tags, int(given.get("at_least_one", False)), most, Fixed([given["separator"]]))
 
-    def dispatched(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
-        """Read formats that texts lead to."""
+    def dispatched(self, given: dict[str, Any], place: str, _: tuple[str, ...]) -> Part:
+        """Read formats that texts lead to; what ends the tag around them may stand in the free text, where they do not exclude it."""
         rules = [
             (pattern, Sequenced([Fixed([pattern]), self.part(one, f"{place}/rules/{index}/1", ())]))
             for index, (pattern, one) in enumerate(given["rules"])
         ]
-        return Triggered(rules, (*ends, *given.get("excludes", ())), once=not given.get("loop", True))
+        return Triggered(rules, given.get("excludes", ()), once=not given.get("loop", True))
 
     def repeated(self, given: dict[str, Any], place: str, _: tuple[str, ...]) -> Part:
         """Read what stands several times; unlike elsewhere, what ends the tag around it may stand in it."""
@@ -180,5 +195,6 @@ _READING: Final[dict[str, Callable[[_Reader, dict[str, Any], str, tuple[str, ...
     "token_triggered_tags": _Reader.by_tokens,
     "token_dispatch": _Reader.by_tokens,
     **dict.fromkeys(("optional", "plus", "star", "repeat"), _Reader.repeated),
-    **dict.fromkeys(("grammar", "regex", "token", "exclude_token", "any_tokens"), _Reader.unread),
+    **dict.fromkeys(("grammar", "token", "exclude_token", "any_tokens"), _Reader.unread),
+    "regex": _Reader.expression,
 }
