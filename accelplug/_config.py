@@ -21,7 +21,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path).expanduser()
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
+        found = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as exc:
         raise OptionError(f"cannot read the configuration {path} ({type(exc).__name__}); 'accelplug tune' writes one") from exc
     except ValueError as exc:  # of TOML or of UTF-8

@@ -22,6 +22,7 @@ def config(tmp_path):
 
 def test_a_configuration_is_the_keyword_arguments_of_attach(config):
     assert config("") == {}
+    assert config('\ufeffdrafter = "suffix"') == {"drafter": "suffix"}, "an editor's mark is no part of it"
     assert config('drafter = "prompt_lookup(num_tokens=6)"\nverifier = "greedy"\nallow_lossy = true\n') == {
         "drafter": "prompt_lookup(num_tokens=6)",
         "verifier": "greedy",

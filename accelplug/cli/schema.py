@@ -57,7 +57,7 @@ def collect(given: Namespace) -> Document:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise OptionError(f"cannot read {path} ({type(exc).__name__}); name a JSON Schema or a .jsonl file") from exc
 

@@ -125,7 +125,7 @@ def grammar_of(given: str) -> dict[str, Any]:
     """
     written_out = given.lstrip().startswith("{")
     try:
-        found = json.loads(given if written_out else Path(given).expanduser().read_text(encoding="utf-8"))
+        found = json.loads(given if written_out else Path(given).expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as exc:
         raise OptionError(f"cannot read the grammar file {given} ({type(exc).__name__}); pass a JSON Schema's file, or {EXAMPLE}") from exc
     except (ValueError, RecursionError) as exc:
@@ -139,7 +139,7 @@ def grammar_of(given: str) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        return path.expanduser().read_text(encoding="utf-8")
+        return path.expanduser().read_text(encoding="utf-8-sig")  # a mark that an editor put before the text is none of it
     except (OSError, UnicodeDecodeError) as exc:
         raise OptionError(f"cannot read the prompt file {path} ({type(exc).__name__}); pass a UTF-8 text file") from exc
 

@@ -115,8 +115,10 @@ def read_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(text)
-            yield {"name": row["name"], "schema": row["schema"], "tests": list(row["tests"])}
-        except (ValueError, KeyError, TypeError) as exc:
+            tests = [{"valid": bool(test["valid"]), "data": test["data"]} for test in row["tests"]]
+            json.dumps(tests, ensure_ascii=False).encode()  # half of a pair of surrogates is no text that a model could write
+            yield {"name": str(row["name"]), "schema": row["schema"], "tests": tests}
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ConstraintError(
                 f'line {number} is none to judge; write {{"name": ..., "schema": ..., "tests": [{{"valid": ..., "data": ...}}]}}'
             ) from exc

@@ -65,6 +65,17 @@ def test_a_deeply_nested_line_is_refused_like_any_other(written):
         read_prompts(written("[" * 200_000))
 
 
+def test_a_mark_that_an_editor_put_first_is_no_part_of_the_prompts(tmp_path):
+    (tmp_path / "marked.jsonl").write_text('{"prompt": "one"}\r\n', encoding="utf-8-sig")
+    assert read_prompts(tmp_path / "marked.jsonl") == [Text("prompts", "one")]
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "a\\ud800"}', '{"turns": ["\\udfff"]}'])
+def test_a_prompt_that_no_tokenizer_takes_is_refused(written, line):
+    with pytest.raises(OptionError, match="line 1: its prompt has half of a pair of surrogates"):
+        read_prompts(written(line))
+
+
 def test_a_file_without_prompts_or_that_is_not_there_is_refused(written, tmp_path):
     with pytest.raises(OptionError, match="holds no prompts"):
         read_prompts(written("", "  "))

@@ -123,6 +123,11 @@ def test_a_prompt_that_is_no_utf_8_is_refused():
         prompt_of(Namespace(prompt="gr\udcfcn", prompt_file=None))
 
 
+def test_a_mark_that_an_editor_put_first_is_no_part_of_the_prompt(tmp_path):
+    (tmp_path / "marked.txt").write_text("def f", encoding="utf-8-sig")
+    assert prompt_of(Namespace(prompt=None, prompt_file=tmp_path / "marked.txt")) == "def f"
+
+
 def test_module_and_script_are_one_command():
     done = subprocess.run([sys.executable, "-m", "accelplug", "plugins", "--json"], capture_output=True, text=True, check=True)
     assert {row["name"] for row in json.loads(done.stdout)["plugins"]} >= {"prompt_lookup", "token_wise", "greedy"}

@@ -118,6 +118,11 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capfd):
     assert said.startswith(f"cannot write {tmp_path / 'file' / 'accelplug-mine'} (")
 
 
+def test_a_name_too_long_for_a_file_is_refused(tmp_path, capfd):
+    said = refused(capfd, "a" * 300, "--kind", "drafter", "--directory", str(tmp_path))
+    assert said.startswith(f"cannot write {tmp_path / ('a' * 300)} (OSError)")
+
+
 @pytest.mark.parametrize("kind", [kind for kind in HOOKS if kind not in KINDS])
 def test_a_kind_that_no_host_runs_is_refused(kind):
     with pytest.raises(OptionError, match=f"no host runs a '{kind}' yet, so there is no package to begin with; make a drafter, verifier or grammar"):
@@ -145,7 +150,10 @@ def test_a_name_that_is_none_is_refused(name):
         check_names("drafter", name, *names_of(name))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("accelplug-none", "drafter"), ("accelplug-register", "verifier"), ("accelplug-sequence", "grammar")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("accelplug-none", "drafter"), ("accelplug-register", "verifier"), ("accelplug-sequence", "grammar"), ("accelplug-matcher", "grammar")],
+)
 def test_a_name_whose_class_would_be_something_else_is_refused(tmp_path, capfd, name, kind):
     assert main(["new", name, "--kind", kind, "--directory", str(tmp_path)]) == 2
     title = name.removeprefix("accelplug-").title()
@@ -156,5 +164,7 @@ def test_a_name_whose_class_would_be_something_else_is_refused(tmp_path, capfd, 
 def test_names_that_are_taken_are_refused():
     with pytest.raises(OptionError, match="a module 'numpy' is installed already, from "):
         check_names("drafter", "numpy", *names_of("numpy"))
+    with pytest.raises(OptionError, match="a distribution 'PyYAML' is installed already; choose another name"):
+        check_names("drafter", "PyYAML", *names_of("PyYAML"))
     with pytest.raises(OptionError, match=r"drafter 'prompt_lookup' \(accelplug .*\) is installed already; choose another name"):
         check_names("drafter", "accelplug-prompt-lookup", *names_of("accelplug-prompt-lookup"))

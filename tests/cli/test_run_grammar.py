@@ -34,6 +34,11 @@ def test_a_file_is_a_schema(file, schema):
     assert grammar_of(file(json.dumps(schema))) == {"json_schema": schema}
 
 
+def test_a_mark_that_an_editor_put_first_is_no_part_of_a_grammar(tmp_path):
+    (tmp_path / "marked.json").write_text('{"regex": "[a-z]+"}', encoding="utf-8-sig")
+    assert grammar_of(str(tmp_path / "marked.json")) == {"regex": "[a-z]+"}
+
+
 def test_a_file_may_say_more_than_a_schema(file):
     given = {"json_schema": SCHEMA, "whitespace": "spaced"}
     assert grammar_of(file(json.dumps(given))) == given

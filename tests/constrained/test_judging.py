@@ -145,3 +145,18 @@ def test_what_is_walked_under_the_mask_passes_the_check(schema):
     assert [grammar.check(text) for text in texts] == [None] * len(texts)
     assert grammar.statement.checked == ()
     assert example(grammar, bytes_only()) is not None
+
+
+@pytest.mark.parametrize("tests", ['[{"data": "\\ud800", "valid": false}]', '[{"data": 1}]', "[3]"])
+def test_a_line_whose_instances_are_none_is_named_by_its_number(tmp_path, capfd, tests):
+    """Half of a pair of surrogates is JSON, and no text that a model could write."""
+    path = tmp_path / "schemas.jsonl"
+    path.write_text('\n{"name": "one", "schema": true, "tests": ' + tests + "}\n")
+    assert main(["schema", str(path), "--tokenizer", "bytes"]) == 2
+    assert "line 2 is none to judge; write" in capfd.readouterr().err
+
+
+def test_a_name_may_be_a_number(tmp_path):
+    path = tmp_path / "schemas.jsonl"
+    path.write_text('{"name": 1, "schema": false, "tests": []}\n')
+    assert main(["schema", str(path), "--tokenizer", "bytes"]) == 0

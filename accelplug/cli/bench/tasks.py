@@ -93,7 +93,7 @@ def read_prompts(path: Path) -> list[Text]:
     :raises OptionError: the file cannot be read, a line is neither, or there is none; the message has the line's number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would end lines at U+2028 too, inside of texts
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would end lines at U+2028 too, inside of texts
     except (OSError, UnicodeDecodeError) as exc:
         raise OptionError(f"cannot read the prompts in {path} ({type(exc).__name__}); pass a UTF-8 file of JSON lines") from exc
     found = [_read_line(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -114,6 +114,8 @@ def _read_line(where: str, line: str) -> Text:
         text = turns[0]
     if not isinstance(text, str) or not text:
         raise OptionError(f'{where}: no prompt in it; write {{"prompt": "..."}} or {{"turns": ["..."]}}, with text that is not empty')
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can write what no tokenizer takes
+        raise OptionError(f"{where}: its prompt has half of a pair of surrogates, which no tokenizer takes; write the letter whole")
     return Text(str(row.get("task") or row.get("category") or "prompts"), text, is_question)
 
 

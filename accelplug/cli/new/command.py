@@ -6,6 +6,7 @@ import ast
 import keyword
 import re
 from argparse import ArgumentParser, Namespace
+from importlib.metadata import Distribution
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -86,18 +87,21 @@ def check_names(kind: str, name: str, module: str, technique: str) -> None:
     spec = find_spec(module)
     if spec is not None and spec.origin is not None:  # a mere folder of the name has no origin
         raise OptionError(f"a module {module!r} is installed already, from {spec.origin}; choose another name")
+    if any(True for _ in Distribution.discover(name=name)):  # pip would replace it, whatever its modules are called
+        raise OptionError(f"a distribution {name!r} is installed already; choose another name")
     if offered := offered_here().entries.get((kind, technique)):
         raise OptionError(f"{offered[0]} is installed already; choose another name, such as {name}-2")
 
 
 def check_class(name: str, title: str, written: dict[str, str]) -> None:
-    """Refuse a name whose class would be a word of Python's, or of what the package imports.
+    """Refuse a name whose class would be a word of Python's, of what the package imports, or of its other classes.
 
     :raises OptionError: saying which.
     """
     statements = [] if keyword.iskeyword(title) else [node for text in _modules(written) for node in ast.walk(ast.parse(text))]
     imported = {alias.name for node in statements if isinstance(node, ast.ImportFrom) for alias in node.names}
-    if keyword.iskeyword(title) or title in imported:
+    classes = [node.name for node in statements if isinstance(node, ast.ClassDef)]
+    if keyword.iskeyword(title) or title in imported or classes.count(title) > 1:
         raise OptionError(f"{name!r} would name its class {title}, which stands for something else there; choose another name")
 
 
@@ -110,9 +114,9 @@ def write(folder: Path, written: dict[str, str]) -> None:
 
     :raises OptionError: it is there already, or cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OptionError(f"{folder} is there already; remove it, or choose another name or --directory")
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OptionError(f"{folder} is there already; remove it, or choose another name or --directory")
         for path, text in written.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, encoding="utf-8")
