@@ -161,15 +161,19 @@ class XgrammarMatcher(EndingMatcher):
 
     def begins(self) -> bool:
         """Whether any token is legal."""
-        return bool(self._legal_here())
+        return bool(self._mask_here().any())
 
     def _legal_here(self) -> set[int]:
         import numpy as np
+
+        return set(np.flatnonzero(np.unpackbits(self._mask_here().numpy().view(np.uint8), bitorder="little")).tolist())
+
+    def _mask_here(self) -> Tensor:
         import torch
 
         row = torch.empty(-(-self._width // 32), dtype=torch.int32)
         self._fill(row)
-        return set(np.flatnonzero(np.unpackbits(row.numpy().view(np.uint8), bitorder="little")).tolist())
+        return row
 
     def _legal(self, tokens: list[int]) -> list[int]:
         return tokens[: self._look(tokens)]
