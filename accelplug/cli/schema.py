@@ -7,10 +7,11 @@ import random
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
-from accelplug._errors import ConstraintError, HostError, OptionError
+from accelplug._errors import AccelplugError, ConstraintError, HostError, OptionError
 from accelplug.cli.arguments import at_least
 from accelplug.cli.command import Command, Document, table
 from accelplug.cli.plugins import offered_here
@@ -50,6 +51,7 @@ def collect(given: Namespace) -> Document:
     vocabulary = _vocabulary(given.tokenizer)
     engine = offered_here().build("grammar", given.engine, _context(vocabulary))
     limits = CompileLimits(given.seconds)
+    _load(engine.instance, vocabulary)
     if path.suffix == ".jsonl":
         return {"lines": _judge(text.split("\n"), engine.instance, vocabulary, limits, given)}
     return _one(text, engine, vocabulary, limits, given)
@@ -60,6 +62,12 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise OptionError(f"cannot read {path} ({type(exc).__name__}); name a JSON Schema or a .jsonl file") from exc
+
+
+def _load(engine: GrammarEngine, vocabulary: Vocabulary) -> None:
+    """Have an engine load what it needs for the first grammar of a vocabulary, which is none of the time that a schema takes."""
+    with suppress(AccelplugError):  # the schemas will say so
+        engine.compile(GrammarSpec("json_schema", '{"type": "null"}'), vocabulary, CompileLimits())
 
 
 def _context(vocabulary: Vocabulary) -> BuildContext:
@@ -102,6 +110,8 @@ def _judge(lines: Iterable[str], engine: GrammarEngine, vocabulary: Vocabulary, 
     from accelplug.constrained.judging import judged, read_rows, summary
 
     rows, found, walks = list(read_rows(lines)), [], given.walks
+    if not rows:
+        raise OptionError(f'{given.file} holds no schemas; write lines such as {{"name": ..., "schema": ..., "tests": [...]}} into it')
     for row in _progress(rows):
         line = judged(engine, row, vocabulary, limits, _options(given))
         if line["outcome"] != "refused":

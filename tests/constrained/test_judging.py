@@ -156,6 +156,13 @@ def test_a_line_whose_instances_are_none_is_named_by_its_number(tmp_path, capfd,
     assert "line 2 is none to judge; write" in capfd.readouterr().err
 
 
+def test_a_file_without_schemas_is_one_sentence(tmp_path, capfd):
+    file = tmp_path / "schemas.jsonl"
+    file.write_text("\n")
+    assert main(["schema", str(file), "--tokenizer", "bytes"]) == 2
+    assert "holds no schemas; write lines such as" in capfd.readouterr().err
+
+
 def test_a_name_may_be_a_number(tmp_path):
     path = tmp_path / "schemas.jsonl"
     path.write_text('{"name": 1, "schema": false, "tests": []}\n')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import keyword
 import re
+import shlex
 from argparse import ArgumentParser, Namespace
 from importlib.metadata import Distribution
 from importlib.util import find_spec
@@ -129,7 +130,7 @@ def show(document: Document, console: Console) -> None:
     lines = [
         f"{document['folder']}: the {document['kind']} {document['technique']}",
         *(f"  {path}" for path in document["files"]),
-        f"next: cd {document['folder']} && pip install -e '.[dev]' && pytest",
+        f"next: cd {shlex.quote(document['folder'])} && pip install -e '.[dev]' && pytest",
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

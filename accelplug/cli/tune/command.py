@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -167,7 +168,7 @@ def show(document: Document, console: Console) -> None:
         f"tried of it: {tried}; fastest: {document['winner']}",
         f"against its default {document['default']}, on the other {document['prompts']['judge']} prompts: {interval(document['x_default'])} x",
         f"chosen: {document['drafter']}, {interval(document['x_plain'])} x plain generation",
-        f"wrote {document['output']}; use it with 'accelplug run --config {document['output']}' or attach(model, **accelplug.load_config(...))"
+        f"wrote {document['output']}; use it with 'accelplug run --config {shlex.quote(document['output'])}' or attach(model, **accelplug.load_config(...))"
         if document["faster"]
         else _nothing(document),
     ]
