@@ -120,3 +120,17 @@ def test_the_index_names_every_page_and_the_readme_the_index():
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md" and f"({page.name})" not in index] == []
     assert "(docs/index.md)" in README
+
+
+def test_the_pages_are_a_site(tmp_path):
+    """Every page of the repository that another one leads to is one of the site, and so are the headings; in strict mode a warning ends it."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {path.relative_to(tmp_path).parent.as_posix() for path in tmp_path.rglob("index.html")}
+    names = {"index": ".", "README": "readme", "integration/testbed/README": "integration/testbed", "integration/gpu/README": "integration/gpu"}
+    stems = [page.removeprefix("docs/").removesuffix(".md") for page in [*PAGES, "integration/testbed/README.md", "integration/gpu/README.md"]]
+    assert {names.get(stem, stem) for stem in stems} == pages
+    led = re.findall(r'href="([^"#:]+)', (tmp_path / "readme" / "index.html").read_text(encoding="utf-8"))
+    assert "../transformers/" in led
+    assert [to for to in led if to.endswith(".md")] == [], "links of the repository"
