@@ -44,7 +44,7 @@ class Walk:
         :raises OutOfTimeError: reading took too long.
         """
         seconds_left("its structural tag")
-        if isinstance(part, AnyText):
+        if isinstance(part, (AnyText, Expression)):
             return part.ends(self, start)  # as many ends as the text has letters: worked out again rather than kept
         key = id(part), start
         if key not in self._known:
