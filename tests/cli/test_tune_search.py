@@ -69,7 +69,7 @@ def test_both_halves_have_every_task_of_a_sorted_file():
 
 
 DOCUMENT = {
-    "model": "m", "x_plain": {"median": 2.0, "low": 1.5, "high": 2.5}, "prompts": {"judge": 3}, "machine": "here",
+    "model": "m", "x_plain": {"median": 2.0, "low": 1.5, "high": 2.5}, "prompts": {"judge": 3}, "dtype": "bfloat16", "machine": "here",
     "drafter": "prompt_lookup(num_tokens=16)", "verifier": "token_wise", "allow_lossy": False,
 }  # fmt: skip
 
@@ -82,7 +82,9 @@ def test_what_is_written_is_what_is_read(tmp_path, changes):
     found = accelplug.load_config(path)
     assert found == {key: document[key] for key in found}
     assert set(found) == {"drafter", "verifier"} | ({"allow_lossy"} if document["allow_lossy"] else set())
-    assert "2.00 x plain generation" in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert "2.00 x plain generation" in text
+    assert "bfloat16, here" in text, "what it was measured in: another type has other costs"
 
 
 @pytest.fixture

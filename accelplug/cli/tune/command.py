@@ -13,7 +13,7 @@ from accelplug._errors import AccelplugError, OptionError
 from accelplug._version import __version__
 from accelplug.cli.arguments import add_engine, add_verifier, at_least
 from accelplug.cli.bench import results, tasks, ways
-from accelplug.cli.bench.command import loaded
+from accelplug.cli.bench.command import dtype_of, loaded
 from accelplug.cli.bench.figures import paired_ratio
 from accelplug.cli.bench.measure import Taken, interleaved, joined
 from accelplug.cli.bench.plot import check_writable
@@ -135,6 +135,7 @@ class Tuning:
             "prompts": {"search": len(self.search), "judge": len(self.judge)},
             "rounds": asked.rounds,
             "max_new_tokens": asked.max_new_tokens,
+            "dtype": dtype_of(self.model),
             **results.circumstances({}),
         }
 
@@ -148,7 +149,7 @@ def toml(document: Document) -> str:
     ratio, prompts = document["x_plain"], document["prompts"]
     lines = [
         f"# accelplug {__version__} tune, {document['model']}: {ratio['median']:.2f} x plain generation",
-        f"# ({ratio['low']:.2f} to {ratio['high']:.2f}) on {prompts['judge']} prompts that it was not chosen on; {document['machine']}",
+        f"# ({ratio['low']:.2f} to {ratio['high']:.2f}) on {prompts['judge']} prompts that it was not chosen on; {document['dtype']}, {document['machine']}",
         *(f"{key} = {json.dumps(document[key], ensure_ascii=False)}" for key in ("drafter", "verifier")),
         *(["allow_lossy = true"] if document["allow_lossy"] else []),
     ]
