@@ -72,7 +72,7 @@ def test_a_model_with_an_encoder_is_tuned_too(tmp_path, capfd):
 def test_what_it_writes_other_commands_take(tiny_model, tmp_path, capfd):
     output = tmp_path / "accelplug.toml"
     document = {
-        "model": "m", "x_plain": {"median": 2.0, "low": 1.5, "high": 2.5}, "prompts": {"judge": 3}, "machine": "here",
+        "model": "m", "x_plain": {"median": 2.0, "low": 1.5, "high": 2.5}, "prompts": {"judge": 3}, "dtype": "float32", "machine": "here",
         "drafter": "prompt_lookup(num_tokens=3)", "verifier": "greedy", "allow_lossy": False,
     }  # fmt: skip
     output.write_text(tune.toml(document))
