@@ -19,6 +19,7 @@ UNIQUE = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
 
 LONG = {"type": "array", "items": {"type": "integer"}, "minItems": 3}
 END = {"type": "const_string", "value": "!"}
+GRAMMAR = {"type": "grammar", "grammar": 'root ::= "é" | "</a>"'}
 BOUNDED = {"type": "integer", "allOf": [{"minimum": 3}, {"maximum": 5}]}
 
 
@@ -129,6 +130,9 @@ def test_what_is_required_and_not_declared_is_checked():
         (tag(sequence({"type": "regex", "pattern": "[0-9]+"}, json_by(UNIQUE))), ["<a>7[1]</a>"], ["<a>7[1,1]</a>"]),
         (tag({"type": "or", "elements": [{"type": "regex", "pattern": "(?:ab)*"}, json_by(UNIQUE)]}), ["<a>abab</a>", "<a>[1]</a>"], ["<a>[1,1]</a>"]),
         (tag(sequence({"type": "regex", "pattern": "[a-z]+"}, json_by(BOUNDED))), ["<a>b4</a>"], ["<a>b14</a>"]),
+        (sequence({"type": "regex", "pattern": "[a-zé]*"}, tag(json_by(UNIQUE))), ["é<a>[1]</a>", "<a>[1]</a>"], ["é<a>[1,1]</a>"]),
+        (tag({"type": "or", "elements": [GRAMMAR, json_by(UNIQUE)]}), ["<a>é</a>", "<a></a></a>", "<a>[1]</a>"], ["<a>[1,1]</a>"]),
+        (sequence(GRAMMAR, json_by(UNIQUE)), ["é[1]", "</a>[1]"], ["é[1,1]"]),
         (sequence(json_by(BOUNDED), {"type": "const_string", "value": "0"}), ["40", "30"], ["20", "400"]),
     ],
 )
@@ -148,7 +152,7 @@ def test_schemas_are_found_wherever_formats_put_them(form, good, bad):
     [
         (tag(json_by(BRANCHES, style="qwen_xml")), "content/json_schema#/allOf, .* its parameters are written as qwen_xml"),
         (tag({"type": "qwen_xml_parameter", "json_schema": BRANCHES}), "content/json_schema#/allOf, .* its parameters are written as qwen_xml"),
-        (sequence({"type": "regex", "pattern": "[a-z]"}, tag(json_by(UNIQUE))), "uniqueItems, .*/elements/0 is a regex, which is not read"),
+        (sequence({"type": "any_tokens"}, tag(json_by(UNIQUE))), "uniqueItems, .*/elements/0 is a any_tokens, which is not read"),
         (tag(json_by(UNIQUE), {"type": "token", "token": 65}), "uniqueItems, .*/format begins or ends with a token"),
         ({"type": "token_dispatch", "rules": [[65, json_by(UNIQUE)]]}, "rules/0/1/json_schema#/uniqueItems, .*/format is begun by tokens"),
     ],

@@ -1,6 +1,6 @@
 """The formats of a structural tag as parts of a text: where each may end, and what is wrong with the JSON within.
 
-Every way of reading a text is followed at once, position by position. What cannot be read, such as a grammar, may be any text, so that a
+Every way of reading a text is followed at once, position by position. What cannot be read, such as a token, may be any text, so that a
 text that its mask admits is read in the way that it was meant, among others.
 """
 
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from accelplug.constrained.finishing import fault, no_constant
-from accelplug.constrained.regex.derive import derivative
-from accelplug.constrained.regex.tree import NOTHING, Regex
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.time_limit import seconds_left
+from accelplug.hooks import Matcher
 
 Ends = dict[int, str | None]
 """Positions where a part may end -> what is wrong within it, None if nothing is."""
 _LONG: Final = 40  # digits of a number, beyond which it is not thought to end before its last
+_END: Final = 256
 _BLANKS: Final = re.compile(r"[ \t\r\n]*")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 
@@ -44,7 +44,7 @@ class Walk:
         :raises OutOfTimeError: reading took too long.
         """
         seconds_left("its structural tag")
-        if isinstance(part, (AnyText, Expression)):
+        if isinstance(part, (AnyText, Matched)):
             return part.ends(self, start)  # as many ends as the text has letters: worked out again rather than kept
         key = id(part), start
         if key not in self._known:
@@ -88,22 +88,24 @@ class AnyText:
         return dict.fromkeys(range(start, _end_without(walk.text, start, self.but) + 1))
 
 
-class Expression:
-    """What an expression matches as a whole."""
+class Matched:
+    """What an engine's own matcher takes: an expression, or a grammar.
 
-    def __init__(self, regex: Regex) -> None:
-        self.regex = regex
+    :param begin: makes a matcher over single bytes, whose end is the token 256.
+    """
+
+    def __init__(self, begin: Callable[[], Matcher]) -> None:
+        self.begin = begin
 
     def ends(self, walk: Walk, start: int) -> Ends:
         """Return every position up to which it matches."""
-        found, rest, place = Ends(), self.regex, start
-        while rest != NOTHING:
+        found, matcher = Ends(), self.begin()
+        for place in range(start, len(walk.text) + 1):
             seconds_left("its structural tag")
-            if rest.nullable:
+            if matcher.validate((_END,)):
                 found[place] = None
-            if place == len(walk.text):
+            if place < len(walk.text) and matcher.accept(letter := list(walk.text[place].encode())) < len(letter):
                 break
-            rest, place = derivative(rest, ord(walk.text[place])), place + 1
         return found
 
 

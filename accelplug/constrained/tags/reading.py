@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from accelplug._errors import ConstraintError
+from accelplug.constrained.engines.known import begin
 from accelplug.constrained.expressions import misread
-from accelplug.constrained.regex.parse import UnsupportedPatternError, parse
+from accelplug.constrained.probes import bytes_only
 from accelplug.constrained.schema.document import Document
 from accelplug.constrained.tags.older import STRUCTURES, as_format
-from accelplug.constrained.tags.parts import Alternatives, AnyText, Expression, Fixed, Json, Part, Repeated, Sequenced, Triggered
+from accelplug.constrained.tags.parts import Alternatives, AnyText, Fixed, Json, Matched, Part, Repeated, Sequenced, Triggered
+from accelplug.hooks import GrammarSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,15 +94,15 @@ class _Reader:
             self.loose.append(f"{place} is a {given['type']}, which is not read")
         return AnyText(ends)
 
-    def expression(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
+    def expression(self, given: dict[str, Any], place: str, _: tuple[str, ...]) -> Part:
         """Read an expression, if the engine enforces all of it."""
         if features := misread("xgrammar", given["pattern"]):
             raise ConstraintError(f"{place}/pattern: xgrammar does not enforce {' and '.join(features)}; leave them out, or take a sequence of formats")
-        unread = self.unread(given, place, ends)
-        try:
-            return Expression(parse(f"^(?:{given['pattern']})$"))
-        except (UnsupportedPatternError, RecursionError):
-            return unread
+        return Matched(begin("xgrammar", GrammarSpec("regex", given["pattern"]), bytes_only()))
+
+    def grammar(self, given: dict[str, Any], *_: object) -> Part:
+        """Read a grammar."""
+        return Matched(begin("xgrammar", GrammarSpec("ebnf", given["grammar"]), bytes_only()))
 
     def json(self, given: dict[str, Any], place: str, ends: tuple[str, ...]) -> Part:
         """Read a schema."""
@@ -195,6 +197,7 @@ _READING: Final[dict[str, Callable[[_Reader, dict[str, Any], str, tuple[str, ...
     "token_triggered_tags": _Reader.by_tokens,
     "token_dispatch": _Reader.by_tokens,
     **dict.fromkeys(("optional", "plus", "star", "repeat"), _Reader.repeated),
-    **dict.fromkeys(("grammar", "token", "exclude_token", "any_tokens"), _Reader.unread),
+    **dict.fromkeys(("token", "exclude_token", "any_tokens"), _Reader.unread),
     "regex": _Reader.expression,
+    "grammar": _Reader.grammar,
 }
