@@ -89,7 +89,7 @@ class Adaptive:
         """Ask the source within smaller budgets, and not at all where none is worth it; prune a tree."""
         self._step += 1
         if self._step < self._idle_until:
-            return _none(view)
+            return Drafts.chains([[]] * len(view.slots))
         requests = [self._requests[slot] for slot in view.slots.tolist()]
         rooms = [max(0, min(self.num_tokens, budget)) for budget in view.budgets.tolist()]
         if self.traits.shape == "tree":
@@ -101,7 +101,7 @@ class Adaptive:
             for request in requests:
                 request.went(0, None)
             self._rest()
-            return _none(view)
+            return Drafts.chains([[]] * len(view.slots))
         drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
         bounds, tokens = drafts.offsets.tolist(), drafts.tokens
         counts = [(bounds[i + 1] - bounds[i]) if length else 0 for i, length in enumerate(lengths)]
@@ -136,7 +136,7 @@ class Adaptive:
         tries = [not self._guesses and bar < NEVER and request.tries(is_worth=bar <= 1) for request, bar in zip(requests, bars, strict=True)]
         asked = [room if self._guesses or bar <= 1 else min(room, TRY * trial) for room, bar, trial in zip(rooms, bars, tries, strict=True)]
         if not any(asked):
-            return _none(view)
+            return Drafts.chains([[]] * len(view.slots))
         drafts = self._inner.ask(replace(view, budgets=np.array(asked)), self.context.vocab_size)
         parents = parents_of(drafts)
         bounds, tokens, above = drafts.offsets.tolist(), drafts.tokens.tolist(), parents.tolist()
@@ -155,11 +155,6 @@ class Adaptive:
         if seconds is None:
             return rates, [NEVER] * len(requests)
         return rates, [bar_of(rate, seconds.tolist(), room) for rate, room in zip(rates, rooms, strict=True)]
-
-
-def _none(view: DraftView) -> Drafts:
-    """Return a draft of no tokens for each request."""
-    return Drafts(np.zeros(len(view.slots) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
 def _led(view: DraftView) -> list[bool]:

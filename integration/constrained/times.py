@@ -83,7 +83,6 @@ class Begun:
             setattr(routing, name, compiles)
 
     def _noted(self, compiles, *asked):
-        self.milliseconds = 0.0
         found, self.milliseconds = clocked(lambda: compiles(*asked))
         return found
 

@@ -42,7 +42,7 @@ WORKER: Final = (
     Seam("vllm.v1.worker.gpu_worker:Worker.sample_tokens", ("grammar_output",), "seeing the end of a step"),
     Seam("vllm.v1.worker.gpu_worker:Worker.take_draft_token_ids", ("self",), "drafting fewer tokens than the most"),
     Seam("vllm.v1.outputs:DraftTokenIds", ("req_ids", "draft_token_ids"), "drafting fewer tokens than the most"),
-    Seam("vllm.distributed.parallel_state:get_pp_group", (), "drafting on the last pipeline rank"),
+    Seam("vllm.distributed.parallel_state:get_pp_group", (), "judging on the last pipeline rank"),
     Seam("vllm.distributed:get_tensor_model_parallel_rank", (), "counters on /metrics, written by one worker"),
     Seam("vllm.tokenizers.registry:cached_tokenizer_from_config", ("model_config",), "techniques that read token bytes"),
     Seam("vllm.utils.torch_utils:async_tensor_h2d", ("data", "device", "dtype"), "handing drafts and options to the device without a wait"),

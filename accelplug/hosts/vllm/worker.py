@@ -109,7 +109,7 @@ def attach(runner: Any, *, v2: bool) -> Attachment:
     from vllm.distributed.parallel_state import get_pp_group
 
     if not get_pp_group().is_last_rank:
-        LOG.info("accelplug: the last pipeline rank drafts, this one does not")
+        LOG.info("accelplug: the last pipeline rank judges drafts, this one does not")
         return NoDrafts()
     settings = read_settings(runner.vllm_config.additional_config[KEY])
     try:
